@@ -1,0 +1,57 @@
+"""Package description; everything a user needs to install simclr_jax."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+version = {}
+exec((ROOT / "simclr_jax" / "version.py").read_text(), version)
+
+# TensorFlow only feeds data: the CPU build is half the size where it exists.
+CPU_BUILD = "platform_system == 'Linux' and platform_machine == 'x86_64'"
+
+setup(
+    name="simclr_jax",
+    version=version["__version__"],
+    description="SimCLR in JAX and Flax: exact, fast, simple to read",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["simclr_jax", "simclr_jax.*"]),
+    package_data={"simclr_jax.data": ["*.npz", "*.md"]},
+    install_requires=[
+        "absl-py>=2.0",
+        "array_record>=0.7; platform_system != 'Windows'",
+        "etils[epath]>=1.7",
+        "flax>=0.12",
+        "importlib_resources",  # tensorflow-datasets needs it to prepare a data set
+        "jax>=0.10,<0.13",
+        "matplotlib>=3.8",
+        "ml-collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.20",
+        "scikit-learn>=1.4",
+        "tensorboard>=2.18",
+        f"tensorflow-cpu>=2.19; {CPU_BUILD}",
+        "tensorflow>=2.19; platform_system != 'Linux' or platform_machine != 'x86_64'",
+        "tensorflow-datasets>=4.9.7",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "wandb": ["wandb"],
+        "test": ["pillow", "pytest>=8", "ruff"],
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

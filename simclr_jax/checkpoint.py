@@ -1,0 +1,86 @@
+"""Checkpoints through Orbax: asynchronous, atomic, the newest N kept, saved on SIGTERM.
+
+Parts of the state are separate items, so that an encoder can be read without its optimiser, and a
+checkpoint without `extra` restores into a run that has it.
+"""
+
+import signal
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from simclr_jax.state import TrainState
+
+PARTS = ("params", "model_state", "opt_state", "extra")
+
+
+class Checkpoints:
+    """The checkpoints `directory/STEP` of a run."""
+
+    def __init__(self, directory: str, keep: int = 3):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True, create=True
+        )
+        self._manager = ocp.CheckpointManager(epath.Path(directory).absolute(), options=options)
+
+    def latest(self) -> int | None:
+        """The newest complete checkpoint's step, None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Starts saving; training may go on (and donate the state) as soon as this returns."""
+        step = int(state.step)
+        if step == self.latest():
+            return
+        items = {name: getattr(state, name) for name in PARTS}
+        args = {name: ocp.args.StandardSave(item) for name, item in items.items() if item}
+        self._manager.save(step, args=ocp.args.Composite(**args))
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state at `step`, with the shardings of `like`, whose parts missing on disk are kept."""
+        saved = set(self._manager.item_metadata(step).keys())
+        names = [name for name in PARTS if name in saved and getattr(like, name)]
+        abstract = {
+            name: jax.tree.map(ocp.utils.to_shape_dtype_struct, getattr(like, name))
+            for name in names
+        }
+        args = {name: ocp.args.StandardRestore(abstract[name]) for name in names}
+        items = self._manager.restore(step, args=ocp.args.Composite(**args))
+        restored_step = jax.device_put(jax.numpy.full_like(like.step, step), like.step.sharding)
+        return like.replace(step=restored_step, **{name: items[name] for name in names})
+
+    def preempted(self, step: int) -> bool:
+        """Whether a pod's scheduler has announced the end; all processes agree on the step."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
+    def close(self) -> None:
+        """Waits until what was saved is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+class Sigterm:
+    """Within `with`, SIGTERM sets `received` instead of killing the process.
+
+    For one process; on several, JAX's coordination service hears the signal (`preempted`).
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: Any = None
+
+    def _note(self, *_: Any) -> None:
+        self.received = True
+
+    def __enter__(self) -> "Sigterm":
+        try:
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        except ValueError:  # not in the main thread: signals are someone else's business
+            self._before = None
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)

@@ -1,0 +1,210 @@
+"""index → read → views → batch, in tf.data. Every batch is a function of the step."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from simclr_jax.data import order
+from simclr_jax.data.decode import decode
+from simclr_jax.data.host_augment import Options, center_view, random_view, view_key
+from simclr_jax.data.sources import Source, Stream
+from simclr_jax.data.tf import load
+
+Batch = dict[str, np.ndarray]
+
+
+def train_batches(
+    source: Source | Stream,
+    *,
+    start: int,
+    stop: int,
+    batch: int,
+    size: int,
+    seed: int,
+    options: Options,
+    channels: int = 3,
+    views: int = 2,
+    threads: int = 0,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """This process's share of the batches of steps `start` to `stop`.
+
+    A batch is {views [n, v, size, size, c] float32 in [0, 1], position [n] uint32 (step·batch + row,
+    the key of the augmentation), label [n] int32 (-1: none), mask [n] bool}. The view `v` of position
+    `p` is drawn from (seed, p, v): new views every epoch, the same after a resumption.
+
+    A Stream keeps a weaker promise: the order of its images depends on the number of processes, and a
+    start in mid-epoch reads and skips what came before.
+    """
+    tf = load()
+    if isinstance(source, Source):
+        read = source.read
+        runs = [_random_access_rows(source, start, stop, batch, seed, process, processes)]
+    else:
+        read = _read_stream(channels)
+        runs = _stream_rows(source, start, stop, batch, seed, process, processes)
+
+    def example(payload, label, index, position):
+        image, label, used = read(payload, label)
+        keys = [view_key(seed, position, view) for view in range(views)]
+        stack = tf.stack([random_view(image, key, size, options) for key in keys])
+        used = tf.where(used < 0, index, used)
+        return {"views": stack, "position": position, "label": label, "index": index, "used": used}
+
+    for rows in runs:
+        dataset = rows.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        dataset = dataset.batch(batch // processes, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+        for arrays in _run(dataset, threads):
+            _ledger(source, arrays.pop("index"), arrays.pop("used"))
+            arrays["position"] = arrays["position"].astype(np.uint32)
+            arrays["mask"] = np.ones(len(arrays["label"]), bool)
+            yield arrays
+
+
+def eval_batches(
+    source: Source | Stream,
+    *,
+    batch: int,
+    size: int,
+    crop: float,
+    channels: int = 3,
+    index: np.ndarray | None = None,
+    threads: int = 0,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """This process's share of every example once, in order, without augmentation.
+
+    A batch is {image [n, size, size, c] float32 in [0, 1], label [n], mask [n]}; the last one is filled
+    up with zeros where mask is False, so that all have one shape on every process.
+
+    Args:
+      index: the examples wanted, in this order; None for all. Of a Stream only the first len(index).
+    """
+    tf = load()
+    count = source.size if index is None else len(index)
+    share = batch // processes
+    if isinstance(source, Source):
+        index = np.arange(source.size) if index is None else np.asarray(index)
+        padded = np.concatenate([index, np.full(-count % batch, -1)]).reshape(-1, batch)
+        mine = padded[:, process * share : (process + 1) * share].reshape(-1)
+        mine = mine[mine >= 0]
+        groups = np.array_split(mine, range(share, len(mine), share)) if len(mine) else []
+        rows = _rows(source, ((i, np.zeros(len(i), np.int64)) for i in groups))
+        read = source.read
+    else:
+        rows = source.open(None, process, processes).take(count // processes)
+        rows = rows.map(lambda data, label: (data, label, np.int64(0), np.int64(0)))
+        read = _read_stream(channels)
+
+    def example(payload, label, index, _):
+        image, label, used = read(payload, label)
+        image = center_view(image, size, crop)
+        return {"image": image, "label": label, "index": index,
+                "used": tf.where(used < 0, index, used)}  # fmt: skip
+
+    dataset = rows.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(share).prefetch(tf.data.AUTOTUNE)
+    left = -(-count // batch)
+    shape = (size, size, channels)
+    for arrays in _run(dataset, threads):
+        _ledger(source, arrays.pop("index"), arrays.pop("used"))
+        missing = share - len(arrays["label"])
+        arrays["mask"] = np.arange(share) < share - missing
+        yield {k: _pad(v, missing) if k != "mask" else v for k, v in arrays.items()}
+        shape = arrays["image"].shape[1:]
+        left -= 1
+    for _ in range(left):  # another process still has rows
+        yield {"image": np.zeros((share, *shape), np.float32), "label": np.zeros(share, np.int32),
+               "mask": np.zeros(share, bool)}  # fmt: skip
+
+
+def steps_per_epoch(source: Source | Stream, batch: int) -> int:
+    """Whole batches in the source."""
+    return source.size // batch
+
+
+# ---- rows: (payload, label, index, position) of single examples -----------------------------------
+
+
+def _rows(source: Source, groups: Iterator[tuple[np.ndarray, np.ndarray]]) -> Any:
+    """A data set of examples from (index, position) groups; each group is fetched in one call."""
+    tf = load()
+    first = np.zeros(1, np.int64)
+    payload, _ = source.fetch(first)
+    dtype = tf.string if payload.dtype == object else tf.as_dtype(payload.dtype)
+    vector = tf.TensorSpec([None], tf.int64)
+    signature = (
+        tf.TensorSpec([None, *payload.shape[1:]], dtype),
+        tf.TensorSpec([None], tf.int32),
+        vector,
+        vector,
+    )
+
+    def generate():
+        for index, position in groups:
+            yield (*source.fetch(index), index, position)
+
+    return tf.data.Dataset.from_generator(generate, output_signature=signature).unbatch()
+
+
+def _random_access_rows(source, start, stop, batch, seed, process, processes) -> Any:
+    def groups():
+        for step in range(start, stop):
+            yield order.step_examples(
+                step,
+                examples=source.size,
+                batch=batch,
+                seed=seed,
+                process=process,
+                processes=processes,
+            )
+
+    return _rows(source, groups())
+
+
+def _stream_rows(source, start, stop, batch, seed, process, processes) -> Iterator[Any]:
+    """A data set for each epoch: the files in a new order, then a shuffle buffer of encoded images."""
+    tf = load()
+    share = batch // processes
+    # Shares of a split differ by one image: no process may run out before the others.
+    steps = min(source.size // batch, source.size // processes // share)
+    for epoch in range(start // steps, -(-stop // steps)):
+        first = max(start - epoch * steps, 0)
+        last = min(stop - epoch * steps, steps)
+        # The same on every process: the files are shuffled together, then shared out.
+        epoch_seed = int(np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw() >> 33)
+        rows = source.open(epoch_seed, process, processes).shuffle(source.buffer, seed=epoch_seed)
+        rows = rows.take(last * share).skip(first * share)
+
+        def number(i, row, epoch=epoch):
+            position = (epoch * steps + i // share) * batch + process * share + i % share
+            return (*row, np.int64(0), position)
+
+        yield tf.data.Dataset.zip(tf.data.Dataset.range(first * share, last * share), rows).map(
+            number
+        )
+
+
+def _read_stream(channels: int) -> Callable:
+    return lambda data, label: (decode(data, channels), label, np.int64(-1))
+
+
+def _run(dataset: Any, threads: int) -> Iterator[Batch]:
+    tf = load()
+    options = tf.data.Options()
+    options.deterministic = True
+    if threads:
+        options.threading.private_threadpool_size = threads
+    return dataset.with_options(options).as_numpy_iterator()
+
+
+def _ledger(source: Source | Stream, wanted: np.ndarray, used: np.ndarray) -> None:
+    if isinstance(source, Source) and source.kind == "file":
+        source.note_replaced(wanted, used)
+
+
+def _pad(array: np.ndarray, missing: int) -> np.ndarray:
+    return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array

@@ -1,0 +1,58 @@
+"""Batches put on the device ahead of the step, and how long the device waited for them."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+class Prefetch:
+    """Runs `put` over `batches` in a thread, `depth` batches ahead.
+
+    `wait_seconds` counts only the time in which the accelerator had nothing to do: where no batch is
+    ready, `next` first lets the steps in flight finish and starts the clock then.
+    """
+
+    def __init__(self, batches: Iterator[Any], put: Callable[[Any], Any], depth: int = 2):
+        self.wait_seconds = 0.0
+        self._queue: queue.Queue = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._fill, args=(batches, put), daemon=True)
+        self._thread.start()
+
+    def _fill(self, batches: Iterator[Any], put: Callable[[Any], Any]) -> None:
+        try:
+            for batch in batches:
+                if not self._offer((put(batch), None)):
+                    return
+            self._offer((None, StopIteration()))
+        except Exception as error:  # goes to the consumer, which is where it can be told
+            self._offer((None, error))
+
+    def _offer(self, item: tuple) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def next(self, finish_steps: Callable[[], None] = lambda: None) -> Any:
+        """The next batch; raises what `batches` or `put` raised, StopIteration at the end."""
+        if self._queue.empty():
+            finish_steps()
+            begin = time.perf_counter()
+            batch, error = self._queue.get()
+            self.wait_seconds += time.perf_counter() - begin
+        else:
+            batch, error = self._queue.get()
+        if error is not None:
+            raise error
+        return batch
+
+    def close(self) -> None:
+        """Stops the thread; batches already made are dropped."""
+        self._stop.set()
+        self._thread.join(timeout=10)

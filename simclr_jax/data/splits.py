@@ -1,0 +1,290 @@
+"""Finds the train and test split that `config.data` names."""
+
+import importlib.resources
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simclr_jax.data.decode import EXTENSIONS
+from simclr_jax.data.sources import Source, Stream, from_arrays, from_files, from_records
+from simclr_jax.data.tf import load as load_tensorflow
+from simclr_jax.errors import SimclrError
+
+TEST_NAMES = ("test", "val", "validation", "valid")  # of a folder's test split, first found
+
+
+class Splits(NamedTuple):
+    """The images to train on and, where there are any, those to test on."""
+
+    train: Source | Stream
+    test: Source | Stream | None
+
+
+def load(
+    source: str,
+    *,
+    data_dir: str | None = None,
+    download: bool = False,
+    train_split: str = "train",
+    test_split: str = "test",
+    holdout: float = 0.1,
+    channels: int = 3,
+    memory_gb: float = 2.0,
+    shuffle_buffer: int = 16384,
+    **_: Any,
+) -> Splits:
+    """The splits of `tfds:NAME`, `folder:PATH`, `npz:PATH` or `builtin:mnist5k`.
+
+    The arguments are the fields of `config.data`, explained there.
+
+    Raises:
+      SimclrError: nothing is there, or it is not what the source says.
+    """
+    kind, _, where = source.partition(":")
+    if kind == "builtin":
+        with importlib.resources.as_file(importlib.resources.files(__package__)) as here:
+            splits = _npz(here / f"{where}.npz", holdout)
+    elif kind == "npz":
+        splits = _npz(_resolve(where, data_dir), holdout)
+    elif kind == "folder":
+        splits = _folder(_resolve(where, data_dir), train_split, test_split, holdout, channels)
+    elif kind == "tfds":
+        splits = _tfds(where, data_dir, download, (train_split, test_split), channels, memory_gb,
+                       shuffle_buffer)  # fmt: skip
+    else:
+        raise SimclrError(f"config.data.source={source!r}: give the arrays to run(), or see --help")
+    _check_classes(splits)
+    return splits
+
+
+def _resolve(where: str, data_dir: str | None) -> Path:
+    path = Path(where).expanduser()
+    return Path(data_dir).expanduser() / path if data_dir and not path.is_absolute() else path
+
+
+def _check_classes(splits: Splits) -> None:
+    if splits.test is None or not splits.train.classes:
+        return
+    unknown = [name for name in splits.test.classes if name not in splits.train.classes]
+    if unknown:
+        raise SimclrError(
+            f"{splits.test.name}: the test split has classes that the train split lacks: "
+            + ", ".join(unknown[:5])
+        )
+
+
+def held_out(examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """(train, test) index for a set without a test split: always the same `share` is kept for testing."""
+    test = max(1, round(examples * share)) if share else 0
+    order = np.random.Generator(np.random.Philox(key=0)).permutation(examples)
+    return np.sort(order[test:]), np.sort(order[:test])
+
+
+# ---- npz ----------------------------------------------------------------------------------------
+
+NPZ_KEYS = (  # images, labels; the first pair found counts
+    (("train_images", "train_labels"), ("test_images", "test_labels")),
+    (("x_train", "y_train"), ("x_test", "y_test")),
+    (("images", "labels"), (None, None)),
+)
+
+
+def _npz(path: Path, holdout: float) -> Splits:
+    try:
+        arrays = np.load(path, allow_pickle=False)
+        keys = list(arrays.keys())
+    except FileNotFoundError:
+        raise SimclrError(f"npz:{path}: no such file") from None
+    except (ValueError, OSError, AttributeError) as error:
+        raise SimclrError(f"npz:{path}: not an .npz file ({error})") from None
+    for (train_x, train_y), (test_x, test_y) in NPZ_KEYS:
+        if train_x in keys:
+            break
+    else:
+        raise SimclrError(
+            f"npz:{path}: holds {', '.join(keys)}; name the images train_images (and train_labels, "
+            "test_images, test_labels), x_train and so on, or images and labels"
+        )
+
+    def part(x_key, y_key, index=slice(None)):
+        labels = arrays[y_key][index] if y_key in keys else None
+        return from_arrays(arrays[x_key][index], labels, name=f"npz:{path.name}/{x_key}")
+
+    if test_x in keys:
+        return Splits(part(train_x, train_y), part(test_x, test_y))
+    train, test = held_out(len(arrays[train_x]), holdout)
+    return Splits(
+        part(train_x, train_y, train), part(train_x, train_y, test) if len(test) else None
+    )
+
+
+# ---- folders ------------------------------------------------------------------------------------
+
+
+def _images_below(folder: Path) -> list[str]:
+    found = []
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        found += [
+            os.path.join(where, file)
+            for file in files
+            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
+        ]
+    return sorted(found)
+
+
+def _scan(root: Path) -> tuple[list[str], list[int] | None, tuple[str, ...]]:
+    """(paths, labels, classes): folders of images in `root` are classes, images in it have no label."""
+    inside = sorted(p for p in root.iterdir() if not p.name.startswith("."))
+    by_class = {p.name: _images_below(p) for p in inside if p.is_dir()}
+    by_class = {name: paths for name, paths in by_class.items() if paths}
+    loose = any(p.is_file() and p.suffix.lower() in EXTENSIONS for p in inside)
+    if loose or len(by_class) < 2:  # one folder tells no classes apart
+        return _images_below(root), None, ()
+    paths = [path for files in by_class.values() for path in files]
+    labels = [i for i, files in enumerate(by_class.values()) for _ in files]
+    return paths, labels, tuple(by_class)
+
+
+def _folder(root: Path, train_split: str, test_split: str, holdout: float, channels: int) -> Splits:
+    if not root.is_dir():
+        raise SimclrError(f"folder:{root}: no such folder")
+    name = f"folder:{root}"
+
+    def source(folder, paths, labels, classes):
+        if not paths:
+            raise SimclrError(f"folder:{folder}: no image ({', '.join(EXTENSIONS)}) in it")
+        return from_files(paths, labels, classes, root=str(root), channels=channels)
+
+    if (root / train_split).is_dir():
+        train = source(root / train_split, *_scan(root / train_split))
+        tests = [root / test for test in (test_split, *TEST_NAMES) if (root / test).is_dir()]
+        if not tests:
+            return Splits(train, None)
+        paths, labels, classes = _scan(tests[0])
+        if train.classes and set(classes) < set(train.classes):  # a class without test images
+            labels = [train.classes.index(classes[label]) for label in labels]
+            classes = train.classes
+        return Splits(train, source(tests[0], paths, labels, classes))
+    paths, labels, classes = _scan(root)
+    if not classes:  # nothing to score: train on all
+        return Splits(source(root, paths, labels, classes), None)
+    if len(paths) < 2:
+        raise SimclrError(f"{name}: one image is not enough to train on")
+
+    def part(index):
+        return source(root, [paths[i] for i in index], [labels[i] for i in index], classes)
+
+    train, test = held_out(len(paths), holdout)
+    return Splits(part(train), part(test) if len(test) else None)
+
+
+# ---- TFDS ---------------------------------------------------------------------------------------
+
+
+def _builder(name: str, data_dir: str | None, download: bool) -> Any:
+    load_tensorflow()
+    import tensorflow_datasets as tfds
+
+    where = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    remedy = f"prepare it in {where}, or let TFDS download it with --config.data.download=True"
+    try:
+        builder = tfds.builder(name, data_dir=where)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError, ImportError) as error:
+        line = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise SimclrError(f"config.data.source='tfds:{name}': {line}; {remedy}") from None
+    if not builder.info.splits:
+        if not download:
+            raise SimclrError(f"config.data.source='tfds:{name}': not in {where}; {remedy}")
+        print(f"tfds:{name}: downloading {builder.info.download_size} into {where}", flush=True)
+        builder.download_and_prepare()
+    return builder
+
+
+def _tfds(name: str, data_dir: str | None, download: bool, splits: tuple[str, str], channels: int,
+          memory_gb: float, buffer: int) -> Splits:  # fmt: skip
+    builder = _builder(name, data_dir, download)
+    features = builder.info.features
+    if "image" not in features:
+        raise SimclrError(f"tfds:{name}: has {', '.join(features)}, but no feature named image")
+    label = features.get("label") if hasattr(features, "get") else None
+    classes = tuple(label.names) if hasattr(label, "names") else ()
+    parts = [_tfds_split(builder, split, classes, channels, memory_gb, buffer) for split in splits]
+    return Splits(*parts)
+
+
+def _tfds_split(builder: Any, split: str, classes: tuple[str, ...], channels: int,
+                memory_gb: float, buffer: int) -> Source | Stream:  # fmt: skip
+    import tensorflow_datasets as tfds
+
+    name = f"tfds:{builder.info.full_name}/{split}"
+    try:
+        size = builder.info.splits[split].num_examples
+    except (KeyError, ValueError):
+        raise SimclrError(
+            f"{name}: no such split; there are {', '.join(builder.info.splits)} "
+            "(config.data.train_split, config.data.test_split)"
+        ) from None
+    shape = builder.info.features["image"].shape
+    records = builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD
+    if None not in shape and size * np.prod(shape) <= memory_gb * 2**30:
+        images, labels = _read_all(_open(builder, split, records), size, shape, bool(classes))
+        made = from_arrays(images, labels, name=name)
+        return Source(**{**made.__dict__, "classes": classes})
+    raw = {"image": tfds.decode.SkipDecoding()}
+    if records:
+        return from_records(
+            builder.as_data_source(split, decoders=raw),
+            name=name,
+            classes=classes,
+            channels=channels,
+        )
+    return Stream(
+        name=name,
+        size=size,
+        classes=classes,
+        open=_open_stream(builder, split, bool(classes)),
+        fingerprint=f"{name} {size}",
+        buffer=buffer,
+    )
+
+
+def _open(builder: Any, split: str, records: bool) -> Any:
+    import tensorflow_datasets as tfds
+
+    if records:
+        return builder.as_data_source(split)
+    return tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
+
+
+def _read_all(rows: Any, size: int, shape: tuple[int, ...], labelled: bool) -> tuple:
+    images = np.empty((size, *shape), np.uint8)
+    labels = np.empty(size, np.int32) if labelled else None
+    for i, row in enumerate(rows):
+        images[i] = row["image"]
+        if labelled:
+            labels[i] = row["label"]
+    return images, labels
+
+
+def _open_stream(builder: Any, split: str, labelled: bool) -> Callable[..., Any]:
+    def open_split(seed: int | None, process: int, processes: int) -> Any:
+        tf = load_tensorflow()
+        import tensorflow_datasets as tfds
+
+        shares = tfds.even_splits(split, processes) if processes > 1 else [split]
+        dataset = builder.as_dataset(
+            split=shares[process],
+            shuffle_files=seed is not None,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(shuffle_seed=seed, interleave_cycle_length=16),
+        )
+        no_label = tf.constant(-1, tf.int32)
+        return dataset.map(
+            lambda row: (row["image"], tf.cast(row["label"], tf.int32) if labelled else no_label)
+        )
+
+    return open_split

@@ -1,0 +1,12 @@
+"""The two exceptions that end a command without a traceback."""
+
+
+class SimclrError(Exception):
+    """One line that names the field or file and the remedy; main prints it without a traceback."""
+
+
+class Preempted(Exception):  # noqa: N818 - not an error
+    """SIGTERM was heard; the state of `step` is saved."""
+
+    def __init__(self, step: int, steps: int):
+        super().__init__(f"stopped at step {step} of {steps}, saved; the same command goes on")

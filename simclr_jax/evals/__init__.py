@@ -1,0 +1,1 @@
+"""How good a representation is: features, weighted kNN, linear probes."""

@@ -1,0 +1,39 @@
+"""Features of a whole split, every example once."""
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from simclr_jax import sharding
+
+
+class Features(NamedTuple):
+    """features `[n, d]` float32 and labels `[n]` int32, in the order of the batches."""
+
+    features: np.ndarray
+    labels: np.ndarray
+
+
+def extract(
+    encode: Callable[[jax.Array], jax.Array], batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+) -> Features:
+    """Runs `encode` (images `[b, h, w, c]` to `[b, d]`) over `batches` of {image, label, mask}.
+
+    Rows where mask is False, the filling of the last batch, are left out.
+    """
+    features, labels = [], []
+    pending = None  # the device works on a batch while the previous one is read back
+    for batch in itertools.chain(batches, [None]):
+        if pending is not None:
+            values, label, mask = sharding.gather(pending)
+            features.append(np.asarray(values, np.float32)[mask])
+            labels.append(label[mask])
+        if batch is None:
+            break
+        on_device = sharding.put_batch(batch, mesh)
+        pending = (encode(on_device["image"]), on_device["label"], on_device["mask"])
+    return Features(np.concatenate(features), np.concatenate(labels))

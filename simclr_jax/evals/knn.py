@@ -1,0 +1,116 @@
+"""Weighted k-nearest-neighbour classification (Wu et al., InstDisc, arXiv 1805.01978, section 3.4)."""
+
+import functools
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import Precision
+from jax.sharding import Mesh
+
+from simclr_jax import sharding
+
+
+def normalize(features: np.ndarray) -> np.ndarray:
+    """Rows of unit length; zero rows stay zero."""
+    norm = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.maximum(norm, 1e-12)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "bank_chunk"))
+def _nearest(queries, bank, size, k, bank_chunk):
+    chunks = bank.reshape(-1, bank_chunk, bank.shape[1])
+
+    def step(best, chunk):
+        vectors, offset = chunk
+        similarity = jnp.matmul(queries, vectors.T, precision=Precision.HIGHEST)
+        index = offset + jnp.arange(bank_chunk)
+        similarity = jnp.where(index < size, similarity, -jnp.inf)  # the filling of the last chunk
+        near, where = jax.lax.top_k(similarity, min(k, bank_chunk))
+        values = jnp.concatenate([best[0], near], axis=1)
+        indices = jnp.concatenate([best[1], index[where]], axis=1)
+        values, where = jax.lax.top_k(values, k)
+        return (values, jnp.take_along_axis(indices, where, axis=1)), None
+
+    rows = queries.shape[0]
+    start = (jnp.full((rows, k), -jnp.inf, queries.dtype), jnp.full((rows, k), -1, jnp.int32))
+    offsets = jnp.arange(len(chunks), dtype=jnp.int32) * bank_chunk
+    return jax.lax.scan(step, start, (chunks, offsets))[0]
+
+
+def nearest(
+    bank: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    mesh: Mesh,
+    *,
+    query_chunk: int = 1024,
+    bank_chunk: int = 16384,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The exact k most similar rows of `bank [m, d]` for every row of `queries [q, d]`, by cosine.
+
+    Queries are split over the mesh; at most query_chunk × bank_chunk similarities exist at a time.
+
+    Returns:
+      (similarity [q, k], index [q, k]), the most similar first; k is at most m.
+    """
+    bank, queries = normalize(bank), normalize(queries)
+    k, bank_chunk = min(k, len(bank)), min(bank_chunk, len(bank))
+    chunk = -(-min(query_chunk, len(queries)) // mesh.size) * mesh.size
+    padded_bank = np.pad(bank, [(0, -len(bank) % bank_chunk), (0, 0)])
+    on_device = jax.device_put(padded_bank, sharding.replicated(mesh))
+    parts = []
+    for begin in range(0, len(queries), chunk):
+        part = queries[begin : begin + chunk]
+        padded = np.pad(part, [(0, chunk - len(part)), (0, 0)])
+        placed = jax.device_put(padded, sharding.by_batch(mesh))
+        found = sharding.gather(_nearest(placed, on_device, len(bank), k, bank_chunk))
+        parts.append([x[: len(part)] for x in found])
+    similarity, index = zip(*parts, strict=True)
+    return np.concatenate(similarity), np.concatenate(index)
+
+
+def vote(
+    similarity: np.ndarray, labels: np.ndarray, k: int, temperature: float, classes: int
+) -> np.ndarray:
+    """Class scores `[q, classes]`: each of the k nearest votes with weight exp(similarity / T).
+
+    Args:
+      similarity, labels: `[q, ≥ k]`, of the neighbours, the most similar first.
+    """
+    similarity, labels = similarity[:, :k], labels[:, :k]
+    # Relative to the nearest, or exp would overflow at small T; the order of classes is the same.
+    weight = np.exp((similarity - similarity[:, :1]).astype(np.float64) / temperature)
+    scores = np.zeros((len(similarity), classes))
+    np.add.at(scores, (np.arange(len(similarity))[:, None], labels), weight)
+    return scores
+
+
+def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """How often the label is among the k highest scores."""
+    if k == 1:
+        return float(np.mean(np.argmax(scores, axis=1) == labels))
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return float(np.mean(np.any(best == labels[:, None], axis=1)))
+
+
+def evaluate(
+    bank: np.ndarray,
+    bank_labels: np.ndarray,
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    *,
+    mesh: Mesh,
+    classes: int,
+    settings: Iterable[tuple[int, float]] = ((200, 0.1),),
+) -> dict[tuple[int, float], tuple[float, float]]:
+    """{(k, T): (top-1, top-5)} of the weighted vote, all settings from one search."""
+    settings = list(settings)
+    similarity, index = nearest(bank, queries, max(k for k, _ in settings), mesh)
+    labels = bank_labels[index]
+    scores = {s: vote(similarity, labels, *s, classes) for s in settings}
+    return {
+        s: (top_k_accuracy(x, query_labels, 1), top_k_accuracy(x, query_labels, 5))
+        for s, x in scores.items()
+    }

@@ -1,0 +1,151 @@
+"""The figures of a run, drawn with matplotlib from plain arrays."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+INK, BLUE, ORANGE = "#333333", "#2166ac", "#d95f02"
+GOOD, BAD = "#1a9850", "#d73027"
+
+
+def _new(*args: Any, **kwargs: Any):
+    from matplotlib.figure import Figure  # without pyplot: no global state, no display needed
+
+    figure = Figure(*args, layout="constrained", **kwargs)
+    return figure
+
+
+def _save(figure, path: epath.PathLike) -> None:
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def _show(axes, image: np.ndarray, frame: str | None = None) -> None:
+    """An image `[h, w, c]` in [0, 1], gray where it has one channel."""
+    image = np.clip(image.astype(np.float32), 0, 1)
+    gray = image.shape[-1] == 1
+    axes.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=1)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set(visible=frame is not None, color=frame, linewidth=3)
+
+
+def views(path: epath.PathLike, originals: np.ndarray | None, pairs: np.ndarray) -> None:
+    """Originals `[n, h, w, c]` (or None) in the first row, their views `[n, v, h, w, c]` below."""
+    n, v = pairs.shape[:2]
+    named = [(f"view {'abcdefgh'[i]}", pairs[:, i]) for i in range(v)]
+    if originals is not None:
+        named.insert(0, ("image", originals))
+    figure = _new(figsize=(1.25 * n + 0.6, 1.3 * len(named) + 0.5))
+    grid = figure.subplots(len(named), n, squeeze=False)
+    for row, (name, images) in zip(grid, named, strict=True):
+        row[0].set_ylabel(name, color=INK)
+        for axes, image in zip(row, images, strict=True):
+            _show(axes, image)
+    figure.suptitle("What the encoder is asked to match: two random views of each image", color=INK)
+    _save(figure, path)
+
+
+def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Loss, contrastive accuracy and kNN accuracy over the steps of metrics.jsonl."""
+    panels = (
+        ("loss", "contrastive loss (nats)", 1),
+        ("contrast_accuracy", "contrastive accuracy (%)", 100),
+        ("knn_top1", "kNN top-1 (%)", 100),
+        ("probe_accuracy", "online probe, views of train (%)", 100),
+    )
+    series = []
+    for key, title, factor in panels:
+        points = [(r["step"], r[key] * factor) for r in rows if r.get(key) is not None]
+        if points:
+            series.append((title, np.array(points)))
+    if not series:
+        return
+    figure = _new(figsize=(4 * len(series), 3.2))
+    for axes, (title, points) in zip(figure.subplots(1, len(series), squeeze=False)[0], series,
+                                     strict=True):  # fmt: skip
+        axes.plot(*points.T, color=BLUE, marker="o" if len(points) < 30 else None, markersize=3)
+        axes.set_title(title, color=INK, fontsize=10)
+        axes.set_xlabel("step", color=INK)
+        axes.grid(color="#dddddd")
+        axes.annotate(
+            f"{points[-1, 1]:.3g}",
+            points[-1],
+            textcoords="offset points",
+            xytext=(-4, 6),
+            ha="right",
+            color=ORANGE,
+        )
+        axes.margins(y=0.15)
+    _save(figure, path)
+
+
+def neighbours(
+    path: epath.PathLike, images: np.ndarray, near: np.ndarray, labels: np.ndarray, rows: int = 10
+) -> None:
+    """Query images beside their nearest others; green frame: same label, red: another.
+
+    Args:
+      images: `[n, h, w, c]`; near: `[n, k]` indices, each row including the query itself.
+      labels: `[n]`, -1 for none (no frames then).
+    """
+    queries = _spread(labels, rows)
+    shown = min(near.shape[1] - 1, 8)
+    if not shown:
+        return
+    figure = _new(figsize=(1.1 * (shown + 1) + 0.3, 1.15 * len(queries) + 0.5))
+    grid = figure.subplots(len(queries), shown + 1, squeeze=False)
+    for row, query in zip(grid, queries, strict=True):
+        _show(row[0], images[query])
+        others = [i for i in near[query] if i != query][:shown]
+        for axes, other in zip(row[1:], others, strict=False):
+            same = GOOD if labels[other] == labels[query] else BAD
+            _show(axes, images[other], None if labels[query] < 0 else same)
+    grid[0, 0].set_title("query", color=INK, fontsize=10)
+    grid[0, 1].set_title("nearest first", color=INK, fontsize=10)
+    _save(figure, path)
+
+
+def _spread(labels: np.ndarray, rows: int) -> list[int]:
+    """The first row of each label, then the next ones, `rows` in all."""
+    rank = {}
+    keys = []
+    for i, label in enumerate(labels.tolist()):
+        rank[label] = rank.get(label, -1) + 1
+        keys.append((rank[label], label, i))
+    return [i for *_, i in sorted(keys)[:rows]]
+
+
+def embedding(
+    path: epath.PathLike, features: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+) -> None:
+    """A t-SNE map (van der Maaten & Hinton, 2008) of features `[n, d]`, coloured by label."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    n = len(features)
+    if n < 5:
+        return
+    x = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    x = PCA(min(50, *x.shape), random_state=0).fit_transform(x)
+    points = TSNE(perplexity=min(30, (n - 1) / 3), init="pca", random_state=0).fit_transform(x)
+    figure = _new(figsize=(7, 6))
+    axes = figure.subplots()
+    import matplotlib
+
+    few = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"]
+    for label in np.unique(labels):
+        chosen = points[labels == label]
+        name = classes[label] if 0 <= label < len(classes) else None
+        colour = few(int(label) % few.N) if label >= 0 else BLUE
+        axes.scatter(*chosen.T, s=9, color=colour, label=name)
+    if 0 < len(classes) <= 20:
+        axes.legend(title="class", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.set_title(f"t-SNE of the encoder's features, {n} images", color=INK)
+    axes.set_axis_off()
+    _save(figure, path)

@@ -1,0 +1,97 @@
+"""The command: `python -m simclr_jax.main --config=configs/quickstart.py`."""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from simclr_jax import config as cfg
+from simclr_jax.errors import Preempted, SimclrError
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="file that defines the run, for example configs/quickstart.py"
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "where the run is kept, local or gs:// (default: runs/NAME of the config)"
+)
+RESUME = flags.DEFINE_enum(
+    "resume", "auto", ["auto", "force"],
+    "going on in a workdir that another config made: auto refuses, force does it",
+)  # fmt: skip
+
+HELP = """Trains an encoder without labels (SimCLR) and scores it.
+
+usage: python -m simclr_jax.main --config=FILE [--workdir=DIR] [--resume=force] [--config.FIELD=VALUE ...]
+
+  --config    {config}
+  --workdir   {workdir}
+  --resume    {resume}
+
+The same command goes on where a run stopped. Fields, with their defaults (explained in
+simclr_jax/config.py; of a duration, steps win over examples, and examples over epochs):
+
+{fields}"""
+
+FAILED, TERMINATED = 2, 128 + 15  # exit codes; the second is the one SIGTERM gives a process
+
+
+def show_help() -> None:
+    """Prints the options and every field of the config."""
+    texts = {name: flags.FLAGS[name].help for name in ("config", "workdir", "resume")}
+    fields = "\n".join(
+        f"  --config.{field}={value}" for field, value in cfg.flatten(cfg.default()).items()
+    )
+    print(HELP.format(fields=fields, **texts))
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the command line; a mistake in it becomes one line."""
+    names = [arg.split("=", 1)[0].lstrip("-") for arg in argv[1:]]
+    if {"help", "h", "helpfull", "helpshort"} & set(names):
+        show_help()
+        sys.exit(0)
+    try:
+        if "config" not in names:
+            raise SimclrError("--config is missing: for example --config=configs/quickstart.py")
+        for name in names:
+            if name.startswith("config."):
+                cfg.check_field(name.removeprefix("config."))
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise SimclrError(f"{rest[1]!r}: not understood; options start with --")
+        return rest
+    except FileNotFoundError:
+        given = next(arg for arg in argv if arg.startswith("--config"))
+        fail(f"{given}: no such file")
+    except (SimclrError, flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        fail(error)
+
+
+def fail(error: object) -> None:
+    """Prints the error, without a traceback, and exits."""
+    print(f"error: {str(error).strip()}", file=sys.stderr)
+    sys.exit(FAILED)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the config in the workdir."""
+    del argv
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
+    name = flags.FLAGS["config"].config_filename
+    workdir = WORKDIR.value or f"runs/{name.rsplit('/', 1)[-1].removesuffix('.py')}"
+    try:
+        cfg.validate(CONFIG.value)
+        from simclr_jax import train  # late: --help and a wrong field answer at once
+
+        train.run(CONFIG.value, workdir, force=RESUME.value == "force")
+    except SimclrError as error:
+        fail(error)
+    except Preempted as stop:
+        print(stop, flush=True)
+        sys.exit(TERMINATED)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command goes on from the last checkpoint")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

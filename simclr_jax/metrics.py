@@ -1,0 +1,162 @@
+"""Where measurements go: metrics.jsonl, TensorBoard, Weights & Biases, and the progress shown."""
+
+import json
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from simclr_jax.errors import SimclrError
+
+JSONL = "metrics.jsonl"
+
+
+def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a line cut short by a kill, always the last, is left out."""
+    path = epath.Path(workdir) / JSONL
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class Writers:
+    """Writes a row of numbers a step to every place the config asks for; process 0 only."""
+
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        restored_step: int,
+        *,
+        tensorboard: bool = True,
+        wandb_project: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ):
+        workdir = epath.Path(workdir)
+        rows = [row for row in read_rows(workdir) if row["step"] <= restored_step]
+        # Rows past the restored step will be written again.
+        (workdir / JSONL).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self._jsonl = (workdir / JSONL).open("a")
+        self._events = _Events(workdir, restored_step) if tensorboard else None
+        self._wandb = _start_wandb(workdir, wandb_project, config) if wandb_project else None
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Appends {"step": step, **row}; NaN and infinity become null, as JSON knows neither."""
+        finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
+        self._jsonl.write(json.dumps({"step": step, **finite}) + "\n")
+        self._jsonl.flush()
+        if self._events:
+            self._events.write(step, row)
+        if self._wandb:
+            self._wandb.log(dict(row), step=step)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._jsonl.close()
+        if self._events:
+            self._events.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+class _Events:
+    """A TensorBoard event file, through the tensorboard package alone: no TensorFlow."""
+
+    def __init__(self, workdir: epath.Path, restored_step: int):
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary = event_pb2, summary_pb2
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        self._file = RecordWriter((workdir / name).open("wb"))
+        self._put(file_version="brain.Event:2")
+        # START makes TensorBoard forget what an earlier attempt wrote past this step.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._put(step=restored_step + 1, session_log=start)
+
+    def _put(self, **fields: Any) -> None:
+        event = self._event.Event(wall_time=time.time(), **fields)
+        self._file.write(event.SerializeToString())
+        self._file.flush()
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        values = [self._summary.Summary.Value(tag=k, simple_value=v) for k, v in row.items()]
+        self._put(step=step, summary=self._summary.Summary(value=values))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _start_wandb(workdir: epath.Path, project: str, config: Mapping[str, Any] | None) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise SimclrError(
+            "config.log.wandb=True: wandb is not installed; pip install 'simclr_jax[wandb]'"
+        ) from None
+    return wandb.init(
+        project=project, id=workdir.name, name=workdir.name, config=config, resume="allow"
+    )
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere: step, rate, ETA, loss, input-wait share."""
+
+    def __init__(self, start: int, total: int, every_seconds: float = 10.0):
+        self._start, self._total, self._every = start, total, every_seconds
+        self._begin = self._printed = time.perf_counter()
+        self._step, self._note = start, ""
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1
+            )
+
+    def step(self, step: int) -> None:
+        """`step` updates are done (dispatched)."""
+        if self._bar is not None:
+            self._bar.update(step - self._step)
+        self._step = step
+        now = time.perf_counter()
+        if self._bar is None and (now - self._printed > self._every or step == self._total):
+            self._printed = now
+            rate = (step - self._start) / max(now - self._begin, 1e-9)
+            left = (self._total - step) / rate
+            eta = f"{int(left) // 60}:{int(left) % 60:02d}"
+            percent = 100 * step / self._total
+            print(f"step {step}/{self._total} ({percent:.0f} %)  {rate:.3g} steps/s  "
+                  f"ETA {eta}  {self._note}", flush=True)  # fmt: skip
+
+    def note(self, row: Mapping[str, float]) -> None:
+        """Shows the latest measurements beside the rate."""
+        shown = (
+            ("loss", "loss", "{:.3f}"),
+            ("accuracy", "contrast_accuracy", "{:.1%}"),
+            ("images/s", "images_per_second", "{:.0f}"),
+            ("input wait", "data_wait", "{:.0%}"),
+        )
+        self._note = "  ".join(f"{k} {f.format(row[key])}" for k, key, f in shown if key in row)
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._note)
+
+    def say(self, text: str) -> None:
+        """Prints a line without tearing the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()

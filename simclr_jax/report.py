@@ -1,0 +1,83 @@
+"""summary.json and the table of results that ends a run."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+FILE = "summary.json"
+WHO = {"simclr": "SimCLR", "untrained": "untrained encoder", "raw_pixels": "raw pixels"}
+METRICS = {
+    "linear_100": "linear, 100 labels",
+    "linear_1000": "linear, 1,000 labels",
+    "linear_all": "linear, all labels",
+    "knn": "kNN, all labels",
+}
+PACKAGES = ("simclr_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b": 1} as {"a": {"b": 1}}."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and the settings that can change a result."""
+    devices = jax.devices()
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "versions": versions,
+        "device": {
+            "kind": devices[0].device_kind,
+            "platform": devices[0].platform,
+            "count": len(devices),
+            "processes": jax.process_count(),
+        },
+        "flags": {
+            "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+            "LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", ""),
+            "jax_enable_x64": jax.config.jax_enable_x64,
+            "jax_default_matmul_precision": jax.config.jax_default_matmul_precision,
+            "jax_threefry_partitionable": jax.config.jax_threefry_partitionable,
+        },
+    }
+
+
+def write(workdir: epath.PathLike, summary: Mapping[str, Any]) -> None:
+    """Writes summary.json; through a temporary file, so that it is never half written."""
+    path = epath.Path(workdir) / FILE
+    half = path.with_suffix(".tmp")
+    half.write_text(json.dumps(summary, indent=2) + "\n")
+    half.rename(path)
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The scores as text: a row a metric, a column a contender, ± one standard error."""
+    scores, errors = summary.get("scores", {}), summary.get("standard_errors", {})
+    if not scores:
+        return "No scores: that takes labels, a test split and config.eval.final=True."
+    lines = [f"{'top-1, %':<22}" + "".join(f"{name:>20}" for name in WHO.values())]
+    for metric, title in METRICS.items():
+        if metric in scores:
+            cells = [
+                f"{100 * scores[metric][who]:.1f} ± {100 * errors[metric][who]:.1f}" for who in WHO
+            ]
+            lines.append(f"{title:<22}" + "".join(f"{cell:>20}" for cell in cells))
+    return "\n".join(lines)

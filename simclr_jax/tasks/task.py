@@ -1,0 +1,31 @@
+"""The contract between the train loop and what is trained."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from etils import epath
+
+
+class Context(NamedTuple):
+    """What an evaluation may need beside the state."""
+
+    step: int
+    workdir: epath.Path
+
+
+class Task(NamedTuple):
+    """Everything the loop knows; it never names a key of the batch.
+
+    A batch is a pytree with leading axis n. `input` takes a step and returns an iterator over the
+    batches from there on (not one batch a call: a pipeline reads ahead).
+    """
+
+    init: Callable  # rng -> variables: {"params": ..., other collections: ...}
+    input: Callable  # step -> iterator over host batches, this process's rows
+    forward: Callable  # (params, model_state, batch, rng, step) -> outputs [n, ...], model_state
+    loss: Callable  # (outputs, batch, step) -> scalar, metrics; apart from forward for GradCache
+    trainable: Callable  # parameter path -> bool
+    evals: Mapping[str, tuple[int, Callable]]  # name -> (every n steps; 0: at the end, fn)
+    #   fn(state, Context) -> flat dict of floats
+    preview: Callable = lambda workdir, batch: None  # draws the first host batch, before training
+    unreadable: Callable = lambda: ()  # -> names of the files replaced so far
