@@ -1,4 +1,11 @@
-"""Quickstart."""
+"""Digits in minutes on a laptop: the 5,000 MNIST images that ship with the project, a small CNN.
+
+    python -m simclr_jax.main --config=configs/quickstart.py
+
+Hardware: 2 CPU cores. Time: under 3 minutes of training, 5 in all.
+Expected (measured, see README): linear probe on 100 / 1,000 / 4,000 labels 91 / 96 / 98 %, kNN 96 %;
+raw pixels 75 / 88 / 92 % and 95 %.
+"""
 
 from simclr_jax import config
 
@@ -8,18 +15,23 @@ def get_config():
     c.data.source = "builtin:mnist5k"
     c.data.image_size = 28
     c.data.channels = 1
-    c.augment.crop_area = (0.3, 1.0)
+    # A mirrored digit is another digit, and a sixth of one is none.
     c.augment.flip = 0.0
+    c.augment.crop_area = (0.35, 1.0)
+    c.augment.rotation = 15.0
+    c.augment.jitter = 0.0
     c.model.encoder = "cnn"
     c.model.projection_dim = 64
     c.loss.temperature = 0.2
     c.optimizer.name = "adamw"
-    c.optimizer.learning_rate = 3e-3
+    c.optimizer.learning_rate = 1e-2
     c.optimizer.scaling = "none"
-    c.optimizer.warmup.epochs = 1.0
-    c.train.epochs = 5.0
+    c.optimizer.weight_decay = 1e-4
+    c.optimizer.warmup = config.duration(epochs=2)
+    c.train.epochs = 30.0
     c.train.batch_size = 128
-    c.eval.every.epochs = 2.0
-    c.checkpoint.every.epochs = 2.0
-    c.log.every.steps = 10
+    c.checkpoint.every = config.duration(epochs=5)
+    c.log.every = config.duration(steps=10)
+    c.eval.every = config.duration(epochs=5)
+    c.eval.linear.iterations = 50
     return c

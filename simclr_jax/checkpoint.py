@@ -23,7 +23,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, create=True
         )
-        self._manager = ocp.CheckpointManager(epath.Path(directory).absolute(), options=options)
+        self._directory = epath.Path(directory).absolute()
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step, None where there is none."""
@@ -40,7 +41,7 @@ class Checkpoints:
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state at `step`, with the shardings of `like`, whose parts missing on disk are kept."""
-        saved = set(self._manager.item_metadata(step).keys())
+        saved = {path.name for path in (self._directory / str(step)).iterdir()}
         names = [name for name in PARTS if name in saved and getattr(like, name)]
         abstract = {
             name: jax.tree.map(ocp.utils.to_shape_dtype_struct, getattr(like, name))

@@ -10,11 +10,12 @@ from simclr_jax import sharding
 from simclr_jax.evals import knn, linear
 from simclr_jax.evals.features import Features
 
-L2 = tuple(10.0**e for e in range(-5, 1))
+L2 = tuple(10.0**e for e in range(-4, 1))
 K = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5)
 HOLDOUT = 0.2
 LABELS = (100, 1000)
+BUDGET = 1 << 28  # logits at a time while fitting
 
 
 class Score(NamedTuple):
@@ -89,17 +90,15 @@ def _few_labels(
     pool: Features, test: Features, drawn: np.ndarray, held: np.ndarray, classes: int, iterations: int
 ) -> Score:
     """Probes on each draw `[draws, count]` of the pool's rows with every l2; the best l2's mean."""
-    draws, count = drawn.shape
-    cases = np.repeat(drawn, len(L2), axis=0)
-    l2s = np.tile(np.asarray(L2, pool.features.dtype), draws)
-    together = _at_once(count * (classes + pool.features.shape[1]), len(l2s))
-    weights = linear.fit_draws(
-        pool.features, pool.labels, cases, l2s,
-        classes=classes, iterations=iterations, batch_size=together,
-    )  # fmt: skip
-    on_held = np.reshape(linear.accuracies(weights, *_rows(pool, held)), (draws, len(L2)))
+    draws, l2s = len(drawn), np.asarray(L2, pool.features.dtype)
+    everyone = np.ones(drawn.shape[1], bool)
+    fits = [
+        linear.fit(*_rows(pool, rows), everyone, l2s, classes=classes, iterations=iterations)
+        for rows in drawn
+    ]
+    on_held = np.stack([linear.accuracies(weights, *_rows(pool, held)) for weights in fits])
     best = int(np.argmax(on_held.mean(axis=0)))
-    chosen = jax.tree.map(lambda w: w[best :: len(L2)], weights)
+    chosen = jax.tree.map(lambda *w: np.stack([x[best] for x in w]), *fits)
     accuracy = np.asarray(linear.accuracies(chosen, *test), np.float64)
     error = accuracy.std(ddof=1) / np.sqrt(draws) if draws > 1 else 0.0
     return Score(float(accuracy.mean()), float(error), {"l2": L2[best]})
@@ -115,15 +114,9 @@ def _fit_all(mesh: Mesh, classes: int, iterations: int):
         labels = np.pad(labels, (0, filling))
         place = sharding.by_batch(mesh)
         data = [jax.device_put(x, place) for x in (features, labels, mask)]
-        each = [
-            linear.fit(*data, np.asarray(l2, features.dtype), classes=classes, iterations=iterations)
-            for l2 in l2s
-        ]
-        return jax.tree.map(lambda *w: np.stack([np.asarray(x) for x in w]), *each)
+        l2s = np.asarray(l2s, features.dtype)
+        groups = np.array_split(l2s, -(-len(l2s) * len(labels) * classes // BUDGET))
+        fits = [linear.fit(*data, g, classes=classes, iterations=iterations) for g in groups]
+        return jax.tree.map(lambda *w: np.concatenate([np.asarray(x) for x in w]), *fits)
 
     return fit
-
-
-def _at_once(numbers: int, cases: int, budget: int = 1 << 25) -> int:
-    """How many probes of so many numbers each fit in the budget (of numbers)."""
-    return max(1, min(cases, budget // numbers))

@@ -1,4 +1,4 @@
-"""A small residual CNN for 28×28 to 64×64 images, quick to train on two CPU cores."""
+"""A small CNN for images of 28 to 64 pixels, quick to train on two CPU cores."""
 
 import flax.linen as nn
 import jax
@@ -8,42 +8,42 @@ import jax.numpy as jnp
 class CNN(nn.Module):
     """Images `[n, h, w, c]` to endpoints: initial_conv, block_group1..3 and final_avg_pool `[n, d]`.
 
-    The stem is a 4×4 convolution of stride 2: it quarters the area at once, for convolutions over many
-    pixels with few channels are what CPUs are slowest at.
+    Three convolutions of stride 2, each with BatchNorm and ReLU: on CPU, arithmetic is what costs, and
+    most of it is spent where the map is large. The last map is averaged over its quadrants, not over
+    the whole: on digits, where a stroke is matters as much as that it is there (kNN +3 points).
     """
 
     widths: tuple[int, ...] = (32, 64, 128)
+    kernels: tuple[int, ...] = (4, 4, 3)
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
         kwargs = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-
-        def conv_norm_relu(x, features, kernel, stride, name):
+        ends = {}
+        for i, (features, kernel) in enumerate(zip(self.widths, self.kernels, strict=True), 1):
             x = nn.Conv(
-                features, (kernel, kernel), (stride, stride), use_bias=False, name=name, **kwargs
+                features, (kernel, kernel), (2, 2), use_bias=False, name=f"conv{i}", **kwargs
             )(x)
+            ends.setdefault("initial_conv", x)
             x = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=0.9,
                 epsilon=1e-5,
-                name=f"{name}_norm",
+                name=f"norm{i}",
                 **kwargs,
             )(x)
-            return nn.relu(x)
-
-        ends = {}
-        x = ends["initial_conv"] = conv_norm_relu(x, self.widths[0], 4, 2, "stem")
-        for group, features in enumerate(self.widths, 1):
-            x = conv_norm_relu(x, features, 3, 1 if group == 1 else 2, f"group{group}_conv1")
-            x = x + conv_norm_relu(x, features, 3, 1, f"group{group}_conv2")
-            ends[f"block_group{group}"] = x
-        ends["final_avg_pool"] = jnp.mean(x, axis=(1, 2))
+            x = ends[f"block_group{i}"] = nn.relu(x)
+        n, h, w, c = x.shape
+        # Quadrants of an odd map overlap in its middle row and column.
+        top, left = -(-h // 2), -(-w // 2)
+        x = nn.avg_pool(x, window_shape=(top, left), strides=(h // 2 or 1, w // 2 or 1))
+        ends["final_avg_pool"] = x.reshape(n, -1)
         return ends
 
 
 def create(*, width: float, dtype, param_dtype, **_) -> CNN:
     """The small CNN, every width multiplied by `width`; `depth` and `stem` are the ResNet's."""
     widths = tuple(round(features * width) for features in CNN.widths)
-    return CNN(widths, dtype, param_dtype)
+    return CNN(widths, dtype=dtype, param_dtype=param_dtype)

@@ -41,7 +41,8 @@ def normalize_images(
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) / 255
     if mean:
-        images = (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
+        mean, std = (jnp.asarray(x, images.dtype).reshape(1, 1, 1, -1) for x in (mean, std))
+        images = (images - mean) / std
     return images.astype(dtype)
 
 

@@ -1,0 +1,30 @@
+"""MNIST: 60,000 digits of 28×28, a ResNet-18 with the CIFAR stem, 100 epochs.
+
+    python -m simclr_jax.main --config=configs/mnist.py --config.data.download=True
+
+Hardware: one GPU. Time: not measured yet. On CPU add --config.model.encoder=cnn.
+Expected: no published figure for SimCLR; compare with the baselines in the table it prints.
+"""
+
+from simclr_jax import config
+
+
+def get_config():
+    c = config.default()
+    c.data.source = "tfds:mnist"
+    c.data.image_size = 28
+    c.data.channels = 1
+    c.augment.flip = 0.0
+    c.augment.crop_area = (0.35, 1.0)
+    c.augment.rotation = 15.0
+    c.augment.jitter = 0.0
+    c.model.depth = 18
+    c.model.stem = "cifar"
+    c.loss.temperature = 0.2
+    c.optimizer.learning_rate = 0.2  # the author's advice for small images: sqrt scaling, 64 dimensions
+    c.optimizer.scaling = "sqrt"
+    c.model.projection_dim = 64
+    c.train.epochs = 100.0
+    c.train.batch_size = 512
+    c.checkpoint.every = config.duration(epochs=5)
+    return c

@@ -1,0 +1,76 @@
+"""Eight CPU devices, strict shapes, and a small run that every test can vary."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import numpy as np
+import pytest
+
+from simclr_jax import config as cfg
+from simclr_jax.data import sources
+from simclr_jax.data.splits import Splits
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_cache(tmp_path_factory):
+    """One cache of compiled programs for the whole session, subprocesses included."""
+    where = str(tmp_path_factory.mktemp("xla"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = where
+    jax.config.update("jax_compilation_cache_dir", where)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def tiny_config(**overrides):
+    """A few seconds of training on 12×12 images; overrides are dotted fields with __ for dots."""
+    c = cfg.default()
+    c.data.source = "arrays"
+    c.data.image_size = 12
+    c.data.channels = 1
+    c.augment.blur = 0.0
+    c.model.encoder = "cnn"
+    c.model.width = 0.25
+    c.model.projection_dim = 8
+    c.loss.temperature = 0.5
+    c.optimizer.name = "adamw"
+    c.optimizer.scaling = "none"
+    c.optimizer.learning_rate = 3e-3
+    c.optimizer.warmup = cfg.duration(steps=2)
+    c.train.steps = 12
+    c.train.batch_size = 16
+    c.mesh.devices = 1
+    c.log.every = cfg.duration(steps=1)
+    c.checkpoint.every = cfg.duration(steps=4)
+    c.eval.every = cfg.duration()
+    c.eval.batch_size = 32
+    c.eval.final = False
+    c.eval.figures = False
+    c.eval.linear.draws = 2
+    c.eval.linear.iterations = 20
+    c.compile_cache = ""
+    for name, value in overrides.items():
+        cfg.set_field(c, name.replace("__", "."), value)
+    return c
+
+
+def tiny_arrays(n=80, classes=4, size=12, channels=1, seed=0):
+    """Noisy images of `classes` patterns, learnable but not trivial: (images, labels)."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    patterns = np.random.default_rng(1).integers(0, 256, (classes, size, size, channels))
+    noise = rng.integers(0, 256, (n, size, size, channels))
+    return (0.6 * patterns[labels] + 0.4 * noise).astype(np.uint8), labels.astype(np.int32)
+
+
+def tiny_splits(**kwargs):
+    """Train and test split of `tiny_arrays`."""
+    train = sources.from_arrays(*tiny_arrays(**kwargs))
+    test = sources.from_arrays(*tiny_arrays(**{**kwargs, "n": 40, "seed": 7}))
+    return Splits(train, test)

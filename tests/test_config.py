@@ -1,0 +1,160 @@
+"""The config: what is refused and how, durations, config.json."""
+
+import json
+
+import pytest
+from conftest import tiny_config
+
+from simclr_jax import config as cfg
+from simclr_jax import losses, models, optim, tasks
+from simclr_jax.errors import SimclrError
+from simclr_jax.models import heads, resnet
+
+BAD = {
+    "task": "pretrian",
+    "seed": -1,
+    "data.source": "cifar10",
+    "data.channels": 4,
+    "data.image_size": 4,
+    "data.mean": (0.5, 0.5),
+    "data.holdout": 1.0,
+    "augment.crop_area": (1.0, 0.08),
+    "augment.crop_aspect": (1.0,),
+    "augment.jitter": 1.5,
+    "augment.brightness": "v3",
+    "augment.eval_crop": 0.0,
+    "model.encoder": "vit",
+    "model.depth": 20,
+    "model.stem": "small",
+    "model.dtype": "float16",
+    "model.projection": "mlp",
+    "model.projection_layers": 0,
+    "loss.name": "triplet",
+    "loss.temperature": 0.0,
+    "optimizer.name": "adam",
+    "optimizer.scaling": "cubic",
+    "optimizer.learning_rate": 0.0,
+    "optimizer.momentum": 1.0,
+    "train.batch_size": 0,
+    "mesh.devices": -1,
+    "eval.knn.temperature": -0.1,
+}
+
+
+@pytest.mark.parametrize("field", BAD)
+def test_bad_value_is_one_line_that_names_field_and_value(field):
+    config = tiny_config(**{field.replace(".", "__"): BAD[field]})
+    with pytest.raises(SimclrError) as error:
+        cfg.validate(config)
+    text = str(error.value)
+    assert text.startswith(f"config.{field}={BAD[field]!r}: must be ")
+    assert "\n" not in text
+
+
+def test_good_configs_pass():
+    cfg.validate(tiny_config())
+    cfg.validate(tiny_config(data__source="tfds:cifar10", data__image_size=32))
+
+
+@pytest.mark.parametrize("kind", ["tfds", "folder", "npz"])
+def test_source_without_name_says_what_to_type(kind):
+    with pytest.raises(SimclrError, match=f"--config.data.source={kind}:"):
+        cfg.validate(tiny_config(data__source=f"{kind}:"))
+
+
+def test_image_too_small_for_the_stem():
+    with pytest.raises(SimclrError, match="32 or more for the imagenet stem"):
+        cfg.validate(tiny_config(model__encoder="resnet", data__image_size=28))
+    cfg.validate(tiny_config(model__encoder="resnet", model__stem="cifar", data__image_size=28))
+
+
+def test_unknown_field_and_wrong_type():
+    with pytest.raises(SimclrError, match=r"no such field; did you mean config\.train\.batch_size"):
+        cfg.check_field("train.batchsize")
+    config = tiny_config().copy_and_resolve_references()
+    with config.unlocked(), config.ignore_type():
+        config.train.batch_size = "many"
+    with pytest.raises(SimclrError, match=r"train\.batch_size='many': must be a whole number"):
+        cfg.validate(config)
+    with config.unlocked(), config.ignore_type():
+        config.train.batch_size = 16
+        config.loss.temprature = 1.0
+    with pytest.raises(SimclrError, match=r"config\.loss\.temprature: no such field; did you mean"):
+        cfg.validate(config)
+
+
+def test_batch_must_fit_devices_and_data():
+    config = tiny_config(train__batch_size=12)
+    cfg.validate_run(config, examples=100, devices=4)
+    with pytest.raises(SimclrError, match=r"train\.batch_size=12: must be divisible by the 8 dev"):
+        cfg.validate_run(config, examples=100, devices=8)
+    with pytest.raises(SimclrError, match=r"larger than the training set \(10 images\)"):
+        cfg.validate_run(config, examples=10, devices=1)
+
+
+def test_names_are_those_of_the_constructors():
+    assert set(cfg.TASKS) == set(tasks.TASKS)
+    assert set(cfg.ENCODERS) == set(models.ENCODERS)
+    assert set(cfg.DEPTHS) == set(resnet.DEPTHS)
+    assert set(cfg.PROJECTIONS) == set(heads.PROJECTIONS)
+    assert set(cfg.LOSSES) == set(losses.LOSSES)
+    assert set(cfg.OPTIMIZERS) == set(optim.OPTIMIZERS)
+    for scaling in cfg.SCALINGS:
+        optim.scaled_rate(1.0, scaling, 64)
+
+
+def test_total_steps_are_the_originals():
+    # CIFAR-10 1000 epochs at 512, ImageNet 100 and 800 epochs at 4096, and their warm-ups
+    for n, epochs, batch, warmup, total, warm in (
+        (50_000, 1000, 512, 10, 97_657, 976),
+        (1_281_167, 100, 4096, 10, 31_279, 3127),
+        (1_281_167, 800, 4096, 40, 250_228, 12_511),
+    ):
+        config = tiny_config(train__steps=0, train__epochs=float(epochs), train__batch_size=batch)
+        assert cfg.total_steps(config, n) == total
+        assert cfg.count_steps(cfg.duration(epochs=warmup), n, batch) == warm
+
+
+def test_durations():
+    assert cfg.count_steps(cfg.duration(steps=7, epochs=3), 100, 10) == 7
+    assert cfg.count_steps(cfg.duration(examples=101), 100, 10) == 11
+    assert cfg.every_steps(cfg.duration(epochs=2), 109, 10) == 20
+    assert cfg.every_steps(cfg.duration(epochs=0.01), 109, 10) == 1
+    assert cfg.every_steps(cfg.duration(), 109, 10) == 0
+
+
+def test_json_round_trip():
+    config = tiny_config(augment__crop_area=(0.2, 0.9), data__data_dir="/data")
+    again, data = cfg.from_json(cfg.to_json(config, {"examples": 5}))
+    assert again.to_dict() == config.to_dict()
+    assert data == {"examples": 5}
+
+
+def test_differences_name_only_what_decides_the_result():
+    old = tiny_config()
+    new = tiny_config(log__wandb=True, eval__batch_size=64, checkpoint__keep=9, mesh__devices=8,
+                      data__data_dir="/elsewhere", loss__temperature=0.25)  # fmt: skip
+    assert cfg.differences(old, new) == ["config.loss.temperature: 0.5 -> 0.25"]
+
+
+def test_older_workdir_keeps_its_behaviour(monkeypatch):
+    """A field added later, whose default changed the behaviour, has its old value in old workdirs."""
+    tree = json.loads(cfg.to_json(tiny_config(), {}))
+    del tree["config"]["augment"]["crop_min_covered"]
+    monkeypatch.setattr(cfg, "OLD_BEHAVIOUR", {"augment.crop_min_covered": 0.25})
+    old, _ = cfg.from_json(json.dumps(tree))
+    assert old.augment.crop_min_covered == 0.25
+    now = tiny_config()
+    cfg.adopt_old_behaviour(now, json.dumps(tree))
+    assert cfg.differences(old, now) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 1, "config": 3}'])
+def test_damaged_json(text):
+    with pytest.raises(SimclrError, match=r"config\.json"):
+        cfg.from_json(text)
+
+
+def test_json_of_a_newer_version():
+    with pytest.raises(SimclrError, match="update simclr_jax"):
+        cfg.from_json(json.dumps({"schema": 99, "config": {}, "data": {}}))
