@@ -70,18 +70,10 @@ def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
     for axes, (title, points) in zip(figure.subplots(1, len(series), squeeze=False)[0], series,
                                      strict=True):  # fmt: skip
         axes.plot(*points.T, color=BLUE, marker="o" if len(points) < 30 else None, markersize=3)
-        axes.set_title(title, color=INK, fontsize=10)
+        axes.plot(*points[-1], color=ORANGE, marker="o", markersize=5)
+        axes.set_title(f"{title}: {points[-1, 1]:.3g} at the end", color=INK, fontsize=10)
         axes.set_xlabel("step", color=INK)
         axes.grid(color="#dddddd")
-        axes.annotate(
-            f"{points[-1, 1]:.3g}",
-            points[-1],
-            textcoords="offset points",
-            xytext=(-4, 6),
-            ha="right",
-            color=ORANGE,
-        )
-        axes.margins(y=0.15)
     _save(figure, path)
 
 
@@ -98,7 +90,7 @@ def neighbours(
     shown = min(near.shape[1] - 1, 8)
     if not shown:
         return
-    figure = _new(figsize=(1.1 * (shown + 1) + 0.3, 1.15 * len(queries) + 0.5))
+    figure = _new(figsize=(1.1 * (shown + 1) + 0.3, 1.15 * len(queries) + 0.8))
     grid = figure.subplots(len(queries), shown + 1, squeeze=False)
     for row, query in zip(grid, queries, strict=True):
         _show(row[0], images[query])
@@ -108,6 +100,8 @@ def neighbours(
             _show(axes, images[other], None if labels[query] < 0 else same)
     grid[0, 0].set_title("query", color=INK, fontsize=10)
     grid[0, 1].set_title("nearest first", color=INK, fontsize=10)
+    frames = "" if labels.max() < 0 else " (green: same label, red: another)"
+    figure.suptitle(f"What the encoder finds similar{frames}", color=INK)
     _save(figure, path)
 
 

@@ -59,10 +59,10 @@ def parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise SimclrError(f"{rest[1]!r}: not understood; options start with --")
+        CONFIG.value.to_dict()  # a file that cannot be loaded says so only when it is used
         return rest
-    except FileNotFoundError:
-        given = next(arg for arg in argv if arg.startswith("--config"))
-        fail(f"{given}: no such file")
+    except OSError as error:
+        fail(" ".join(str(error).split()))
     except (SimclrError, flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         fail(error)
 

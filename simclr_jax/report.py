@@ -65,7 +65,7 @@ def write(workdir: epath.PathLike, summary: Mapping[str, Any]) -> None:
     path = epath.Path(workdir) / FILE
     half = path.with_suffix(".tmp")
     half.write_text(json.dumps(summary, indent=2) + "\n")
-    half.rename(path)
+    half.replace(path)
 
 
 def table(summary: Mapping[str, Any]) -> str:

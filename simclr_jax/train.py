@@ -141,7 +141,9 @@ def train(
                 waiting = None
             context = Context(step, workdir)
             due = [
-                fn for every, fn in task.evals.values() if every and (step % every == 0 or step == steps)
+                fn
+                for every, fn in task.evals.values()
+                if every and (step % every == 0 or step == steps)
             ]
             if (log_every and step % log_every == 0) or step == steps or due:
                 if step == steps or due:
@@ -151,7 +153,9 @@ def train(
             if due and not stop:
                 with clock.phase("eval"):
                     scores = {k: v for evaluate in due for k, v in evaluate(state, context).items()}
-                progress.say(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+                progress.say(
+                    f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items())
+                )
                 write_log(waiting, **scores)
                 waiting = None
                 meter.resume()

@@ -132,7 +132,9 @@ def test_probe_does_not_teach_the_encoder():
     variables = jax.jit(lambda x: model.init(jax.random.key(0), x, train=True))(x)
 
     def loss(params):
-        out, _ = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+        out, _ = model.apply(
+            {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+        )
         return jnp.sum(out["logits"] ** 2)
 
     gradient = jax.jit(jax.grad(loss))(variables["params"])

@@ -5,7 +5,7 @@ from simclr_jax.data.tf import load
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
 
-def _bmp(data, channels: int):
+def _bmp(data):
     """TensorFlow shows a palette's indices as gray values, so the palette is applied here."""
     tf = load()
 
@@ -19,37 +19,41 @@ def _bmp(data, channels: int):
         colours = tf.reshape(tf.io.decode_raw(table, tf.uint8), [-1, 4])[:, 2::-1]
         return tf.gather(colours, tf.cast(tf.io.decode_bmp(data)[..., 0], tf.int32))
 
-    rgb = tf.cond(
+    return tf.cond(
         tf.equal(uint(28, 2, tf.int16), 8), palette, lambda: tf.io.decode_bmp(data)[..., :3]
     )
-    return tf.image.rgb_to_grayscale(rgb) if channels == 1 else rgb
+
+
+def _webp(data):
+    """Still images only: on animated ones TensorFlow's decoder corrupts its memory."""
+    tf = load()
+    flags = tf.io.decode_raw(tf.strings.substr(data, 20, 1), tf.uint8)[0]
+    extended = tf.equal(tf.strings.substr(data, 12, 4), b"VP8X")
+    animated = extended & tf.not_equal(tf.bitwise.bitwise_and(flags, 2), 0)
+    with tf.control_dependencies([tf.debugging.Assert(~animated, ["an animated WebP"])]):
+        frames = tf.image.decode_webp(tf.identity(data), channels=3)
+    return tf.reshape(frames, tf.shape(frames)[-3:])
 
 
 def decode(data, channels: int):
     """Encoded bytes (scalar string) to an image `[h, w, channels]` uint8.
 
-    Gray, palette, CMYK and RGBA become gray or RGB as asked (transparency is dropped), of an animation
-    the first frame is taken. Fails with InvalidArgumentError where the bytes are no whole image.
+    Gray, palette, CMYK and RGBA become RGB, or gray (luma) where `channels` is 1; transparency is
+    dropped, of an animated GIF the first frame is taken. Fails with InvalidArgumentError where the
+    bytes are no whole image, or an animated WebP.
     """
     tf = load()
-
-    def webp():  # WebP knows no gray
-        frame = tf.image.decode_webp(data, channels=3)
-        frame = tf.reshape(frame, tf.concat([[-1], tf.shape(frame)[-3:]], 0))[0]
-        return tf.image.rgb_to_grayscale(frame) if channels == 1 else frame
-
-    def gif():  # nor does GIF
-        frame = tf.io.decode_gif(data)[0]
-        return tf.image.rgb_to_grayscale(frame) if channels == 1 else frame
-
     head = tf.strings.substr(data, 0, 4)
     image = tf.case(
         [
-            (tf.equal(tf.strings.substr(data, 0, 2), b"BM"), lambda: _bmp(data, channels)),
-            (tf.equal(head, b"RIFF"), webp),
-            (tf.equal(head, b"GIF8"), gif),
+            (tf.equal(tf.strings.substr(data, 0, 2), b"BM"), lambda: _bmp(data)),
+            (tf.equal(head, b"RIFF"), lambda: _webp(data)),
         ],
-        default=lambda: tf.io.decode_image(data, channels=channels, expand_animations=False),
+        default=lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
     )
-    image.set_shape([None, None, channels])
+    image.set_shape([None, None, 3])
+    if channels == 1:
+        # Weights that add up to 1, so that gray stays what it is.
+        luma = tf.tensordot(tf.cast(image, tf.float32), [0.299, 0.587, 0.114], axes=1)
+        image = tf.cast(tf.round(luma), tf.uint8)[..., None]
     return image

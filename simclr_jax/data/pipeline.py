@@ -10,6 +10,7 @@ from simclr_jax.data.decode import decode
 from simclr_jax.data.host_augment import Options, center_view, random_view, view_key
 from simclr_jax.data.sources import Source, Stream
 from simclr_jax.data.tf import load
+from simclr_jax.errors import SimclrError
 
 Batch = dict[str, np.ndarray]
 
@@ -56,7 +57,7 @@ def train_batches(
     for rows in runs:
         dataset = rows.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         dataset = dataset.batch(batch // processes, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
-        for arrays in _run(dataset, threads):
+        for arrays in _run(dataset, source, threads):
             _ledger(source, arrays.pop("index"), arrays.pop("used"))
             arrays["position"] = arrays["position"].astype(np.uint32)
             arrays["mask"] = np.ones(len(arrays["label"]), bool)
@@ -109,7 +110,7 @@ def eval_batches(
     dataset = dataset.batch(share).prefetch(tf.data.AUTOTUNE)
     left = -(-count // batch)
     shape = (size, size, channels)
-    for arrays in _run(dataset, threads):
+    for arrays in _run(dataset, source, threads):
         _ledger(source, arrays.pop("index"), arrays.pop("used"))
         missing = share - len(arrays["label"])
         arrays["mask"] = np.arange(share) < share - missing
@@ -175,7 +176,9 @@ def _stream_rows(source, start, stop, batch, seed, process, processes) -> Iterat
         first = max(start - epoch * steps, 0)
         last = min(stop - epoch * steps, steps)
         # The same on every process: the files are shuffled together, then shared out.
-        epoch_seed = int(np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw() >> 33)
+        epoch_seed = int(
+            np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw() >> 33
+        )
         rows = source.open(epoch_seed, process, processes).shuffle(source.buffer, seed=epoch_seed)
         rows = rows.take(last * share).skip(first * share)
 
@@ -192,13 +195,20 @@ def _read_stream(channels: int) -> Callable:
     return lambda data, label: (decode(data, channels), label, np.int64(-1))
 
 
-def _run(dataset: Any, threads: int) -> Iterator[Batch]:
+def _run(dataset: Any, source: Source | Stream, threads: int) -> Iterator[Batch]:
     tf = load()
     options = tf.data.Options()
     options.deterministic = True
     if threads:
         options.threading.private_threadpool_size = threads
-    return dataset.with_options(options).as_numpy_iterator()
+    try:
+        yield from dataset.with_options(options).as_numpy_iterator()
+    except tf.errors.InvalidArgumentError as error:
+        if "Dataset was empty" in str(error):
+            problem = f"none of its {source.size} files can be read as an image"
+        else:
+            problem = f"an image cannot be decoded ({str(error).splitlines()[0]})"
+        raise SimclrError(f"{source.name}: {problem}") from None
 
 
 def _ledger(source: Source | Stream, wanted: np.ndarray, used: np.ndarray) -> None:

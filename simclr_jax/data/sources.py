@@ -108,7 +108,12 @@ def from_arrays(
 
 
 def from_files(
-    paths: list[str], labels: list[int] | None, classes: tuple[str, ...], *, root: str, channels: int
+    paths: list[str],
+    labels: list[int] | None,
+    classes: tuple[str, ...],
+    *,
+    root: str,
+    channels: int,
 ) -> Source:
     """Image files, decoded as they are read; an unreadable one gives way to the next in order."""
     n = len(paths)

@@ -210,8 +210,7 @@ def _tfds(name: str, data_dir: str | None, download: bool, splits: tuple[str, st
     features = builder.info.features
     if "image" not in features:
         raise SimclrError(f"tfds:{name}: has {', '.join(features)}, but no feature named image")
-    label = features.get("label") if hasattr(features, "get") else None
-    classes = tuple(label.names) if hasattr(label, "names") else ()
+    classes = tuple(getattr(features["label"], "names", ())) if "label" in features else ()
     parts = [_tfds_split(builder, split, classes, channels, memory_gb, buffer) for split in splits]
     return Splits(*parts)
 
@@ -225,7 +224,7 @@ def _tfds_split(builder: Any, split: str, classes: tuple[str, ...], channels: in
         size = builder.info.splits[split].num_examples
     except (KeyError, ValueError):
         raise SimclrError(
-            f"{name}: no such split; there are {', '.join(builder.info.splits)} "
+            f"{name}: no such split; there are {', '.join(sorted(builder.info.splits))} "
             "(config.data.train_split, config.data.test_split)"
         ) from None
     shape = builder.info.features["image"].shape

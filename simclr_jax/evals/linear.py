@@ -49,7 +49,10 @@ def fit(features, labels, mask, l2s, *, classes: int, iterations: int = 100, tol
     # The problem is convex: backtracking finds a step in about one evaluation, zoom takes several.
     # atol: near the optimum a decrease drowns in rounding, and no step at all would look good enough.
     search = optax.scale_by_backtracking_linesearch(
-        max_backtracking_steps=15, decrease_factor=0.5, atol=4 * jnp.finfo(dtype).eps, store_grad=True
+        max_backtracking_steps=15,
+        decrease_factor=0.5,
+        atol=4 * jnp.finfo(dtype).eps,
+        store_grad=True,
     )
     optimizer = optax.lbfgs(memory_size=10, linesearch=search)
 

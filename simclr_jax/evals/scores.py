@@ -87,7 +87,12 @@ def _rows(data: Features, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _few_labels(
-    pool: Features, test: Features, drawn: np.ndarray, held: np.ndarray, classes: int, iterations: int
+    pool: Features,
+    test: Features,
+    drawn: np.ndarray,
+    held: np.ndarray,
+    classes: int,
+    iterations: int,
 ) -> Score:
     """Probes on each draw `[draws, count]` of the pool's rows with every l2; the best l2's mean."""
     draws, l2s = len(drawn), np.asarray(L2, pool.features.dtype)

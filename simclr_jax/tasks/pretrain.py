@@ -52,7 +52,10 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
 
     def init(rng: jax.Array) -> dict[str, Any]:
         shape = (2, data.image_size, data.image_size, data.channels)
-        return model.init(rng, jnp.zeros(shape, dtype), train=True)
+        variables = model.init(rng, jnp.zeros(shape, dtype), train=True)
+        # Flax starts statistics in float32 whatever param_dtype says.
+        keep = jnp.promote_types(dtype, jnp.float32)
+        return jax.tree.map(lambda x: x.astype(keep), variables)
 
     def batches(step: int):
         return pipeline.train_batches(
@@ -124,9 +127,7 @@ class _Evaluations:
 
     def evals(self):
         config, evals = self.config, {}
-        period = cfg.every_steps(
-            config.eval.every, self.splits.train.size, config.train.batch_size
-        )
+        period = cfg.every_steps(config.eval.every, self.splits.train.size, config.train.batch_size)
         if self.labelled and period:
             evals["knn"] = (period, self.knn)
         if self.labelled and config.eval.final:

@@ -1,0 +1,133 @@
+"""kNN against brute force, logistic regression against scikit-learn, features over padded batches."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from simclr_jax import sharding
+from simclr_jax.data import pipeline, sources
+from simclr_jax.evals import knn, linear
+from simclr_jax.evals.features import Features, extract
+from simclr_jax.evals.scores import score
+
+
+@pytest.fixture(scope="module", params=[1, 8])
+def mesh(request):
+    return sharding.make_mesh(request.param)
+
+
+def clusters(n, d=6, classes=4, spread=0.8, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    centres = np.random.default_rng(1).standard_normal((classes, d))
+    return (centres[labels] + spread * rng.standard_normal((n, d))).astype(np.float32), labels
+
+
+@pytest.mark.parametrize(("bank_size", "k", "bank_chunk"), [(50, 7, 16), (50, 50, 64), (33, 40, 5)])
+def test_nearest_is_exact(mesh, bank_size, k, bank_chunk):
+    bank, _ = clusters(bank_size)
+    queries, _ = clusters(19, seed=3)
+    similarity, index = knn.nearest(bank, queries, k, mesh, query_chunk=8, bank_chunk=bank_chunk)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, bank)]
+    all_pairs = unit[0] @ unit[1].T
+    k = min(k, bank_size)
+    expected = np.argsort(-all_pairs, axis=1)[:, :k]
+    np.testing.assert_allclose(similarity, np.take_along_axis(all_pairs, expected, 1), atol=1e-6)
+    np.testing.assert_array_equal(index, expected)
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.1, 1.0])
+def test_vote_is_the_weighted_sum(temperature):
+    rng = np.random.default_rng(0)
+    similarity = -np.sort(-rng.uniform(-1, 1, (9, 12)), axis=1)
+    labels = rng.integers(0, 3, (9, 12))
+    scores = knn.vote(similarity, labels, 8, temperature, 3)
+    for i in range(9):
+        weight = np.exp((similarity[i, :8] - similarity[i, 0]) / temperature)
+        expected = [weight[labels[i, :8] == c].sum() for c in range(3)]
+        np.testing.assert_allclose(scores[i], expected, rtol=1e-6)
+
+
+def test_top_k_accuracy():
+    scores = np.array([[0.1, 0.5, 0.2], [0.9, 0.0, 0.1], [0.3, 0.3, 0.4]])
+    assert knn.top_k_accuracy(scores, np.array([1, 1, 0]), 1) == pytest.approx(1 / 3)
+    assert knn.top_k_accuracy(scores, np.array([1, 1, 0]), 2) == pytest.approx(2 / 3)
+    assert knn.top_k_accuracy(scores, np.array([1, 1, 0]), 5) == 1
+
+
+@pytest.mark.parametrize("l2", [1e-2, 1.0])
+def test_logistic_regression_finds_scikit_learns_optimum(l2):
+    x, y = clusters(120)
+    x = x.astype(np.float64)
+    with jax.enable_x64(True):
+        weights = linear.fit(
+            x, y, np.ones(120, bool), np.array([l2]),
+            classes=4, iterations=300, tolerance=1e-9,
+        )  # fmt: skip
+        mine = jax.nn.softmax(linear.logits(jax.tree.map(lambda w: w[0], weights), x), axis=1)
+    theirs = LogisticRegression(C=1 / (l2 * 120), tol=1e-10, max_iter=5000).fit(x, y)
+    np.testing.assert_allclose(mine, theirs.predict_proba(x), atol=1e-5)
+
+
+def test_fit_ignores_masked_rows_and_solves_every_l2():
+    x, y = clusters(64)
+    l2s = np.array([1e-3, 1e-1], np.float32)
+    mask = np.arange(64) < 50
+    settings = {"classes": 4, "iterations": 200}
+    masked = linear.fit(x, y, mask, l2s, **settings)
+    cut = linear.fit(x[:50], y[:50], mask[:50], l2s, **settings)
+    one = linear.fit(x[:50], y[:50], mask[:50], l2s[1:], **settings)
+    for a, b in zip(jax.tree.leaves(masked), jax.tree.leaves(cut), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+    for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a[1], b[0], atol=2e-3)
+
+
+def test_standardize():
+    x = np.random.default_rng(0).normal(5, 3, (100, 4)).astype(np.float32)
+    x[:, 2] = 7
+    a, b = linear.standardize(x, x[:10])
+    np.testing.assert_allclose(a.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(a.std(axis=0), [1, 1, 0, 1], atol=1e-5)
+    np.testing.assert_array_equal(b, a[:10])
+
+
+@pytest.mark.parametrize("count", [5, 12, 30])
+def test_balanced_draw(count):
+    labels = np.array([0] * 20 + [1] * 20 + [2] * 3)
+    rows = linear.balanced_draw(labels, count, np.random.default_rng(0))
+    assert len(set(rows)) == count
+    per_class = np.bincount(labels[rows], minlength=3)
+    assert per_class.max() - per_class[:2].min() <= 1
+    assert per_class[2] == min(3, per_class[2]) and per_class[2] >= min(3, count // 3)  # noqa: PT018
+
+
+def test_features_of_padded_batches(mesh):
+    images = np.random.default_rng(0).integers(0, 256, (27, 8, 8, 1)).astype(np.uint8)
+    source = sources.from_arrays(images, np.arange(27) % 3)
+    batches = pipeline.eval_batches(source, batch=16, size=8, crop=1.0)
+    found = extract(jax.jit(lambda x: x.reshape(len(x), -1)), batches, mesh)
+    np.testing.assert_allclose(found.features, images.reshape(27, -1) / 255, atol=1e-6)
+    np.testing.assert_array_equal(found.labels, np.arange(27) % 3)
+
+
+def test_scores_prefer_the_better_features(mesh):
+    kwargs = {"classes": 4, "mesh": mesh, "draws": 3, "iterations": 30}
+    data = {
+        spread: [Features(*clusters(n, spread=spread, seed=s)) for n, s in ((260, 0), (101, 1))]
+        for spread in (0.3, 3.0)
+    }
+    good, bad = (score(*data[spread], **kwargs) for spread in (0.3, 3.0))
+    assert set(good) == {"knn", "linear_100", "linear_all"}  # too few examples for linear_1000
+    for metric, one in good.items():
+        assert one.accuracy > bad[metric].accuracy + 0.2
+        assert 0 <= one.standard_error < 0.1
+    assert good["linear_all"].accuracy > 0.97
+    assert set(good["knn"].choice) == {"k", "temperature"}
+
+
+def test_fewer_examples_than_k(mesh):
+    few = Features(*clusters(12))
+    found = score(few, Features(*clusters(1, seed=5)), classes=4, mesh=mesh, draws=2, iterations=10)
+    assert set(found) == {"knn", "linear_all"}

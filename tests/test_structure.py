@@ -1,0 +1,113 @@
+"""Who may import whom; every config builds."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from simclr_jax import config as cfg
+from simclr_jax import sharding, train
+from simclr_jax.data import sources
+from simclr_jax.data.splits import Splits
+from simclr_jax.tasks import TASKS
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "simclr_jax"
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+# Each room may import those on lower floors, and within itself.
+FLOORS = (
+    ("errors", "version"),
+    ("config", "sharding", "state", "losses", "models", "optim", "data", "metrics", "figures",
+     "report"),
+    ("checkpoint", "evals"),
+    ("tasks",),
+    ("train",),
+    ("main",),
+)  # fmt: skip
+FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
+PURE = ("losses", "models", "optim")  # never TensorFlow, flags or the config
+TENSORFLOW = ("data/tf.py", "data/splits.py")
+
+
+def imports(path):
+    """(module, at top level) of every import in a file."""
+    tree = ast.parse(path.read_text())
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module, id(node) in top
+            yield from ((f"{node.module}.{alias.name}", id(node) in top) for alias in node.names)
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_import_direction(path):
+    here = room(path)
+    for module, top in imports(path):
+        parts = module.split(".")
+        if parts[0] == "simclr_jax" and len(parts) > 1 and parts[1] in FLOOR:
+            there = parts[1]
+            assert there == here or FLOOR[there] < FLOOR[here], f"{here} imports {there}"
+        if here in PURE:
+            assert parts[0] not in ("tensorflow", "absl", "ml_collections")
+        if parts[0] in ("tensorflow", "tensorflow_datasets"):
+            assert str(path.relative_to(PACKAGE)) in TENSORFLOW
+            assert not top, "TensorFlow is imported late: it takes 10 seconds"
+
+
+def test_nothing_but_a_pipeline_imports_tensorflow():
+    code = "import sys, simclr_jax.train; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def load_config(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_config_builds_its_model_and_one_step(path):
+    module = load_config(path)
+    assert "python -m simclr_jax.main --config=configs/" + path.name in module.__doc__
+    assert "Expected" in module.__doc__
+    config = module.get_config()
+    if config.data.source == "folder:":
+        config.data.source = "folder:/images"
+    cfg.validate(config)
+    n, batch = 100_000, config.train.batch_size
+    source = sources.Source("array", "none", n, tuple("abcdefghij"), None, None, "")
+    task = TASKS[config.task](config, Splits(source, source), sharding.make_mesh(8))
+    optimizer, rate = train.build_optimizer(config, n, cfg.total_steps(config, n), task)
+
+    def init():
+        variables = task.init(jax.random.key(0))
+        params = variables.pop("params")
+        return train.TrainState(jnp.int32(0), params, variables, optimizer.init(params))
+
+    state = jax.eval_shape(init)
+    size, channels = config.data.image_size, config.data.channels
+    shapes = {
+        "views": jax.ShapeDtypeStruct((batch, 2, size, size, channels), jnp.float32),
+        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+    }
+    after, metrics = jax.eval_shape(train.make_step(task, optimizer, rate, 0), state, shapes)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert metrics["loss"].dtype == jnp.float32
