@@ -19,9 +19,7 @@ def get_config():
     c.model.depth = 18
     c.model.stem = "cifar"
     c.loss.temperature = 0.2
-    c.optimizer.learning_rate = (
-        0.2  # the author's advice for small images: sqrt scaling, 64 dimensions
-    )
+    c.optimizer.learning_rate = 0.2  # the author's advice for small images: sqrt scaling, 64 dimensions
     c.optimizer.scaling = "sqrt"
     c.model.projection_dim = 64
     c.train.epochs = 100.0

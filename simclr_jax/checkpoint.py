@@ -44,8 +44,7 @@ class Checkpoints:
         saved = {path.name for path in (self._directory / str(step)).iterdir()}
         names = [name for name in PARTS if name in saved and getattr(like, name)]
         abstract = {
-            name: jax.tree.map(ocp.utils.to_shape_dtype_struct, getattr(like, name))
-            for name in names
+            name: jax.tree.map(ocp.utils.to_shape_dtype_struct, getattr(like, name)) for name in names
         }
         args = {name: ocp.args.StandardRestore(abstract[name]) for name in names}
         items = self._manager.restore(step, args=ocp.args.Composite(**args))

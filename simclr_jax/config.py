@@ -78,9 +78,7 @@ def default() -> ConfigDict:
     c.augment = augment = ConfigDict()
     augment.crop_area = (0.08, 1.0)  # share of the image, range
     augment.crop_aspect = (3 / 4, 4 / 3)  # width over height, range
-    augment.crop_min_covered = (
-        0.1  # the original's: no crop below this share, so 0.1 wins over 0.08
-    )
+    augment.crop_min_covered = 0.1  # the original's: no crop below this share, so 0.1 wins over 0.08
     augment.flip = 0.5  # probability of a left-right flip
     augment.rotation = 0.0  # degrees, drawn from ±rotation; before the crop, black outside
     augment.scaling = (1.0, 1.0)  # range of a zoom, drawn with the rotation
@@ -145,9 +143,7 @@ def default() -> ConfigDict:
     linear.draws = 10  # balanced draws of 100 and of 1,000 labels
     linear.iterations = 100  # of L-BFGS
 
-    c.compile_cache = (
-        "auto"  # directory of compiled programs; auto: ~/.cache/simclr_jax; "" for none
-    )
+    c.compile_cache = "auto"  # directory of compiled programs; auto: ~/.cache/simclr_jax; "" for none
     return c.lock()
 
 
@@ -301,9 +297,7 @@ def _check_size(flat: dict[str, Any]) -> None:
     else:
         least = 32 if flat["model.stem"] == "imagenet" else 8
         why = f"the {flat['model.stem']} stem"
-    _require(
-        flat["data.image_size"] >= least, flat, "data.image_size", f"{least} or more for {why}"
-    )
+    _require(flat["data.image_size"] >= least, flat, "data.image_size", f"{least} or more for {why}")
 
 
 def validate(config: ConfigDict) -> None:
@@ -327,8 +321,7 @@ def validate_run(config: ConfigDict, examples: int, devices: int) -> None:
         if value % devices:
             near = value // devices * devices or devices
             raise SimclrError(
-                f"config.{field}={value}: must be divisible by the {devices} devices, "
-                f"for example {near}"
+                f"config.{field}={value}: must be divisible by the {devices} devices, for example {near}"
             )
 
 

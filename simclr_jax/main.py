@@ -62,7 +62,8 @@ def parse(argv: list[str]) -> list[str]:
         CONFIG.value.to_dict()  # a file that cannot be loaded says so only when it is used
         return rest
     except OSError as error:
-        fail(" ".join(str(error).split()))
+        given = next(arg for arg in argv if arg.split("=")[0].endswith("config"))
+        fail(f"{given}: {str(error).strip().splitlines()[-1].strip()}")
     except (SimclrError, flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         fail(error)
 

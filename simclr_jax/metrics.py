@@ -102,9 +102,7 @@ def _start_wandb(workdir: epath.Path, project: str, config: Mapping[str, Any] | 
         raise SimclrError(
             "config.log.wandb=True: wandb is not installed; pip install 'simclr_jax[wandb]'"
         ) from None
-    return wandb.init(
-        project=project, id=workdir.name, name=workdir.name, config=config, resume="allow"
-    )
+    return wandb.init(project=project, id=workdir.name, name=workdir.name, config=config, resume="allow")
 
 
 class Progress:
@@ -118,9 +116,7 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(
-                total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1
-            )
+            self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1)
 
     def step(self, step: int) -> None:
         """`step` updates are done (dispatched)."""

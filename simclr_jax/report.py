@@ -76,8 +76,6 @@ def table(summary: Mapping[str, Any]) -> str:
     lines = [f"{'top-1, %':<22}" + "".join(f"{name:>20}" for name in WHO.values())]
     for metric, title in METRICS.items():
         if metric in scores:
-            cells = [
-                f"{100 * scores[metric][who]:.1f} ± {100 * errors[metric][who]:.1f}" for who in WHO
-            ]
+            cells = [f"{100 * scores[metric][who]:.1f} ± {100 * errors[metric][who]:.1f}" for who in WHO]
             lines.append(f"{title:<22}" + "".join(f"{cell:>20}" for cell in cells))
     return "\n".join(lines)

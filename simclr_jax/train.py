@@ -141,9 +141,7 @@ def train(
                 waiting = None
             context = Context(step, workdir)
             due = [
-                fn
-                for every, fn in task.evals.values()
-                if every and (step % every == 0 or step == steps)
+                fn for every, fn in task.evals.values() if every and (step % every == 0 or step == steps)
             ]
             if (log_every and step % log_every == 0) or step == steps or due:
                 if step == steps or due:
@@ -153,9 +151,7 @@ def train(
             if due and not stop:
                 with clock.phase("eval"):
                     scores = {k: v for evaluate in due for k, v in evaluate(state, context).items()}
-                progress.say(
-                    f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items())
-                )
+                progress.say(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
                 write_log(waiting, **scores)
                 waiting = None
                 meter.resume()
@@ -201,9 +197,7 @@ def make_step(
     return step_fn
 
 
-def init_state(
-    task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
-) -> TrainState:
+def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
     """The state before the first step, replicated over the mesh."""
 
     def init() -> TrainState:
@@ -230,9 +224,7 @@ def build_optimizer(
 # ---- the workdir ----------------------------------------------------------------------------------
 
 
-def claim_workdir(
-    workdir: epath.Path, config: ConfigDict, splits: Splits, force: bool
-) -> ConfigDict:
+def claim_workdir(workdir: epath.Path, config: ConfigDict, splits: Splits, force: bool) -> ConfigDict:
     """Writes config.json, or compares with the one that is there.
 
     Raises:
@@ -333,9 +325,7 @@ def describe(
     config: ConfigDict, splits: Splits, mesh: Mesh, state: TrainState, first: int, steps: int
 ) -> None:
     """Prints what is about to run."""
-    count = {
-        name: sum(x.size for x in jax.tree.leaves(part)) for name, part in state.params.items()
-    }
+    count = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in state.params.items()}
     parts = ", ".join(f"{name} {size:,}" for name, size in count.items() if size)
     train, test = splits
     print(f"images: {train.size:,} to train on ({train.name})"

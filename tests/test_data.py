@@ -41,8 +41,7 @@ def test_an_epoch_is_a_permutation_that_no_batch_straddles():
 def test_processes_share_out_the_same_global_batch():
     whole = order.step_examples(7, examples=100, batch=12, seed=3)
     parts = [
-        order.step_examples(7, examples=100, batch=12, seed=3, process=p, processes=3)
-        for p in range(3)
+        order.step_examples(7, examples=100, batch=12, seed=3, process=p, processes=3) for p in range(3)
     ]
     for k in range(2):
         np.testing.assert_array_equal(whole[k], np.concatenate([part[k] for part in parts]))
@@ -213,9 +212,7 @@ def test_npz(tmp_path, keys):
     x, y = tiny_arrays(20)
     np.savez(tmp_path / "a.npz", **{k: (x, y[:, None])["label" in k or k[0] == "y"] for k in keys})
     found = splits.load(f"npz:{tmp_path / 'a.npz'}")
-    assert found.train.size + found.test.size == (22 if len(keys) == 2 else 40) - 2 * (
-        len(keys) == 2
-    )
+    assert found.train.size + found.test.size == (22 if len(keys) == 2 else 40) - 2 * (len(keys) == 2)
     assert found.train.classes == ("0", "1", "2", "3")
 
 
@@ -313,11 +310,7 @@ def test_views_differ_between_epochs_views_and_seeds():
 def test_evaluation_counts_every_example_once(n, processes):
     source = arrays(n)
     parts = [
-        list(
-            pipeline.eval_batches(
-                source, batch=8, size=12, crop=1.0, process=p, processes=processes
-            )
-        )
+        list(pipeline.eval_batches(source, batch=8, size=12, crop=1.0, process=p, processes=processes))
         for p in range(processes)
     ]
     assert len({len(part) for part in parts}) == 1

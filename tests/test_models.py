@@ -10,9 +10,7 @@ from simclr_jax.models import heads, resnet, simclr
 
 def build(depth=18, width=1.0, stem="cifar", encoder="resnet", dtype="float32", **kwargs):
     fields = {"projection": "nonlinear", "projection_layers": 2, "projection_dim": 128} | kwargs
-    return simclr.create(
-        encoder=encoder, depth=depth, width=width, stem=stem, dtype=dtype, **fields
-    )
+    return simclr.create(encoder=encoder, depth=depth, width=width, stem=stem, dtype=dtype, **fields)
 
 
 def shapes(model, size=32, channels=3):
@@ -132,9 +130,7 @@ def test_probe_does_not_teach_the_encoder():
     variables = jax.jit(lambda x: model.init(jax.random.key(0), x, train=True))(x)
 
     def loss(params):
-        out, _ = model.apply(
-            {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
-        )
+        out, _ = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
         return jnp.sum(out["logits"] ** 2)
 
     gradient = jax.jit(jax.grad(loss))(variables["params"])

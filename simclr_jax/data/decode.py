@@ -19,9 +19,7 @@ def _bmp(data):
         colours = tf.reshape(tf.io.decode_raw(table, tf.uint8), [-1, 4])[:, 2::-1]
         return tf.gather(colours, tf.cast(tf.io.decode_bmp(data)[..., 0], tf.int32))
 
-    return tf.cond(
-        tf.equal(uint(28, 2, tf.int16), 8), palette, lambda: tf.io.decode_bmp(data)[..., :3]
-    )
+    return tf.cond(tf.equal(uint(28, 2, tf.int16), 8), palette, lambda: tf.io.decode_bmp(data)[..., :3])
 
 
 def _webp(data):

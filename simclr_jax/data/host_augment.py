@@ -52,9 +52,7 @@ def random_view(image, key, size: int, options: Options):
         jitter, amounts, order = next(u) < options.jitter, [next(u) for _ in range(4)], next(u)
         image = tf.cond(
             jitter,
-            lambda: color_jitter(
-                image, amounts, order, options.jitter_strength, options.brightness
-            ),
+            lambda: color_jitter(image, amounts, order, options.jitter_strength, options.brightness),
             lambda: image,
         )
     if options.grayscale and channels == 3:

@@ -176,9 +176,7 @@ def _stream_rows(source, start, stop, batch, seed, process, processes) -> Iterat
         first = max(start - epoch * steps, 0)
         last = min(stop - epoch * steps, steps)
         # The same on every process: the files are shuffled together, then shared out.
-        epoch_seed = int(
-            np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw() >> 33
-        )
+        epoch_seed = int(np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw() >> 33)
         rows = source.open(epoch_seed, process, processes).shuffle(source.buffer, seed=epoch_seed)
         rows = rows.take(last * share).skip(first * share)
 
@@ -186,9 +184,7 @@ def _stream_rows(source, start, stop, batch, seed, process, processes) -> Iterat
             position = (epoch * steps + i // share) * batch + process * share + i % share
             return (*row, np.int64(0), position)
 
-        yield tf.data.Dataset.zip(tf.data.Dataset.range(first * share, last * share), rows).map(
-            number
-        )
+        yield tf.data.Dataset.zip(tf.data.Dataset.range(first * share, last * share), rows).map(number)
 
 
 def _read_stream(channels: int) -> Callable:

@@ -67,9 +67,7 @@ def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def from_arrays(
-    images: np.ndarray, labels: np.ndarray | None = None, *, name: str = "arrays"
-) -> Source:
+def from_arrays(images: np.ndarray, labels: np.ndarray | None = None, *, name: str = "arrays") -> Source:
     """Examples in memory: images `[n, h, w]` or `[n, h, w, c]` uint8, labels `[n]` or `[n, 1]`."""
     images = np.asarray(images)
     if images.ndim == 3:

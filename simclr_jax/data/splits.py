@@ -116,9 +116,7 @@ def _npz(path: Path, holdout: float) -> Splits:
     if test_x in keys:
         return Splits(part(train_x, train_y), part(test_x, test_y))
     train, test = held_out(len(arrays[train_x]), holdout)
-    return Splits(
-        part(train_x, train_y, train), part(train_x, train_y, test) if len(test) else None
-    )
+    return Splits(part(train_x, train_y, train), part(train_x, train_y, test) if len(test) else None)
 
 
 # ---- folders ------------------------------------------------------------------------------------

@@ -23,9 +23,7 @@ class CNN(nn.Module):
         kwargs = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         ends = {}
         for i, (features, kernel) in enumerate(zip(self.widths, self.kernels, strict=True), 1):
-            x = nn.Conv(
-                features, (kernel, kernel), (2, 2), use_bias=False, name=f"conv{i}", **kwargs
-            )(x)
+            x = nn.Conv(features, (kernel, kernel), (2, 2), use_bias=False, name=f"conv{i}", **kwargs)(x)
             ends.setdefault("initial_conv", x)
             x = nn.BatchNorm(
                 use_running_average=not train,
@@ -35,7 +33,7 @@ class CNN(nn.Module):
                 **kwargs,
             )(x)
             x = ends[f"block_group{i}"] = nn.relu(x)
-        n, h, w, c = x.shape
+        n, h, w, _ = x.shape
         # Quadrants of an odd map overlap in its middle row and column.
         top, left = -(-h // 2), -(-w // 2)
         x = nn.avg_pool(x, window_shape=(top, left), strides=(h // 2 or 1, w // 2 or 1))

@@ -62,9 +62,7 @@ def create(
     dtype = jnp.dtype(dtype)
     param_dtype = jnp.promote_types(dtype, jnp.float32)
     return SimCLR(
-        ENCODERS[encoder](
-            depth=depth, width=width, stem=stem, dtype=dtype, param_dtype=param_dtype
-        ),
+        ENCODERS[encoder](depth=depth, width=width, stem=stem, dtype=dtype, param_dtype=param_dtype),
         Projection(PROJECTIONS[projection](projection_layers), projection_dim, dtype, param_dtype),
         Probe(classes, param_dtype) if classes else None,
     )

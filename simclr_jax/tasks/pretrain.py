@@ -163,9 +163,7 @@ class _Evaluations:
         bank = self.features(variables, self.splits.train, options.bank)
         queries = self.features(variables, self.splits.test)
         setting = (options.k, options.temperature)
-        found = knn.evaluate(
-            *bank, *queries, mesh=self.mesh, classes=self.classes, settings=[setting]
-        )
+        found = knn.evaluate(*bank, *queries, mesh=self.mesh, classes=self.classes, settings=[setting])
         return {"knn_top1": found[setting][0], "knn_top5": found[setting][1]}
 
     def scores(self, state, context: Context) -> dict[str, float]:
