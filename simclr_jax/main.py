@@ -21,7 +21,8 @@ RESUME = flags.DEFINE_enum(
 
 HELP = """Trains an encoder without labels (SimCLR) and scores it.
 
-usage: python -m simclr_jax.main --config=FILE [--workdir=DIR] [--resume=force] [--config.FIELD=VALUE ...]
+usage: python -m simclr_jax.main --config=FILE [--workdir=DIR] [--resume=force]
+                                 [--config.FIELD=VALUE ...]
 
   --config    {config}
   --workdir   {workdir}

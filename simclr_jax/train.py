@@ -332,8 +332,10 @@ def describe(
           + (f", {test.size:,} to test on" if test else ", no test split")
           + (f", {len(train.classes)} classes" if train.classes else ", no labels"))  # fmt: skip
     if not isinstance(train, data_splits.Source):
-        print("note: TFRecord is read in sequence: the order of images depends on the number of "
-              "processes, and resuming reads and skips what came before; ArrayRecord does neither")  # fmt: skip
+        print(
+            "note: TFRecord is read in sequence: the order of images depends on the number of processes, "
+            "and resuming reads and skips what came before; with ArrayRecord neither is so"
+        )
     print(f"parameters: {sum(count.values()):,} ({parts})")
     print(f"mesh: {mesh.size} × {mesh.devices.flat[0].device_kind}, "
           f"{config.train.batch_size // mesh.size} images on each")  # fmt: skip

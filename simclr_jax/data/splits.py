@@ -77,7 +77,7 @@ def _check_classes(splits: Splits) -> None:
 
 
 def held_out(examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """(train, test) index for a set without a test split: always the same `share` is kept for testing."""
+    """(train, test) index for a set without a test split; the same `share` is tested on every time."""
     test = max(1, round(examples * share)) if share else 0
     order = np.random.Generator(np.random.Philox(key=0)).permutation(examples)
     return np.sort(order[test:]), np.sort(order[:test])
@@ -100,14 +100,13 @@ def _npz(path: Path, holdout: float) -> Splits:
         raise SimclrError(f"npz:{path}: no such file") from None
     except (ValueError, OSError, AttributeError) as error:
         raise SimclrError(f"npz:{path}: not an .npz file ({error})") from None
-    for (train_x, train_y), (test_x, test_y) in NPZ_KEYS:
-        if train_x in keys:
-            break
-    else:
+    present = [pairs for pairs in NPZ_KEYS if pairs[0][0] in keys]
+    if not present:
         raise SimclrError(
             f"npz:{path}: holds {', '.join(keys)}; name the images train_images (and train_labels, "
             "test_images, test_labels), x_train and so on, or images and labels"
         )
+    (train_x, train_y), (test_x, test_y) = present[0]
 
     def part(x_key, y_key, index=slice(None)):
         labels = arrays[y_key][index] if y_key in keys else None
