@@ -5,6 +5,7 @@ checkpoint without `extra` restores into a run that has it.
 """
 
 import signal
+import threading
 from typing import Any
 
 import jax
@@ -75,10 +76,9 @@ class Sigterm:
         self.received = True
 
     def __enter__(self) -> "Sigterm":
-        try:
+        # Outside the main thread signals are someone else's business.
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
-        except ValueError:  # not in the main thread: signals are someone else's business
-            self._before = None
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -87,7 +87,7 @@ def neighbours(
       labels: `[n]`, -1 for none (no frames then).
     """
     queries = _spread(labels, rows)
-    shown = min(near.shape[1] - 1, 8)
+    shown = near.shape[1] - 1
     if not shown:
         return
     figure = _new(figsize=(1.1 * (shown + 1) + 0.3, 1.15 * len(queries) + 0.8))

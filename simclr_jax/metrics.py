@@ -29,7 +29,7 @@ def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 
 class Writers:
-    """Writes a row of numbers a step to every place the config asks for; process 0 only."""
+    """Writes a row of numbers a step to every place the config asks for; where not `enabled`, nowhere."""
 
     def __init__(
         self,
@@ -39,20 +39,27 @@ class Writers:
         tensorboard: bool = True,
         wandb_project: str | None = None,
         config: Mapping[str, Any] | None = None,
+        enabled: bool = True,
     ):
+        self._jsonl = self._events = self._wandb = None
+        if not enabled:
+            return
         workdir = epath.Path(workdir)
         rows = [row for row in read_rows(workdir) if row["step"] <= restored_step]
         # Rows past the restored step will be written again.
         (workdir / JSONL).write_text("".join(json.dumps(row) + "\n" for row in rows))
         self._jsonl = (workdir / JSONL).open("a")
-        self._events = _Events(workdir, restored_step) if tensorboard else None
-        self._wandb = _start_wandb(workdir, wandb_project, config) if wandb_project else None
+        if tensorboard:
+            self._events = _Events(workdir, restored_step)
+        if wandb_project:
+            self._wandb = _start_wandb(workdir, wandb_project, config)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Appends {"step": step, **row}; NaN and infinity become null, as JSON knows neither."""
-        finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
-        self._jsonl.write(json.dumps({"step": step, **finite}) + "\n")
-        self._jsonl.flush()
+        if self._jsonl:
+            finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
+            self._jsonl.write(json.dumps({"step": step, **finite}) + "\n")
+            self._jsonl.flush()
         if self._events:
             self._events.write(step, row)
         if self._wandb:
@@ -60,7 +67,8 @@ class Writers:
 
     def close(self) -> None:
         """Closes the files."""
-        self._jsonl.close()
+        if self._jsonl:
+            self._jsonl.close()
         if self._events:
             self._events.close()
         if self._wandb:

@@ -69,24 +69,23 @@ def run(
     first = int(state.step)
     describe(config, splits, mesh, state, first, steps)
 
-    writers = start_writers(workdir, first, config)
-    with contextlib.ExitStack() as stack:
-        stack.callback(writers.close)
-        stack.callback(checkpoints.close)
-        sigterm = stack.enter_context(checkpoint.Sigterm())
-        if first < steps:
+    if first < steps:
+        with contextlib.ExitStack() as stack:
+            stack.callback(checkpoints.close)
+            writers = start_writers(workdir, first, config)
+            stack.callback(writers.close)
+            sigterm = stack.enter_context(checkpoint.Sigterm())
             state = train(
                 state, first, steps, make_step(task, optimizer, rate, config.seed),
                 config=config, task=task, mesh=mesh, workdir=workdir, clock=clock,
                 writers=writers, checkpoints=checkpoints, sigterm=sigterm,
                 examples=splits.train.size,
             )  # fmt: skip
-        context = Context(steps, workdir)
-        results = {}
-        for name, (period, evaluate) in task.evals.items():
-            if period == 0:
-                with clock.phase(name):
-                    results |= evaluate(state, context)
+    results = {}
+    for name, (period, evaluate) in task.evals.items():
+        if period == 0:
+            with clock.phase(name):
+                results |= evaluate(state, Context(steps, workdir))
     return finish(workdir, config, first, steps, results, task, clock)
 
 
@@ -122,9 +121,9 @@ def train(
     def write_log(log: tuple, **more: float) -> None:
         step, numbers, speed = log
         row = {k: float(v) for k, v in jax.device_get(numbers).items()} | speed | more
-        if jax.process_index() == 0:
-            writers.write(step, row)
+        writers.write(step, row)
         progress.note(row)
+        note_unreadable(workdir, task, progress.say)
         check_finite(row, step, checkpoints)
 
     try:
@@ -263,7 +262,7 @@ def use_compile_cache(where: str) -> None:
 
 
 def start_writers(workdir: epath.Path, first: int, config: ConfigDict) -> metrics.Writers:
-    """The writers of process 0; on the others one that is never written to."""
+    """Where process 0 writes its measurements; the others write nowhere."""
     project = config.log.wandb_project if config.log.wandb else None
     return metrics.Writers(
         workdir,
@@ -271,7 +270,20 @@ def start_writers(workdir: epath.Path, first: int, config: ConfigDict) -> metric
         tensorboard=config.log.tensorboard,
         wandb_project=project,
         config=config.to_dict(),
+        enabled=jax.process_index() == 0,
     )
+
+
+def note_unreadable(workdir: epath.Path, task: Task, say: Callable[[str], None] = print) -> list[str]:
+    """Keeps the names of unreadable files over interruptions, and tells each once; all names so far."""
+    path = workdir / "unreadable_files.txt"
+    before = path.read_text().splitlines() if path.exists() else []
+    new = sorted(set(task.unreadable()) - set(before))
+    if new and jax.process_index() == 0:
+        path.write_text("".join(f"{name}\n" for name in before + new))
+        for name in new:
+            say(f"unreadable, replaced by the next file: {name}")
+    return sorted(before + new)
 
 
 def finish(
@@ -279,7 +291,7 @@ def finish(
     clock: "Clock",
 ) -> dict[str, Any]:  # fmt: skip
     """Draws the curves, writes summary.json and prints the table."""
-    rows = metrics.read_rows(workdir)
+    rows, unreadable = metrics.read_rows(workdir), note_unreadable(workdir, task)
     summary = {
         "config": config.to_dict(),
         "steps": steps,
@@ -288,7 +300,7 @@ def finish(
         **report.nest(results),
         "rates": clock.rates,
         "seconds": {k: round(v, 2) for k, v in clock.all().items()},
-        "unreadable_files": {"count": len(task.unreadable()), "names": list(task.unreadable())},
+        "unreadable_files": {"count": len(unreadable), "names": unreadable},
         **report.environment(),
     }
     if jax.process_index() == 0:
@@ -302,9 +314,8 @@ def finish(
                 print(f"  {path.name}/  {inside}")
             else:
                 print(f"  {path.name}")
-        bad = summary["unreadable_files"]
-        if bad["count"]:
-            print(f"{bad['count']} unreadable files were replaced: {', '.join(bad['names'][:5])}")
+        if unreadable:
+            print(f"{len(unreadable)} unreadable files were replaced: {', '.join(unreadable[:5])}")
     return summary
 
 
@@ -333,7 +344,7 @@ def describe(
           + (f", {len(train.classes)} classes" if train.classes else ", no labels"))  # fmt: skip
     if not isinstance(train, data_splits.Source):
         print(
-            "note: TFRecord is read in sequence: the order of images depends on the number of processes, "
+            "note: TFRecord is read in sequence: the order of images depends on the number of processes "
             "and resuming reads and skips what came before; with ArrayRecord neither is so"
         )
     print(f"parameters: {sum(count.values()):,} ({parts})")

@@ -79,11 +79,13 @@ def fit(features, labels, mask, l2s, *, classes: int, iterations: int = 100, tol
 
 
 @jax.jit
-def accuracies(weights, features, labels) -> jax.Array:
-    """Top-1 accuracy `[m]` of m classifiers (stacked weights) on features `[n, d]`."""
+def evaluate(weights, features, labels) -> tuple[jax.Array, jax.Array]:
+    """(top-1 accuracy `[m]`, mean cross entropy `[m]`) of m stacked classifiers on features `[n, d]`."""
 
     def one(w):
-        return jnp.mean(jnp.argmax(logits(w, features), axis=1) == labels, dtype=jnp.float32)
+        outputs = logits(w, features)
+        right = jnp.mean(jnp.argmax(outputs, axis=1) == labels, dtype=jnp.float32)
+        return right, jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, labels))
 
     return jax.lax.map(one, weights)
 

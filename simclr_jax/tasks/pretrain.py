@@ -25,6 +25,7 @@ from simclr_jax.tasks.task import Context, Task
 
 RAW_SIDE, RAW_EXAMPLES = 32, 50_000  # of the raw-pixel baseline, at most
 GALLERY = 1000  # images in the retrieval and t-SNE figures, at most
+NEIGHBOURS = 8  # beside each query in the retrieval figure
 PAIRS = 8  # images in the figure of views
 
 
@@ -184,6 +185,7 @@ class _Evaluations:
                 mesh=self.mesh,
                 draws=self.config.eval.linear.draws,
                 iterations=self.config.eval.linear.iterations,
+                knn_bank=self.config.eval.knn.bank,
                 linear_examples=self.config.eval.linear.examples,
             )
             for metric, one in found.items():
@@ -195,15 +197,14 @@ class _Evaluations:
 
     def figures(self, state, context: Context) -> dict[str, float]:
         split = self.splits.test or self.splits.train
-        index = _sample(split, GALLERY)
-        kept = list(self.batches(split, index))
-        mask = np.concatenate([batch["mask"] for batch in kept])
-        images = np.concatenate([batch["image"] for batch in kept])[mask]
+        kept = list(self.batches(split, _sample(split, GALLERY)))
         variables = (state.params, state.model_state)
         found = extract(lambda x: self.encode(variables, x), kept, self.mesh)
+        pixels = extract(lambda x: x.reshape(len(x), -1), kept, self.mesh).features
+        images = pixels.reshape(-1, *kept[0]["image"].shape[1:])
+        _, near = knn.nearest(found.features, found.features, NEIGHBOURS + 1, self.mesh)
         if jax.process_index() == 0:
             folder = context.workdir / "figures"
-            _, near = knn.nearest(found.features, found.features, 9, self.mesh)
             figures.neighbours(folder / "neighbours.png", images, near, found.labels)
             figures.embedding(folder / "tsne.png", found.features, found.labels, split.classes)
         return {}
