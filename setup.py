@@ -45,7 +45,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb"],
-        "test": ["pillow", "pytest>=8", "ruff"],
+        "test": ["pillow", "pytest>=8", "ruff==0.17.6"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

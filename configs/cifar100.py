@@ -16,7 +16,6 @@ def get_config():
     c.data.image_size = 32
     c.augment.jitter_strength = 0.5
     c.augment.blur = 0.0
-    c.model.depth = 50
     c.model.stem = "cifar"
     c.loss.temperature = 0.5
     c.loss.scale = 2.0

@@ -13,16 +13,13 @@ from simclr_jax import config
 
 
 def get_config():
-    c = config.default()
+    c = config.default()  # ResNet-50, 224 px, 100 epochs, LARS
     c.data.source = "folder:"
-    c.data.image_size = 224
-    c.model.depth = 50
     c.model.dtype = "bfloat16"
     c.loss.temperature = 0.2  # the author's advice for small batches
     c.loss.scale = 2.0
     c.optimizer.learning_rate = 0.075
     c.optimizer.scaling = "sqrt"
-    c.train.epochs = 100.0
     c.train.batch_size = 256
     c.checkpoint.every = config.duration(epochs=5)
     return c

@@ -17,19 +17,13 @@ from simclr_jax import config
 
 
 def get_config():
-    c = config.default()
+    c = config.default()  # ResNet-50, 224 px, batch 4096, 100 epochs, temperature 0.1, LARS
     c.data.source = "tfds:imagenet2012"
     c.data.test_split = "validation"
-    c.data.image_size = 224
-    c.model.depth = 50
     c.model.dtype = "bfloat16"
-    c.loss.temperature = 0.1
     c.loss.scale = 2.0
     c.optimizer.learning_rate = 0.075
     c.optimizer.scaling = "sqrt"
-    c.optimizer.weight_decay = 1e-6
-    c.train.epochs = 100.0
-    c.train.batch_size = 4096
     c.log.every = config.duration(steps=100)
     c.eval.batch_size = 2048
     return c

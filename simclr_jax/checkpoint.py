@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from simclr_jax.errors import SimclrError
 from simclr_jax.state import TrainState
 
 PARTS = ("params", "model_state", "opt_state", "extra")
@@ -20,10 +21,8 @@ PARTS = ("params", "model_state", "opt_state", "extra")
 class Checkpoints:
     """The checkpoints `directory/STEP` of a run."""
 
-    def __init__(self, directory: str, keep: int = 3):
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, create=True
-        )
+    def __init__(self, directory: epath.PathLike, keep: int = 3):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
         self._directory = epath.Path(directory).absolute()
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -41,14 +40,24 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**args))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state at `step`, with the shardings of `like`, whose parts missing on disk are kept."""
+        """The state at `step`, with the shardings of `like`; only its `extra` may be missing on disk.
+
+        Raises:
+          SimclrError: the checkpoint is of another model or optimiser.
+        """
         saved = {path.name for path in (self._directory / str(step)).iterdir()}
-        names = [name for name in PARTS if name in saved and getattr(like, name)]
+        names = [name for name in PARTS if getattr(like, name) and (name in saved or name != "extra")]
         abstract = {
             name: jax.tree.map(ocp.utils.to_shape_dtype_struct, getattr(like, name)) for name in names
         }
         args = {name: ocp.args.StandardRestore(abstract[name]) for name in names}
-        items = self._manager.restore(step, args=ocp.args.Composite(**args))
+        try:
+            items = self._manager.restore(step, args=ocp.args.Composite(**args))
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise SimclrError(
+                f"{self._directory / str(step)}: does not hold this config's model and optimiser "
+                f"({str(error).splitlines()[0][:200]}); choose another --workdir"
+            ) from None
         restored_step = jax.device_put(jax.numpy.full_like(like.step, step), like.step.sharding)
         return like.replace(step=restored_step, **{name: items[name] for name in names})
 

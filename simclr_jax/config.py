@@ -68,7 +68,7 @@ def default() -> ConfigDict:
     data.test_split = "test"
     data.holdout = 0.1  # share of the images kept for testing where a folder has no test split
     data.image_size = 224  # side of the square the encoder sees, pixels
-    data.channels = 3  # 1 or 3; images on disk are converted
+    data.channels = 3  # gray and RGB images are converted to 1 or 3; arrays may have others
     data.mean = ()  # subtracted from images in [0, 1], one value a channel; () for none, as in SimCLR
     data.std = ()
     data.memory_gb = 2.0  # TFDS sets up to this size (decoded) are held in memory
@@ -89,7 +89,6 @@ def default() -> ConfigDict:
     augment.blur = 0.5  # probability
     augment.blur_kernel = 0.1  # of the image's side
     augment.blur_sigma = (0.1, 2.0)  # pixels, drawn per view
-    augment.eval_crop = 0.875  # central share of the shorter side in evaluation, above 32 px
 
     c.model = model = ConfigDict()
     model.encoder = "resnet"
@@ -135,6 +134,7 @@ def default() -> ConfigDict:
     c.eval = evaluation = ConfigDict()
     evaluation.every = duration(epochs=10)  # weighted kNN while training
     evaluation.batch_size = 256
+    evaluation.crop = 0.875  # central share of the shorter side that is seen, above 32 px
     evaluation.final = True  # scores beside the untrained encoder and raw pixels, at the end
     evaluation.figures = True
     evaluation.knn = ConfigDict({"k": 200, "temperature": 0.1, "bank": 200_000})
@@ -235,7 +235,6 @@ def _check_values(flat: dict[str, Any]) -> None:
         "optimizer.name": OPTIMIZERS,
         "optimizer.scaling": SCALINGS,
         "augment.brightness": BRIGHTNESS,
-        "data.channels": (1, 3),
     }
     for field, names in one_of.items():
         _require(flat[field] in names, flat, field, "one of " + ", ".join(map(str, names)))
@@ -243,7 +242,7 @@ def _check_values(flat: dict[str, Any]) -> None:
                 "model.projection_layers", "model.projection_dim", "checkpoint.keep",
                 "eval.batch_size", "eval.knn.k", "eval.knn.temperature", "eval.knn.bank",
                 "eval.linear.draws", "eval.linear.iterations", "optimizer.learning_rate",
-                "data.image_size", "data.shuffle_buffer", "optimizer.eta",
+                "data.image_size", "data.channels", "data.shuffle_buffer", "optimizer.eta",
                 "augment.blur_kernel")  # fmt: skip
     for field in positive:
         _require(flat[field] > 0, flat, field, "above 0")
@@ -252,13 +251,16 @@ def _check_values(flat: dict[str, Any]) -> None:
         _require(0 <= flat[field] <= 1, flat, field, "a probability, between 0 and 1")
     for field in ("optimizer.momentum", "optimizer.b1", "optimizer.b2", "data.holdout"):
         _require(0 <= flat[field] < 1, flat, field, "at least 0 and below 1")
-    _require(0 < flat["augment.eval_crop"] <= 1, flat, "augment.eval_crop", "above 0, at most 1")
+    _require(0 < flat["eval.crop"] <= 1, flat, "eval.crop", "above 0, at most 1")
     for field in ("crop_area", "crop_aspect", "scaling", "blur_sigma"):
         field = f"augment.{field}"
         pair = flat[field]
         ordered = len(pair) == 2 and 0 < pair[0] <= pair[1]
         _require(ordered, flat, field, "two numbers above 0, the smaller first")
-    _require(flat["augment.crop_area"][1] <= 1, flat, "augment.crop_area", "at most 1")
+    largest = flat["augment.crop_area"][1]
+    _require(largest <= 1, flat, "augment.crop_area", "at most 1")
+    covered = flat["augment.crop_min_covered"] <= largest
+    _require(covered, flat, "augment.crop_min_covered", f"at most crop_area's {largest}")
     for field in ("data.mean", "data.std"):
         ok = len(flat[field]) in (0, flat["data.channels"])
         _require(ok, flat, field, f"empty or {flat['data.channels']} numbers, one a channel")
@@ -345,13 +347,11 @@ def from_json(text: str) -> tuple[ConfigDict, dict[str, Any]]:
     """
     try:
         tree = json.loads(text)
-        schema, stored, data = tree["schema"], flatten(tree["config"]), tree["data"]
+        schema, stored, data = int(tree["schema"]), flatten(tree["config"]), tree.get("data") or {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SimclrError(f"{FILE} is damaged ({error}): choose another --workdir") from None
     if schema > SCHEMA:
-        raise SimclrError(
-            f"{FILE} has schema {schema}, this version reads up to {SCHEMA}: update simclr_jax"
-        )
+        raise SimclrError(f"{FILE} has schema {schema}, this version reads up to {SCHEMA}: update simclr_jax")
     config = default()
     known = flatten(config)
     for field, value in {**OLD_BEHAVIOUR, **stored}.items():
@@ -369,10 +369,13 @@ def set_field(config: ConfigDict, field: str, value: Any) -> None:
 
 
 def adopt_old_behaviour(config: ConfigDict, text: str) -> None:
-    """Gives `config` the old behaviour of every field that the stored config.json lacks."""
-    stored = flatten(json.loads(text)["config"])
+    """Gives `config` the old behaviour of every field that the stored config.json lacks.
+
+    A value other than today's default was chosen by the user and stays, to be refused if it matters.
+    """
+    stored, today, mine = flatten(json.loads(text)["config"]), flatten(default()), flatten(config)
     for field, value in OLD_BEHAVIOUR.items():
-        if field not in stored:
+        if field not in stored and mine[field] == today[field]:
             set_field(config, field, value)
 
 

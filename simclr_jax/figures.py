@@ -25,8 +25,9 @@ def _save(figure, path: epath.PathLike) -> None:
 
 
 def _show(axes, image: np.ndarray, frame: str | None = None) -> None:
-    """An image `[h, w, c]` in [0, 1], gray where it has one channel."""
+    """An image `[h, w, c]` in [0, 1]: gray where it has one channel, else the first three as RGB."""
     image = np.clip(image.astype(np.float32), 0, 1)
+    image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
     gray = image.shape[-1] == 1
     axes.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=1)
     axes.set_xticks([])
@@ -115,9 +116,7 @@ def _spread(labels: np.ndarray, rows: int) -> list[int]:
     return [i for *_, i in sorted(keys)[:rows]]
 
 
-def embedding(
-    path: epath.PathLike, features: np.ndarray, labels: np.ndarray, classes: Sequence[str]
-) -> None:
+def embedding(path: epath.PathLike, features: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
     """A t-SNE map (van der Maaten & Hinton, 2008) of features `[n, d]`, coloured by label."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE

@@ -33,20 +33,18 @@ simclr_jax/config.py; of a duration, steps win over examples, and examples over 
 
 {fields}"""
 
-FAILED, TERMINATED = 2, 128 + 15  # exit codes; the second is the one SIGTERM gives a process
+FAILED, INTERRUPTED, TERMINATED = 2, 128 + 2, 128 + 15  # exit codes; the last two are the shell's
 
 
 def show_help() -> None:
     """Prints the options and every field of the config."""
     texts = {name: flags.FLAGS[name].help for name in ("config", "workdir", "resume")}
-    fields = "\n".join(
-        f"  --config.{field}={value}" for field, value in cfg.flatten(cfg.default()).items()
-    )
+    fields = "\n".join(f"  --config.{field}={value}" for field, value in cfg.flatten(cfg.default()).items())
     print(HELP.format(fields=fields, **texts))
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the command line; a mistake in it becomes one line."""
+def parse(argv: list[str], words: int = 0) -> list[str]:
+    """Parses a command line of options and `words` other words; a mistake in it becomes one line."""
     names = [arg.split("=", 1)[0].lstrip("-") for arg in argv[1:]]
     if {"help", "h", "helpfull", "helpshort"} & set(names):
         show_help()
@@ -58,8 +56,8 @@ def parse(argv: list[str]) -> list[str]:
             if name.startswith("config."):
                 cfg.check_field(name.removeprefix("config."))
         rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise SimclrError(f"{rest[1]!r}: not understood; options start with --")
+        if len(rest) > 1 + words:
+            raise SimclrError(f"{rest[1 + words]!r}: not understood; options start with --")
         CONFIG.value.to_dict()  # a file that cannot be loaded says so only when it is used
         return rest
     except OSError as error:
@@ -69,10 +67,10 @@ def parse(argv: list[str]) -> list[str]:
         fail(error)
 
 
-def fail(error: object) -> None:
+def fail(error: object, code: int = FAILED) -> None:
     """Prints the error, without a traceback, and exits."""
     print(f"error: {str(error).strip()}", file=sys.stderr)
-    sys.exit(FAILED)
+    sys.exit(code)
 
 
 def main(argv: list[str]) -> None:
@@ -92,7 +90,7 @@ def main(argv: list[str]) -> None:
         print(stop, flush=True)
         sys.exit(TERMINATED)
     except KeyboardInterrupt:
-        fail("interrupted; the same command goes on from the last checkpoint")
+        fail("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""Where measurements go: metrics.jsonl, TensorBoard, Weights & Biases, and the progress shown."""
+"""Measuring speed, and where measurements go: JSONL, TensorBoard, W&B, the progress shown."""
 
+import contextlib
 import json
 import math
 import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
+from simclr_jax import files
 from simclr_jax.errors import SimclrError
 
 JSONL = "metrics.jsonl"
@@ -29,7 +31,7 @@ def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 
 class Writers:
-    """Writes a row of numbers a step to every place the config asks for; where not `enabled`, nowhere."""
+    """Writes rows of numbers to every place the config asks for; where not `enabled`, nowhere."""
 
     def __init__(
         self,
@@ -45,9 +47,9 @@ class Writers:
         if not enabled:
             return
         workdir = epath.Path(workdir)
+        # Rows past the restored step will be written again, and a line cut short spoils the next.
         rows = [row for row in read_rows(workdir) if row["step"] <= restored_step]
-        # Rows past the restored step will be written again.
-        (workdir / JSONL).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files.write(workdir / JSONL, "".join(json.dumps(row) + "\n" for row in rows))
         self._jsonl = (workdir / JSONL).open("a")
         if tensorboard:
             self._events = _Events(workdir, restored_step)
@@ -116,12 +118,12 @@ def _start_wandb(workdir: epath.Path, project: str, config: Mapping[str, Any] | 
 class Progress:
     """A bar on a terminal, plain lines elsewhere: step, rate, ETA, loss, input-wait share."""
 
-    def __init__(self, start: int, total: int, every_seconds: float = 10.0):
-        self._start, self._total, self._every = start, total, every_seconds
+    def __init__(self, start: int, total: int, every_seconds: float = 10.0, enabled: bool = True):
+        self._start, self._total, self._every, self._enabled = start, total, every_seconds, enabled
         self._begin = self._printed = time.perf_counter()
         self._step, self._note = start, ""
         self._bar = None
-        if sys.stderr.isatty():
+        if enabled and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1)
@@ -132,7 +134,9 @@ class Progress:
             self._bar.update(step - self._step)
         self._step = step
         now = time.perf_counter()
-        if self._bar is None and (now - self._printed > self._every or step == self._total):
+        if not self._enabled or self._bar is not None:
+            return
+        if now - self._printed > self._every or step == self._total:
             self._printed = now
             rate = (step - self._start) / max(now - self._begin, 1e-9)
             left = (self._total - step) / rate
@@ -157,10 +161,75 @@ class Progress:
         """Prints a line without tearing the bar."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stdout)
-        else:
+        elif self._enabled:
             print(text, flush=True)
 
     def close(self) -> None:
         """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+class Clock:
+    """Wall-clock seconds by phase."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time inside `with` to the phase `name`."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+    def all(self) -> dict[str, float]:
+        """The phases and the total so far."""
+        return {**self.seconds, "total": time.perf_counter() - self._begin}
+
+
+class Meter:
+    """Speed of training proper: the watch stands still between `pause` and `resume`.
+
+    Args:
+      batch_size: source images a step.
+      waited: returns the seconds that the device has waited for input so far.
+    """
+
+    def __init__(self, batch_size: int, waited: Callable[[], float]):
+        self._batch_size, self._waited = batch_size, waited
+        self._mark = time.perf_counter()
+        self._since_read = self.seconds = 0.0
+        self._steps_read, self._wait_read = 0, 0.0
+
+    def pause(self) -> None:
+        """Stops the watch; the device should have finished its steps."""
+        now = time.perf_counter()
+        self._since_read += now - self._mark
+        self.seconds += now - self._mark
+        self._mark = now
+
+    def resume(self) -> None:
+        """Starts it again."""
+        self._mark = time.perf_counter()
+
+    def read(self, steps: int) -> dict[str, float]:
+        """Source images a second and input-wait share since the last reading, `steps` being done."""
+        self.pause()
+        elapsed, self._since_read = max(self._since_read, 1e-9), 0.0
+        done, self._steps_read = steps - self._steps_read, steps
+        waited = self._waited()
+        wait, self._wait_read = waited - self._wait_read, waited
+        return {"images_per_second": done * self._batch_size / elapsed, "data_wait": wait / elapsed}
+
+    def totals(self, steps: int) -> dict[str, float]:
+        """The same over all steps."""
+        self.pause()
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "images_per_second": steps * self._batch_size / seconds,
+            "data_wait": self._waited() / seconds,
+        }

@@ -1,14 +1,12 @@
-"""summary.json and the table of results that ends a run."""
+"""What summary.json says of a run, and the table of results that ends it."""
 
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-from etils import epath
 
 FILE = "summary.json"
 WHO = {"simclr": "SimCLR", "untrained": "untrained encoder", "raw_pixels": "raw pixels"}
@@ -18,7 +16,10 @@ METRICS = {
     "linear_all": "linear, all labels",
     "knn": "kNN, all labels",
 }
-PACKAGES = ("simclr_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+PACKAGES = (
+    "simclr_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
+    "tensorflow", "tensorflow-cpu", "tensorflow-datasets", "array_record",
+)  # fmt: skip
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def environment() -> dict[str, Any]:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+            continue
     return {
         "versions": versions,
         "device": {
@@ -58,14 +59,6 @@ def environment() -> dict[str, Any]:
             "jax_threefry_partitionable": jax.config.jax_threefry_partitionable,
         },
     }
-
-
-def write(workdir: epath.PathLike, summary: Mapping[str, Any]) -> None:
-    """Writes summary.json; through a temporary file, so that it is never half written."""
-    path = epath.Path(workdir) / FILE
-    half = path.with_suffix(".tmp")
-    half.write_text(json.dumps(summary, indent=2) + "\n")
-    half.replace(path)
 
 
 def table(summary: Mapping[str, Any]) -> str:

@@ -20,9 +20,7 @@ def make_mesh(devices: int = 0) -> Mesh:
     """A one-dimensional mesh over `devices` accelerators (0: all of them)."""
     available = jax.devices()
     if devices > len(available):
-        raise SimclrError(
-            f"config.mesh.devices={devices}: this machine has {len(available)}; 0 takes all"
-        )
+        raise SimclrError(f"config.mesh.devices={devices}: this machine has {len(available)}; 0 takes all")
     chosen = available[: devices or None]
     # Auto axes: with the default Explicit ones NT-Xent's product raises ShardingTypeError.
     return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)

@@ -92,9 +92,7 @@ def test_brightness(tf, version, expected):
     """With contrast off (one pixel is its own mean) and no colour, brightness is all that is left."""
     x = tf.constant(np.full((1, 1, 1), 0.3, np.float32))
     u = [0.0, 0.999999]
-    values = [
-        float(host_augment.color_jitter(x, [v, 0.5, 0.5, 0.5], 0.0, 1.0, version)[0, 0, 0]) for v in u
-    ]
+    values = [float(host_augment.color_jitter(x, [v, 0.5, 0.5, 0.5], 0.0, 1.0, version)[0, 0, 0]) for v in u]
     np.testing.assert_allclose(values, np.clip(expected, 0, 1), atol=1e-5)
 
 

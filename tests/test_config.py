@@ -7,6 +7,7 @@ from conftest import tiny_config
 
 from simclr_jax import config as cfg
 from simclr_jax import losses, models, optim, tasks
+from simclr_jax.data import host_augment
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import heads, resnet
 
@@ -14,7 +15,7 @@ BAD = {
     "task": "pretrian",
     "seed": -1,
     "data.source": "cifar10",
-    "data.channels": 4,
+    "data.channels": 0,
     "data.image_size": 4,
     "data.mean": (0.5, 0.5),
     "data.holdout": 1.0,
@@ -22,7 +23,8 @@ BAD = {
     "augment.crop_aspect": (1.0,),
     "augment.jitter": 1.5,
     "augment.brightness": "v3",
-    "augment.eval_crop": 0.0,
+    "augment.crop_min_covered": 1.5,
+    "eval.crop": 0.0,
     "model.encoder": "vit",
     "model.depth": 20,
     "model.stem": "small",
@@ -147,6 +149,13 @@ def test_older_workdir_keeps_its_behaviour(monkeypatch):
     now = tiny_config()
     cfg.adopt_old_behaviour(now, json.dumps(tree))
     assert cfg.differences(old, now) == []
+    chosen = tiny_config(augment__crop_min_covered=0.5)  # by the user: kept, and so refused
+    cfg.adopt_old_behaviour(chosen, json.dumps(tree))
+    assert len(cfg.differences(old, chosen)) == 1
+
+
+def test_augmentation_defaults_are_those_of_the_functions():
+    assert host_augment.Options(**cfg.default().augment) == host_augment.Options()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 1, "config": 3}'])

@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from simclr_jax.data import decode, order, pipeline, sources, splits
 from simclr_jax.data.host_augment import Options
+from simclr_jax.data.prefetch import Prefetch
 from simclr_jax.data.tf import load
 from simclr_jax.errors import SimclrError
 
@@ -40,9 +42,7 @@ def test_an_epoch_is_a_permutation_that_no_batch_straddles():
 
 def test_processes_share_out_the_same_global_batch():
     whole = order.step_examples(7, examples=100, batch=12, seed=3)
-    parts = [
-        order.step_examples(7, examples=100, batch=12, seed=3, process=p, processes=3) for p in range(3)
-    ]
+    parts = [order.step_examples(7, examples=100, batch=12, seed=3, process=p, processes=3) for p in range(3)]
     for k in range(2):
         np.testing.assert_array_equal(whole[k], np.concatenate([part[k] for part in parts]))
     np.testing.assert_array_equal(whole[1], 7 * 12 + np.arange(12))
@@ -62,7 +62,8 @@ FORMATS = [
 def test_every_mode_of_every_format_is_decoded_as_pillow_does(mode, kind, channels):
     file = io.BytesIO()
     photo().convert(mode).save(file, kind)
-    mine = decode.decode(load().constant(file.getvalue()), channels).numpy().astype(int)
+    image = decode.decode(load().constant(file.getvalue()))
+    mine = decode.to_channels(image, channels).numpy().astype(int)
     theirs = Image.open(file).convert("RGB")
     expected = np.asarray(theirs if channels == 3 else theirs.convert("L"), int)
     assert mine.shape == (24, 20, channels)
@@ -78,12 +79,12 @@ def animation(kind):
 
 
 def test_first_frame_of_an_animated_gif():
-    assert decode.decode(animation("GIF"), 3).numpy().max() < 10
+    assert decode.decode(animation("GIF")).numpy().max() < 10
 
 
 def test_animated_webp_is_refused():
     with pytest.raises(load().errors.InvalidArgumentError, match="animated WebP"):
-        decode.decode(animation("WEBP"), 3)
+        decode.decode(animation("WEBP"))
 
 
 # ---- folders ------------------------------------------------------------------------------------
@@ -128,6 +129,31 @@ def test_a_class_without_test_images_keeps_the_numbers(tmp_path):
     np.testing.assert_array_equal(found.test.fetch(np.arange(2))[1], [1, 2])
 
 
+@pytest.mark.parametrize("test", ["test/b/x.png", "val/b/deep/x.png"])
+def test_a_test_split_of_one_class(tmp_path, test):
+    for path in ("train/a/x.png", "train/b/x.png", test):
+        save(tmp_path / path)
+    found = folder(tmp_path)
+    assert found.test.classes == ("a", "b")
+    np.testing.assert_array_equal(found.test.fetch(np.arange(1))[1], [1])
+
+
+def test_a_test_split_without_classes(tmp_path):
+    for path in ("train/a/x.png", "train/b/x.png", "test/x.png"):
+        save(tmp_path / path)
+    found = folder(tmp_path)
+    assert found.train.classes == ("a", "b")
+    assert found.test.classes == ()
+
+
+def test_train_classes_without_a_test_folder(tmp_path):
+    for name in "ab":
+        for i in range(5):
+            save(tmp_path / "train" / name / f"{i}.png")
+    found = folder(tmp_path, holdout=0.2)
+    assert (found.train.size, found.test.size) == (8, 2)
+
+
 def test_a_class_that_train_lacks(tmp_path):
     for split, name in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "z")):
         save(tmp_path / split / name / "x.png")
@@ -167,7 +193,7 @@ def bad_folder(tmp_path, n=12):
     (tmp_path / "04.jpg").write_text("no image at all")
     whole = (tmp_path / "09.jpg").read_bytes()
     (tmp_path / "09.jpg").write_bytes(whole[: len(whole) // 2])
-    return folder(tmp_path, channels=3).train
+    return folder(tmp_path).train
 
 
 def test_unreadable_files_give_way_to_the_next_and_are_named_once(tmp_path):
@@ -210,9 +236,10 @@ def test_nothing_readable(tmp_path):
 )  # fmt: skip
 def test_npz(tmp_path, keys):
     x, y = tiny_arrays(20)
-    np.savez(tmp_path / "a.npz", **{k: (x, y[:, None])["label" in k or k[0] == "y"] for k in keys})
+    np.savez(tmp_path / "a.npz", **{k: y[:, None] if "label" in k or k[0] == "y" else x for k in keys})
     found = splits.load(f"npz:{tmp_path / 'a.npz'}")
-    assert found.train.size + found.test.size == (22 if len(keys) == 2 else 40) - 2 * (len(keys) == 2)
+    sizes = (18, 2) if len(keys) == 2 else (20, 20)  # without a test split, a tenth is held out
+    assert (found.train.size, found.test.size) == sizes
     assert found.train.classes == ("0", "1", "2", "3")
 
 
@@ -237,8 +264,28 @@ def test_arrays_of_the_wrong_kind(images, labels):
         sources.from_arrays(images, labels)
 
 
+@pytest.mark.parametrize(("have", "want"), [(1, 3), (3, 1), (4, 4)])
+def test_channels_are_converted(have, want):
+    source = sources.from_arrays(*tiny_arrays(8, channels=have))
+    batch = next(pipeline.eval_batches(source, batch=8, size=12, crop=1.0, channels=want))
+    images = source.fetch(np.arange(8))[0] / 255
+    luma = images @ [0.299, 0.587, 0.114] if have == 3 else None
+    expected = np.repeat(images, 3, -1) if want == 3 else luma[..., None] if want == 1 else images
+    np.testing.assert_allclose(batch["image"], expected, atol=0.6 / 255)
+
+
+def test_channels_that_cannot_be_converted():
+    source = sources.from_arrays(*tiny_arrays(8, channels=4))
+    with pytest.raises(SimclrError, match=r"config\.data\.channels=3: the images have 4"):
+        next(pipeline.eval_batches(source, batch=8, size=12, crop=1.0))
+
+
+def test_labels_that_are_all_unknown_are_none():
+    assert sources.from_arrays(tiny_arrays(6)[0], np.full(6, -1)).classes == ()
+
+
 def test_shipped_digits():
-    found = splits.load("builtin:mnist5k", channels=1)
+    found = splits.load("builtin:mnist5k")
     assert (found.train.size, found.test.size) == (4000, 1000)
     for source, each in zip(found, (400, 100), strict=True):
         images, labels = source.fetch(np.arange(source.size))
@@ -376,6 +423,8 @@ def test_tfds_that_fits_is_held_in_memory(tfds_dir, file_format):
     assert (found.train.size, found.test.size) == (20, 7)
     images, labels = found.train.fetch(np.arange(20))
     assert images.shape == (20, 24, 20, 3)
+    without = splits.load("tfds:small", data_dir=str(tfds_dir / file_format), test_split="")
+    assert without.test is None
     np.testing.assert_array_equal(np.bincount(labels), [7, 7, 6])
 
 
@@ -399,8 +448,15 @@ def test_tfrecord_is_a_stream(tfds_dir):
             np.testing.assert_array_equal(a["views"], b["views"])
     labels = [np.concatenate([whole[e]["label"], whole[e + 1]["label"]]) for e in (0, 2)]
     assert not np.array_equal(*labels)  # a new order every epoch
-    batches = list(pipeline.eval_batches(found.test, batch=4, size=16, crop=1.0))
-    assert sum(int(b["mask"].sum()) for b in batches) == 7
+    for processes in (1, 2):
+        parts = [
+            list(
+                pipeline.eval_batches(found.test, batch=4, size=16, crop=1.0, process=p, processes=processes)
+            )
+            for p in range(processes)
+        ]
+        assert len({len(part) for part in parts}) == 1
+        assert sum(int(b["mask"].sum()) for part in parts for b in part) == 7
 
 
 def test_tfds_that_is_not_there(tmp_path):
@@ -413,3 +469,42 @@ def test_tfds_that_is_not_there(tmp_path):
 def test_tfds_split_that_is_not_there(tfds_dir):
     with pytest.raises(SimclrError, match="no such split; there are test, train"):
         splits.load("tfds:small", data_dir=str(tfds_dir / "tfrecord"), test_split="validation")
+
+
+# ---- prefetch -----------------------------------------------------------------------------------
+
+
+def test_prefetch_gives_all_then_says_that_it_is_over():
+    batches = Prefetch(iter(range(5)), lambda b: 10 * b)
+    assert [batches.next() for _ in range(5)] == [0, 10, 20, 30, 40]
+    for _ in range(2):
+        with pytest.raises(SimclrError, match="input ended"):
+            batches.next()
+
+
+def test_prefetch_passes_errors_on():
+    def broken():
+        yield 1
+        raise KeyError("no such image")
+
+    batches = Prefetch(broken(), lambda b: b)
+    assert batches.next() == 1
+    with pytest.raises(KeyError, match="no such image"):
+        batches.next()
+    batches.close()
+
+
+def test_prefetch_counts_only_the_time_the_device_is_idle():
+    def slow():
+        for i in range(4):
+            time.sleep(0.1)
+            yield i
+
+    hidden = Prefetch(slow(), lambda b: b)
+    for _ in range(4):
+        hidden.next(lambda: time.sleep(0.25))  # the device works longer than the input takes
+    bare = Prefetch(slow(), lambda b: b)
+    for _ in range(4):
+        bare.next()
+    assert bare.wait_seconds > 0.3
+    assert hidden.wait_seconds < 0.5 * bare.wait_seconds

@@ -63,9 +63,7 @@ def test_endpoints(depth):
 
 def test_every_block_starts_as_the_identity():
     model = build(width=0.125)
-    variables = jax.jit(lambda x: model.init(jax.random.key(0), x, train=True))(
-        jnp.zeros((2, 16, 16, 3))
-    )
+    variables = jax.jit(lambda x: model.init(jax.random.key(0), x, train=True))(jnp.zeros((2, 16, 16, 3)))
     encoder = variables["params"]["encoder"]
     for name, block in encoder.items():
         if name.startswith("group"):
@@ -117,9 +115,7 @@ def test_bfloat16_computes_low_and_keeps_high(encoder):
     variables = shapes(model)
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.bfloat16)
-    out, _ = jax.eval_shape(
-        lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]), variables, x
-    )
+    out, _ = jax.eval_shape(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]), variables, x)
     assert out["projection"].dtype == jnp.bfloat16
     assert out["logits"].dtype == jnp.float32
 

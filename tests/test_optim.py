@@ -30,9 +30,7 @@ def flatten(tree):
 @pytest.mark.parametrize("weight_decay", [0.0, 1e-2])
 def test_lars(weight_decay, nesterov):
     rate = [0.0, 0.1, 0.4, 0.3]
-    tx = optim.create(
-        "lars", lambda i: jnp.asarray(rate)[i], weight_decay=weight_decay, nesterov=nesterov
-    )
+    tx = optim.create("lars", lambda i: jnp.asarray(rate)[i], weight_decay=weight_decay, nesterov=nesterov)
     params, update = variables(0), jax.jit(tx.update)
     state = tx.init(params)
     exact = {k: v.astype(np.float64) for k, v in flatten(params).items()}
@@ -79,9 +77,7 @@ def test_scaling():
 def test_frozen_parameters_do_not_move_and_biases_do_not_decay(name):
     params = variables(0)
     zero = jax.tree.map(jnp.zeros_like, params)
-    tx = optim.create(
-        name, lambda i: 0.1, weight_decay=0.1, trainable=lambda path: path.startswith("probe/")
-    )
+    tx = optim.create(name, lambda i: 0.1, weight_decay=0.1, trainable=lambda path: path.startswith("probe/"))
     updates, _ = tx.update(zero, tx.init(params), params)
     moved = {k: bool(np.any(v)) for k, v in flatten(updates).items()}
     assert moved == {k: k == "probe/dense/kernel" for k in moved}

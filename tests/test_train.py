@@ -225,6 +225,34 @@ def test_another_config_is_refused_with_a_diff_and_loses_nothing(tmp_path):
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 7))
 
 
+def test_nothing_trained_yet_is_not_refused(tmp_path):
+    with pytest.raises(SimclrError, match="the images have 3"):
+        run(tmp_path, splits=tiny_splits(channels=3), data__channels=2)
+    assert run(tmp_path, splits=tiny_splits(channels=3), data__channels=3, train__steps=2)
+
+
+def test_forcing_another_model_is_one_line(tmp_path):
+    run(tmp_path, train__steps=2)
+    with pytest.raises(SimclrError, match="does not hold this config's model"):
+        run(tmp_path, train__steps=4, model__width=0.5, force=True)
+
+
+def test_damaged_config_is_one_line(tmp_path):
+    run(tmp_path, train__steps=2)
+    (tmp_path / "config.json").write_text('{"sche')
+    with pytest.raises(SimclrError, match=r"config\.json is damaged"):
+        run(tmp_path, train__steps=2)
+
+
+def test_evaluating_a_finished_run_again_keeps_its_rates(tmp_path):
+    first = run(tmp_path, train__steps=4)
+    again = run(tmp_path, train__steps=4, eval__final=True)
+    assert again["rates"] == first["rates"]
+    assert again["seconds"]["compile"] == first["seconds"]["compile"]
+    assert "scores" not in first
+    assert again["scores"]["knn"]
+
+
 def test_other_images_are_refused(tmp_path):
     run(tmp_path, train__steps=4)
     with pytest.raises(SimclrError, match="training images"):
@@ -232,10 +260,14 @@ def test_other_images_are_refused(tmp_path):
 
 
 def test_free_fields_may_change(tmp_path):
-    run(tmp_path, train__steps=4)
-    summary = run(tmp_path, train__steps=4, checkpoint__keep=1, eval__batch_size=16,
+    run(tmp_path, train__steps=8)
+    before = rows(tmp_path)
+    os.rename(tmp_path / "checkpoints" / "8", tmp_path / "8")
+    summary = run(tmp_path, train__steps=8, checkpoint__keep=1, eval__batch_size=16, eval__crop=0.5,
                   log__tensorboard=False, data__data_dir="/moved", mesh__devices=2)  # fmt: skip
     assert summary["resumed_from"] == 4
+    for a, b in zip(before, rows(tmp_path), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 
 
 def test_rows_past_the_restored_step_are_cut(tmp_path):

@@ -55,12 +55,12 @@ def synthetic_batch(config) -> dict[str, np.ndarray]:
 
 def benchmark_step(config) -> dict:
     """Seconds of single steps, the median's source images a second, compile time and memory."""
-    real = DATA.value == "real"
+    real, steps = DATA.value == "real", STEPS.value + 2
+    config.train.steps = steps
     data = splits.load(**config.data) if real else synthetic_splits(config)
     mesh = sharding.make_mesh(config.mesh.devices)
     cfg.validate_run(config, data.train.size, mesh.size)
     task = TASKS[config.task](config, data, mesh)
-    steps = STEPS.value + 2
     optimizer, rate = train.build_optimizer(config, data.train.size, steps, task)
     state = train.init_state(task, optimizer, config.seed, mesh)
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
@@ -116,7 +116,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     try:
-        app.run(main)
+        app.run(main, flags_parser=lambda argv: command.parse(argv, words=1))
     except SimclrError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

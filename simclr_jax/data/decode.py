@@ -1,6 +1,7 @@
-"""Decoding image files in TensorFlow: JPEG, PNG, BMP, GIF and WebP, to gray or RGB uint8."""
+"""Decoding image files in TensorFlow: JPEG, PNG, BMP, GIF and WebP, to RGB uint8."""
 
 from simclr_jax.data.tf import load
+from simclr_jax.errors import SimclrError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
@@ -33,12 +34,28 @@ def _webp(data):
     return tf.reshape(frames, tf.shape(frames)[-3:])
 
 
-def decode(data, channels: int):
-    """Encoded bytes (scalar string) to an image `[h, w, channels]` uint8.
+def to_channels(image, channels: int):
+    """An image `[h, w, c]` uint8 with `channels` channels: gray to RGB, RGB to gray (luma), or as it is."""
+    tf = load()
+    if image.shape[-1] == channels:
+        return image
+    if (image.shape[-1], channels) == (1, 3):
+        return tf.image.grayscale_to_rgb(image)
+    if (image.shape[-1], channels) == (3, 1):
+        # Weights that add up to 1, so that gray stays what it is.
+        luma = tf.tensordot(tf.cast(image, tf.float32), [0.299, 0.587, 0.114], axes=1)
+        return tf.cast(tf.round(luma), tf.uint8)[..., None]
+    raise SimclrError(
+        f"config.data.channels={channels}: the images have {image.shape[-1]}, "
+        "and only gray and RGB are converted into each other"
+    )
 
-    Gray, palette, CMYK and RGBA become RGB, or gray (luma) where `channels` is 1; transparency is
-    dropped, of an animated GIF the first frame is taken. Fails with InvalidArgumentError where the
-    bytes are no whole image, or an animated WebP.
+
+def decode(data):
+    """Encoded bytes (scalar string) to an RGB image `[h, w, 3]` uint8.
+
+    Gray, palette, CMYK and RGBA become RGB (transparency is dropped), of an animated GIF the first frame
+    is taken. Fails with InvalidArgumentError where the bytes are no whole image, or an animated WebP.
     """
     tf = load()
     head = tf.strings.substr(data, 0, 4)
@@ -50,8 +67,4 @@ def decode(data, channels: int):
         default=lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
     )
     image.set_shape([None, None, 3])
-    if channels == 1:
-        # Weights that add up to 1, so that gray stays what it is.
-        luma = tf.tensordot(tf.cast(image, tf.float32), [0.299, 0.587, 0.114], axes=1)
-        image = tf.cast(tf.round(luma), tf.uint8)[..., None]
     return image

@@ -6,6 +6,7 @@ geometry and blur only.
 Sources: SimCLR (arXiv 2002.05709), appendix A, and the released code where the paper is silent.
 """
 
+import itertools
 from typing import NamedTuple
 
 from simclr_jax.data.tf import load
@@ -27,7 +28,6 @@ class Options(NamedTuple):
     blur: float = 0.5
     blur_kernel: float = 0.1
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    eval_crop: float = 0.875
 
 
 def view_key(seed: int, position, view: int):
@@ -121,8 +121,6 @@ def color_jitter(image, amounts, u_order, strength: float, brightness: str = "v2
       strength: ±80 % of brightness, contrast and saturation and ±0.2 of hue at 1 (appendix A).
       brightness: "v2" multiplies by a factor, "v1" adds an offset.
     """
-    import itertools
-
     tf = load()
     reach = 0.8 * strength
     low, high = max(1 - reach, 0.0), 1 + reach

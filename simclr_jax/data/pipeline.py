@@ -1,12 +1,13 @@
 """index → read → views → batch, in tf.data. Every batch is a function of the step."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from simclr_jax.data import order
-from simclr_jax.data.decode import decode
+from simclr_jax.data.decode import decode, to_channels
 from simclr_jax.data.host_augment import Options, center_view, random_view, view_key
 from simclr_jax.data.sources import Source, Stream
 from simclr_jax.data.tf import load
@@ -44,11 +45,12 @@ def train_batches(
         read = source.read
         runs = [_random_access_rows(source, start, stop, batch, seed, process, processes)]
     else:
-        read = _read_stream(channels)
+        read = _read_stream
         runs = _stream_rows(source, start, stop, batch, seed, process, processes)
 
     def example(payload, label, index, position):
         image, label, used = read(payload, label)
+        image = to_channels(image, channels)
         keys = [view_key(seed, position, view) for view in range(views)]
         stack = tf.stack([random_view(image, key, size, options) for key in keys])
         used = tf.where(used < 0, index, used)
@@ -96,35 +98,33 @@ def eval_batches(
         rows = _rows(source, ((i, np.zeros(len(i), np.int64)) for i in groups))
         read = source.read
     else:
-        rows = source.open(None, process, processes).take(count // processes)
+        rows = source.open(None, process, processes)
+        if index is not None:
+            rows = rows.take(count // processes + (process < count % processes))
         rows = rows.map(lambda data, label: (data, label, np.int64(0), np.int64(0)))
-        read = _read_stream(channels)
+        read = _read_stream
 
     def example(payload, label, index, _):
         image, label, used = read(payload, label)
-        image = center_view(image, size, crop)
+        image = center_view(to_channels(image, channels), size, crop)
         return {"image": image, "label": label, "index": index,
                 "used": tf.where(used < 0, index, used)}  # fmt: skip
 
     dataset = rows.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(share).prefetch(tf.data.AUTOTUNE)
-    left = -(-count // batch)
-    shape = (size, size, channels)
+    left = math.ceil(count / batch)
+    if isinstance(source, Stream):  # the largest share decides
+        left = math.ceil(math.ceil(count / processes) / share)
     for arrays in _run(dataset, source, threads):
         _ledger(source, arrays.pop("index"), arrays.pop("used"))
         missing = share - len(arrays["label"])
         arrays["mask"] = np.arange(share) < share - missing
         yield {k: _pad(v, missing) if k != "mask" else v for k, v in arrays.items()}
-        shape = arrays["image"].shape[1:]
         left -= 1
     for _ in range(left):  # another process still has rows
-        yield {"image": np.zeros((share, *shape), np.float32), "label": np.zeros(share, np.int32),
+        image = np.zeros((share, size, size, channels), np.float32)
+        yield {"image": image, "label": np.zeros(share, np.int32),
                "mask": np.zeros(share, bool)}  # fmt: skip
-
-
-def steps_per_epoch(source: Source | Stream, batch: int) -> int:
-    """Whole batches in the source."""
-    return source.size // batch
 
 
 # ---- rows: (payload, label, index, position) of single examples -----------------------------------
@@ -187,8 +187,8 @@ def _stream_rows(source, start, stop, batch, seed, process, processes) -> Iterat
         yield tf.data.Dataset.zip(tf.data.Dataset.range(first * share, last * share), rows).map(number)
 
 
-def _read_stream(channels: int) -> Callable:
-    return lambda data, label: (decode(data, channels), label, np.int64(-1))
+def _read_stream(data: Any, label: Any) -> tuple:
+    return decode(data), label, np.int64(-1)
 
 
 def _run(dataset: Any, source: Source | Stream, threads: int) -> Iterator[Batch]:
@@ -208,7 +208,7 @@ def _run(dataset: Any, source: Source | Stream, threads: int) -> Iterator[Batch]
 
 
 def _ledger(source: Source | Stream, wanted: np.ndarray, used: np.ndarray) -> None:
-    if isinstance(source, Source) and source.kind == "file":
+    if isinstance(source, Source) and source.names:
         source.note_replaced(wanted, used)
 
 

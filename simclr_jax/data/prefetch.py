@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from simclr_jax.errors import SimclrError
+
 
 class Prefetch:
     """Runs `put` over `batches` in a thread, `depth` batches ahead.
@@ -26,8 +28,8 @@ class Prefetch:
             for batch in batches:
                 if not self._offer((put(batch), None)):
                     return
-            self._offer((None, StopIteration()))
-        except Exception as error:  # goes to the consumer, which is where it can be told
+            self._offer((None, SimclrError("the input ended before the run did")))
+        except BaseException as error:  # goes to the consumer, which is where it can be told
             self._offer((None, error))
 
     def _offer(self, item: tuple) -> bool:
@@ -40,7 +42,11 @@ class Prefetch:
         return False
 
     def next(self, finish_steps: Callable[[], None] = lambda: None) -> Any:
-        """The next batch; raises what `batches` or `put` raised, StopIteration at the end."""
+        """The next batch; raises what `batches` or `put` raised, SimclrError at their end.
+
+        Args:
+          finish_steps: called when no batch is ready; returns when the device has nothing more to do.
+        """
         if self._queue.empty():
             finish_steps()
             begin = time.perf_counter()
@@ -49,6 +55,7 @@ class Prefetch:
         else:
             batch, error = self._queue.get()
         if error is not None:
+            self._offer((batch, error))  # for whoever asks again
             raise error
         return batch
 

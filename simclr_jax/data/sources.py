@@ -25,8 +25,7 @@ class Source:
 
     `fetch(index [m])` is plain Python and returns (payload [m, ...], label [m] int32, -1 for none);
     `read(payload, label)` is TensorFlow, runs in parallel, one example at a time, and returns
-    (image [h, w, c] uint8, label, index actually read or -1). `kind` says which: "array", "file" or
-    "record".
+    (image [h, w, c] uint8, label, index actually read or -1). `kind` is "array", "file" or "record".
     """
 
     kind: str
@@ -63,8 +62,13 @@ class Stream:
     unreadable: set[str] = field(default_factory=set, compare=False)
 
 
-def _digest(*parts: bytes) -> str:
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+def _digest(*parts: Any) -> str:
+    """Of bytes and arrays, without copying them."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]
 
 
 def from_arrays(images: np.ndarray, labels: np.ndarray | None = None, *, name: str = "arrays") -> Source:
@@ -88,7 +92,7 @@ def from_arrays(images: np.ndarray, labels: np.ndarray | None = None, *, name: s
                 f"not {np.asarray(labels).dtype} {list(np.shape(labels))}"
             )
         ids = ids.astype(np.int32)
-        classes = tuple(map(str, range(ids.max() + 1)))
+        classes = tuple(map(str, range(ids.max() + 1)))  # () where all are -1
 
     def read(image, label):
         image.set_shape(images.shape[1:])
@@ -101,7 +105,7 @@ def from_arrays(images: np.ndarray, labels: np.ndarray | None = None, *, name: s
         classes=classes,
         fetch=lambda index: (images[index], ids[index]),
         read=read,
-        fingerprint=_digest(str(images.shape).encode(), images.tobytes(), ids.tobytes()),
+        fingerprint=_digest(str(images.shape).encode(), images, ids),
     )
 
 
@@ -111,7 +115,6 @@ def from_files(
     classes: tuple[str, ...],
     *,
     root: str,
-    channels: int,
 ) -> Source:
     """Image files, decoded as they are read; an unreadable one gives way to the next in order."""
     n = len(paths)
@@ -125,7 +128,7 @@ def from_files(
 
         def load(offset):
             at = (index + offset) % n
-            return decode.decode(tf.io.read_file(all_paths[at]), channels), all_labels[at], at
+            return decode.decode(tf.io.read_file(all_paths[at])), all_labels[at], at
 
         # The first of index, index + 1, ... that decodes. A data set inside map is the one construct of
         # TensorFlow that survives a failed op without a detour through Python.
@@ -139,12 +142,12 @@ def from_files(
         classes=classes,
         fetch=lambda index: (index, ids[index]),
         read=read,
-        fingerprint=_digest("\n".join(names).encode(), ids.tobytes()),
+        fingerprint=_digest("\n".join(names).encode(), ids),
         names=names,
     )
 
 
-def from_records(records: Any, *, name: str, classes: tuple[str, ...], channels: int) -> Source:
+def from_records(records: Any, *, name: str, classes: tuple[str, ...]) -> Source:
     """Encoded images with random access: `records[i]` is {"image": bytes, "label": int}."""
 
     def fetch(index):
@@ -158,7 +161,7 @@ def from_records(records: Any, *, name: str, classes: tuple[str, ...], channels:
         return payload, np.array(labels, np.int32)
 
     def read(data, label):
-        return decode.decode(data, channels), label, np.int64(-1)
+        return decode.decode(data), label, np.int64(-1)
 
     return Source(
         kind="record",

@@ -1,6 +1,8 @@
 """Finds the train and test split that `config.data` names."""
 
+import dataclasses
 import importlib.resources
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -31,10 +33,9 @@ def load(
     train_split: str = "train",
     test_split: str = "test",
     holdout: float = 0.1,
-    channels: int = 3,
     memory_gb: float = 2.0,
     shuffle_buffer: int = 16384,
-    **_: Any,
+    **_: Any,  # what config.data says of the pipeline
 ) -> Splits:
     """The splits of `tfds:NAME`, `folder:PATH`, `npz:PATH` or `builtin:mnist5k`.
 
@@ -50,10 +51,10 @@ def load(
     elif kind == "npz":
         splits = _npz(_resolve(where, data_dir), holdout)
     elif kind == "folder":
-        splits = _folder(_resolve(where, data_dir), train_split, test_split, holdout, channels)
+        splits = _folder(_resolve(where, data_dir), train_split, test_split, holdout)
     elif kind == "tfds":
-        splits = _tfds(where, data_dir, download, (train_split, test_split), channels, memory_gb,
-                       shuffle_buffer)  # fmt: skip
+        names = (train_split, test_split)
+        splits = _tfds(where, data_dir, download, names, memory_gb, shuffle_buffer)
     else:
         raise SimclrError(f"config.data.source={source!r}: give the arrays to run(), or see --help")
     _check_classes(splits)
@@ -78,7 +79,7 @@ def _check_classes(splits: Splits) -> None:
 
 def held_out(examples: int, share: float) -> tuple[np.ndarray, np.ndarray]:
     """(train, test) index for a set without a test split; the same `share` is tested on every time."""
-    test = max(1, round(examples * share)) if share else 0
+    test = min(max(1, round(examples * share)), examples - 1) if share else 0
     order = np.random.Generator(np.random.Philox(key=0)).permutation(examples)
     return np.sort(order[test:]), np.sort(order[:test])
 
@@ -133,44 +134,45 @@ def _images_below(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _scan(root: Path) -> tuple[list[str], list[int] | None, tuple[str, ...]]:
-    """(paths, labels, classes): folders of images in `root` are classes, images in it have no label."""
+def _scan(root: Path, known: tuple[str, ...] = ()) -> tuple[list[str], list[int] | None, tuple[str, ...]]:
+    """(paths, labels, classes) of a folder: its subfolders of images are classes, unless it has images too.
+
+    A single subfolder tells no classes apart, but in a test split it can be one of the `known` ones.
+    """
     inside = sorted(p for p in root.iterdir() if not p.name.startswith("."))
     by_class = {p.name: _images_below(p) for p in inside if p.is_dir()}
     by_class = {name: paths for name, paths in by_class.items() if paths}
     loose = any(p.is_file() and p.suffix.lower() in EXTENSIONS for p in inside)
-    if loose or len(by_class) < 2:  # one folder tells no classes apart
+    if known and by_class and not loose and set(by_class) <= set(known):
+        classes = known
+    elif loose or len(by_class) < 2:
         return _images_below(root), None, ()
+    else:
+        classes = tuple(by_class)
     paths = [path for files in by_class.values() for path in files]
-    labels = [i for i, files in enumerate(by_class.values()) for _ in files]
-    return paths, labels, tuple(by_class)
+    labels = [classes.index(name) for name, files in by_class.items() for _ in files]
+    return paths, labels, classes
 
 
-def _folder(root: Path, train_split: str, test_split: str, holdout: float, channels: int) -> Splits:
+def _folder(root: Path, train_split: str, test_split: str, holdout: float) -> Splits:
     if not root.is_dir():
         raise SimclrError(f"folder:{root}: no such folder")
-    name = f"folder:{root}"
 
     def source(folder, paths, labels, classes):
         if not paths:
             raise SimclrError(f"folder:{folder}: no image ({', '.join(EXTENSIONS)}) in it")
-        return from_files(paths, labels, classes, root=str(root), channels=channels)
+        return from_files(paths, labels, classes, root=str(root))
 
+    train_folder, tests = root, []
     if (root / train_split).is_dir():
-        train = source(root / train_split, *_scan(root / train_split))
-        tests = [root / test for test in (test_split, *TEST_NAMES) if (root / test).is_dir()]
-        if not tests:
-            return Splits(train, None)
-        paths, labels, classes = _scan(tests[0])
-        if train.classes and set(classes) < set(train.classes):  # a class without test images
-            labels = [train.classes.index(classes[label]) for label in labels]
-            classes = train.classes
-        return Splits(train, source(tests[0], paths, labels, classes))
-    paths, labels, classes = _scan(root)
+        train_folder = root / train_split
+        tests = [root / name for name in (test_split, *TEST_NAMES) if name and (root / name).is_dir()]
+    paths, labels, classes = _scan(train_folder)
+    if tests:
+        train = source(train_folder, paths, labels, classes)
+        return Splits(train, source(tests[0], *_scan(tests[0], classes)))
     if not classes:  # nothing to score: train on all
-        return Splits(source(root, paths, labels, classes), None)
-    if len(paths) < 2:
-        raise SimclrError(f"{name}: one image is not enough to train on")
+        return Splits(source(train_folder, paths, labels, classes), None)
 
     def part(index):
         return source(root, [paths[i] for i in index], [labels[i] for i in index], classes)
@@ -197,23 +199,34 @@ def _builder(name: str, data_dir: str | None, download: bool) -> Any:
         if not download:
             raise SimclrError(f"config.data.source='tfds:{name}': not in {where}; {remedy}")
         print(f"tfds:{name}: downloading {builder.info.download_size} into {where}", flush=True)
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except Exception as error:  # no network, no space, files to be fetched by hand: TFDS says which
+            line = " ".join(str(error).split())
+            raise SimclrError(f"tfds:{name}: TFDS could not prepare it: {line}") from None
     return builder
 
 
-def _tfds(name: str, data_dir: str | None, download: bool, splits: tuple[str, str], channels: int,
-          memory_gb: float, buffer: int) -> Splits:  # fmt: skip
+def _tfds(
+    name: str,
+    data_dir: str | None,
+    download: bool,
+    splits: tuple[str, str],
+    memory_gb: float,
+    buffer: int,
+) -> Splits:
     builder = _builder(name, data_dir, download)
     features = builder.info.features
     if "image" not in features:
         raise SimclrError(f"tfds:{name}: has {', '.join(features)}, but no feature named image")
     classes = tuple(getattr(features["label"], "names", ())) if "label" in features else ()
-    parts = [_tfds_split(builder, split, classes, channels, memory_gb, buffer) for split in splits]
-    return Splits(*parts)
+    train, test = (_tfds_split(builder, s, classes, memory_gb, buffer) if s else None for s in splits)
+    return Splits(train, test)
 
 
-def _tfds_split(builder: Any, split: str, classes: tuple[str, ...], channels: int,
-                memory_gb: float, buffer: int) -> Source | Stream:  # fmt: skip
+def _tfds_split(
+    builder: Any, split: str, classes: tuple[str, ...], memory_gb: float, buffer: int
+) -> Source | Stream:
     import tensorflow_datasets as tfds
 
     name = f"tfds:{builder.info.full_name}/{split}"
@@ -222,22 +235,19 @@ def _tfds_split(builder: Any, split: str, classes: tuple[str, ...], channels: in
     except (KeyError, ValueError):
         raise SimclrError(
             f"{name}: no such split; there are {', '.join(sorted(builder.info.splits))} "
-            "(config.data.train_split, config.data.test_split)"
+            "(config.data.train_split, config.data.test_split; an empty test_split for none)"
         ) from None
     shape = builder.info.features["image"].shape
     records = builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD
     if None not in shape and size * np.prod(shape) <= memory_gb * 2**30:
         images, labels = _read_all(_open(builder, split, records), size, shape, bool(classes))
         made = from_arrays(images, labels, name=name)
-        return Source(**{**made.__dict__, "classes": classes})
-    raw = {"image": tfds.decode.SkipDecoding()}
+        return dataclasses.replace(made, classes=classes if made.classes else ())
+    first = [row["label"] for row in itertools.islice(_open(builder, split, records), 16)] if classes else ()
+    classes = classes if any(label >= 0 for label in first) else ()  # some splits have names but no labels
     if records:
-        return from_records(
-            builder.as_data_source(split, decoders=raw),
-            name=name,
-            classes=classes,
-            channels=channels,
-        )
+        raw = {"image": tfds.decode.SkipDecoding()}
+        return from_records(builder.as_data_source(split, decoders=raw), name=name, classes=classes)
     return Stream(
         name=name,
         size=size,

@@ -25,7 +25,7 @@ def _nearest(queries, bank, size, k, bank_chunk):
     def step(best, chunk):
         vectors, offset = chunk
         similarity = jnp.matmul(queries, vectors.T, precision=Precision.HIGHEST)
-        index = offset + jnp.arange(bank_chunk)
+        index = offset + jnp.arange(bank_chunk, dtype=jnp.int32)
         similarity = jnp.where(index < size, similarity, -jnp.inf)  # the filling of the last chunk
         near, where = jax.lax.top_k(similarity, min(k, bank_chunk))
         values = jnp.concatenate([best[0], near], axis=1)
@@ -71,9 +71,7 @@ def nearest(
     return np.concatenate(similarity), np.concatenate(index)
 
 
-def vote(
-    similarity: np.ndarray, labels: np.ndarray, k: int, temperature: float, classes: int
-) -> np.ndarray:
+def vote(similarity: np.ndarray, labels: np.ndarray, k: int, temperature: float, classes: int) -> np.ndarray:
     """Class scores `[q, classes]`: each of the k nearest votes with weight exp(similarity / T).
 
     Args:
@@ -111,6 +109,5 @@ def evaluate(
     labels = bank_labels[index]
     scores = {s: vote(similarity, labels, *s, classes) for s in settings}
     return {
-        s: (top_k_accuracy(x, query_labels, 1), top_k_accuracy(x, query_labels, 5))
-        for s, x in scores.items()
+        s: (top_k_accuracy(x, query_labels, 1), top_k_accuracy(x, query_labels, 5)) for s, x in scores.items()
     }

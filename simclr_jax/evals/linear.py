@@ -41,7 +41,8 @@ def fit(features, labels, mask, l2s, *, classes: int, iterations: int = 100, tol
     Returns:
       {"kernel": [m, d, classes], "bias": [m, classes]}.
     """
-    dtype = features.dtype
+    dtype = jnp.result_type(float)  # float64 where it is enabled
+    features, l2s = features.astype(dtype), l2s.astype(dtype)
     zero = {
         "kernel": jnp.zeros((features.shape[1], classes), dtype),
         "bias": jnp.zeros((classes,), dtype),

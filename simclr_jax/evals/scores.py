@@ -59,9 +59,7 @@ def score(
 
     settings = [(k, t) for k in K for t in TEMPERATURES]
     search = {"mesh": mesh, "classes": classes}
-    tried = knn.evaluate(
-        *_rows(train, rest[:knn_bank]), *_rows(train, held), settings=settings, **search
-    )
+    tried = knn.evaluate(*_rows(train, rest[:knn_bank]), *_rows(train, held), settings=settings, **search)
     best = max(settings, key=lambda s: tried[s][0])
     found = knn.evaluate(*_rows(train, order[:knn_bank]), *test, settings=[best], **search)
     scores["knn"] = proportion(found[best][0], {"k": best[0], "temperature": best[1]})
@@ -72,9 +70,7 @@ def score(
     for count in LABELS:
         if classes <= count <= len(rest):
             drawn = [rest[linear.balanced_draw(train.labels[rest], count, rng)] for _ in range(draws)]
-            scores[f"linear_{count}"] = _few_labels(
-                scaled, scaled_test, drawn, held, classes, iterations
-            )
+            scores[f"linear_{count}"] = _few_labels(scaled, scaled_test, drawn, held, classes, iterations)
 
     limit = linear_examples or len(order)
     fit_all = _fit_all(mesh, classes, iterations)

@@ -41,7 +41,8 @@ class CNN(nn.Module):
         return ends
 
 
-def create(*, width: float, dtype, param_dtype, **_) -> CNN:
-    """The small CNN, every width multiplied by `width`; `depth` and `stem` are the ResNet's."""
-    widths = tuple(round(features * width) for features in CNN.widths)
+def create(*, depth: int, width: float, stem: str, dtype, param_dtype) -> CNN:
+    """The small CNN, every width multiplied by `width`; it has one depth and one stem."""
+    del depth, stem
+    widths = tuple(max(1, round(features * width)) for features in CNN.widths)
     return CNN(widths, dtype=dtype, param_dtype=param_dtype)

@@ -94,7 +94,7 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
-        width = lambda features: round(features * self.width)  # noqa: E731
+        width = lambda features: max(1, round(features * self.width))  # noqa: E731
         ends = {}
         cifar = self.stem == "cifar"
         x = conv(width(64), 3 if cifar else 7, 1 if cifar else 2, name="stem_conv")(x)

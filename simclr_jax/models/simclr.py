@@ -31,9 +31,7 @@ class SimCLR(nn.Module):
         return self.encoder(images, train)["final_avg_pool"]
 
 
-def normalize_images(
-    images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype
-) -> jax.Array:
+def normalize_images(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype) -> jax.Array:
     """Images `[n, h, w, c]`, uint8 or float in [0, 1], as the encoder takes them.
 
     SimCLR's own encoders take [0, 1] as it is; mean and std, one value a channel, are for others.
@@ -56,13 +54,14 @@ def create(
     projection: str,
     projection_layers: int,
     projection_dim: int,
+    probe: bool = True,
     classes: int = 0,
 ) -> SimCLR:
-    """The model of a config's `model` tree; `classes` = 0 leaves the probe out."""
+    """The model of a config's `model` tree; without classes there is no probe."""
     dtype = jnp.dtype(dtype)
     param_dtype = jnp.promote_types(dtype, jnp.float32)
     return SimCLR(
         ENCODERS[encoder](depth=depth, width=width, stem=stem, dtype=dtype, param_dtype=param_dtype),
         Projection(PROJECTIONS[projection](projection_layers), projection_dim, dtype, param_dtype),
-        Probe(classes, param_dtype) if classes else None,
+        Probe(classes, param_dtype) if probe and classes else None,
     )

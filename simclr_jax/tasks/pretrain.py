@@ -29,18 +29,11 @@ NEIGHBOURS = 8  # beside each query in the retrieval figure
 PAIRS = 8  # images in the figure of views
 
 
-def build_model(config: ConfigDict, classes: int) -> simclr.SimCLR:
-    """The model that `config.model` describes."""
-    fields = config.model.to_dict()
-    probe = fields.pop("probe")
-    return simclr.create(**fields, classes=classes if probe else 0)
-
-
 def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     """The task of `config`, on the images of `splits`."""
     train = splits.train
     data, steps = config.data, cfg.total_steps(config, train.size)
-    model = build_model(config, len(train.classes))
+    model = simclr.create(**config.model, classes=len(train.classes))
     dtype = jnp.dtype(config.model.dtype)
     share = {"process": jax.process_index(), "processes": jax.process_count()}
     reading = {"size": data.image_size, "channels": data.channels, "threads": data.threads, **share}
@@ -81,12 +74,12 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         value, metrics = LOSSES[config.loss.name](
             outputs["projection"], config.loss.temperature, gather=gather
         )
-        value *= config.loss.scale
-        metrics["loss"] = total = value
+        total = value * config.loss.scale
+        metrics["loss"] = total
         if "logits" in outputs:
             probe, accuracy = probe_loss(outputs["logits"], batch["label"])
             metrics |= {"probe_loss": probe, "probe_accuracy": accuracy}
-            total = value + probe
+            total = total + probe
         return total, metrics
 
     return Task(
@@ -118,7 +111,7 @@ class _Evaluations:
         self.config, self.splits, self.mesh = config, splits, mesh
         self.init, self.reading = init, reading
         self.classes = len(splits.train.classes)
-        self.labelled = bool(splits.test and splits.test.classes and self.classes)
+        self.labelled = bool(splits.test and splits.test.classes and self.classes)  # can be scored
 
         def encode(state, images):
             variables = {"params": state[0], **state[1]}
@@ -141,7 +134,7 @@ class _Evaluations:
         return pipeline.eval_batches(
             split,
             batch=self.config.eval.batch_size,
-            crop=self.config.augment.eval_crop,
+            crop=self.config.eval.crop,
             index=index,
             **self.reading,
         )
@@ -163,6 +156,8 @@ class _Evaluations:
         variables = (state.params, state.model_state)
         bank = self.features(variables, self.splits.train, options.bank)
         queries = self.features(variables, self.splits.test)
+        if not len(bank.labels) or not len(queries.labels):
+            return {}
         setting = (options.k, options.temperature)
         found = knn.evaluate(*bank, *queries, mesh=self.mesh, classes=self.classes, settings=[setting])
         return {"knn_top1": found[setting][0], "knn_top5": found[setting][1]}
@@ -238,7 +233,7 @@ def _draw_views(workdir: epath.Path, batch, config: ConfigDict, train: Source, r
         index, _ = order.step_examples(
             step, examples=train.size, batch=config.train.batch_size, seed=config.seed
         )
-        crop = config.augment.eval_crop
+        crop = config.eval.crop
         reading = {**reading, "process": 0, "processes": 1}
         shown = pipeline.eval_batches(
             train, batch=len(views), index=index[: len(views)], crop=crop, **reading

@@ -1,0 +1,74 @@
+"""The folder of a run: whose it is, and what is noted in it."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax import config as cfg
+from simclr_jax import files
+from simclr_jax.errors import SimclrError
+
+UNREADABLE = "unreadable_files.txt"
+
+
+def claim(
+    workdir: epath.Path,
+    config: ConfigDict,
+    data: dict[str, Any],
+    *,
+    trained: bool,
+    force: bool = False,
+    enabled: bool = True,
+) -> ConfigDict:
+    """Writes config.json, or compares with the one that is there.
+
+    Args:
+      data: identifies the training images: {examples, fingerprint, classes}.
+      trained: there is a checkpoint, so that another config must not go on from it.
+      force: go on all the same.
+      enabled: whether this process writes.
+
+    Returns:
+      the config, with the old behaviour of fields that the workdir's own version did not have.
+
+    Raises:
+      SimclrError: what is there was made by another config or from other images.
+    """
+    config, path = config.copy_and_resolve_references(), workdir / cfg.FILE
+    if trained and not path.exists():
+        raise SimclrError(f"{workdir} has checkpoints but no {cfg.FILE}: choose another --workdir")
+    if trained:
+        text = path.read_text()
+        old, old_data = cfg.from_json(text)
+        cfg.adopt_old_behaviour(config, text)
+        changed = cfg.differences(old, config)
+        changed += [
+            f"training images, {name}: {old_data.get(name)!r} -> {value!r}"
+            for name, value in data.items()
+            if old_data and old_data.get(name) != value
+        ]
+        if changed and not force:
+            differences = "\n  ".join(changed)
+            raise SimclrError(
+                f"{workdir} holds a run that differs in:\n  {differences}\n"
+                "Choose another --workdir, or go on all the same with --resume=force"
+            )
+    if enabled:
+        files.write(path, cfg.to_json(config, data))
+    return config
+
+
+def note_unreadable(
+    workdir: epath.Path, names: Iterable[str], say: Callable[[str], None], enabled: bool = True
+) -> list[str]:
+    """Keeps the names of unreadable files over interruptions, says each once; all names so far."""
+    path = workdir / UNREADABLE
+    before = path.read_text().splitlines() if path.exists() else []
+    new = sorted(set(names) - set(before))
+    if new and enabled:
+        files.write(path, "".join(f"{name}\n" for name in before + new))
+        for name in new:
+            say(f"unreadable, replaced by the next file: {name}")
+    return sorted(before + new)
