@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -88,6 +89,16 @@ def test_float32_step_is_equal_on_one_and_eight_devices(encoder):
         # The floor is for leaves whose gradient cancels to rounding noise.
         size = max(np.linalg.norm(g), 1e-3 * scale)
         assert np.linalg.norm(g - other) < 1e-4 * size, jax.tree_util.keystr(path)
+
+
+def test_a_step_gathers_the_embeddings_once_and_moves_no_images():
+    _, step_fn, state, batches, mesh = start(8)
+    batch = sharding.put_batch(next(batches), mesh)
+    program = jax.jit(step_fn, donate_argnums=0).lower(state, batch).compile().as_text()
+    gathers = re.findall(r"= (\S+) all-gather(?:-start)?\(", program)
+    assert [g.split("{")[0] for g in gathers] == ["f32[16,2,8]"]  # n × 2 embeddings of 8 numbers
+    assert "all-to-all" not in program
+    assert "collective-permute" not in program
 
 
 # ---- killed and resumed -----------------------------------------------------------------------------
@@ -336,6 +347,19 @@ def cache_everything():
     jax.config.update(name, 0)
     yield
     jax.config.update(name, 0.5)
+
+
+def test_the_cache_is_put_where_the_config_says(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    before = jax.config.jax_compilation_cache_dir
+    train.use_compile_cache("")
+    assert jax.config.jax_compilation_cache_dir == before
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        train.use_compile_cache("auto")
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "simclr_jax" / "xla")
+    finally:
+        train.use_compile_cache(before)
 
 
 @pytest.mark.usefixtures("cache_everything")

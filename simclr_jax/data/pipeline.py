@@ -197,9 +197,10 @@ def _run(dataset: Any, source: Source | Stream, threads: int) -> Iterator[Batch]
     options.deterministic = True
     if threads:
         options.threading.private_threadpool_size = threads
+    invalid = tf.errors.InvalidArgumentError  # looked up now: a generator may be closed at exit
     try:
         yield from dataset.with_options(options).as_numpy_iterator()
-    except tf.errors.InvalidArgumentError as error:
+    except invalid as error:
         if "Dataset was empty" in str(error):
             problem = f"none of its {source.size} files can be read as an image"
         else:

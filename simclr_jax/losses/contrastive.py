@@ -47,9 +47,10 @@ def nt_xent(
     rows = z.reshape(2 * n, -1)
     columns = gather(rows)
     logits = jnp.matmul(rows, columns.T, precision=Precision.HIGHEST) / temperature
-    index = jnp.arange(2 * n)
-    itself = index[:, None] == index[None, :]
-    positive = jnp.sum(jnp.where((index ^ 1)[:, None] == index[None, :], logits, 0), axis=1)
+    # Iotas of the full shape: of a vector of indices, the devices would gather each other's parts.
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
+    itself = row == column
+    positive = jnp.sum(jnp.where(row ^ 1 == column, logits, 0), axis=1)
     loss = jnp.mean(jax.nn.logsumexp(jnp.where(itself, -jnp.inf, logits), axis=1) - positive)
 
     ab = jax.lax.stop_gradient(logits.reshape(n, 2, n, 2)[:, 0, :, 1])

@@ -1,0 +1,74 @@
+"""Rates, rows, progress."""
+
+import json
+import time
+
+import pytest
+
+from simclr_jax import metrics
+
+
+def test_meter_leaves_out_what_is_no_training():
+    waited = [0.0]
+    meter = metrics.Meter(batch_size=10, waited=lambda: waited[0])
+    time.sleep(0.2)
+    meter.pause()  # an evaluation
+    time.sleep(0.3)
+    meter.resume()
+    time.sleep(0.2)
+    waited[0] = 0.1
+    read = meter.read(steps=4)
+    assert 40 / 0.6 < read["images_per_second"] <= 40 / 0.4
+    assert 0.1 / 0.6 < read["data_wait"] <= 0.1 / 0.4
+    time.sleep(0.1)
+    again = meter.read(steps=5)
+    assert 10 / 0.2 < again["images_per_second"] <= 10 / 0.1
+    assert again["data_wait"] == 0
+    assert 50 / 0.8 < meter.totals(steps=5)["images_per_second"] <= 50 / 0.5
+
+
+def test_rows_survive_a_torn_line_and_numbers_json_lacks(tmp_path):
+    writers = metrics.Writers(tmp_path, 0, tensorboard=False)
+    writers.write(1, {"loss": 2.0})
+    writers.write(2, {"loss": float("inf")})
+    writers.close()
+    with (tmp_path / metrics.JSONL).open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert metrics.read_rows(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}]
+    metrics.Writers(tmp_path, 1, tensorboard=False).close()
+    lines = (tmp_path / metrics.JSONL).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1]
+
+
+def test_disabled_writers_touch_nothing(tmp_path):
+    writers = metrics.Writers(tmp_path, 0, enabled=False)
+    writers.write(1, {"loss": 1.0})
+    writers.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_prints_plain_lines_with_rate_and_eta(capsys):
+    progress = metrics.Progress(10, 12, every_seconds=0)
+    progress.note({"loss": 1.5, "images_per_second": 1234.5, "data_wait": 0.25})
+    progress.step(11)
+    progress.step(12)
+    progress.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    for text in ("step 11/12 (92 %)", "steps/s", "ETA 0:0", "loss 1.500", "1234", "input wait 25%"):
+        assert text in lines[0]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_tensorboard_restart_forgets_later_steps(tmp_path, count):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for restored in (0, count):
+        writers = metrics.Writers(tmp_path, restored)
+        for step in range(restored + 1, 6):
+            writers.write(step, {"loss": float(step + 10 * restored)})
+        writers.close()
+        time.sleep(1.1)  # event files are told apart and ordered by the second
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4, 5]
+    assert events.Scalars("loss")[-1].value == 5 + 10 * count
