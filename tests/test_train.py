@@ -57,10 +57,9 @@ def test_float64_losses_are_equal_on_one_and_eight_devices(tmp_path):
             assert a[key] == pytest.approx(b[key], rel=1e-9)
 
 
-@pytest.mark.parametrize("encoder", ["cnn", "resnet"])
-def test_float32_step_is_equal_on_one_and_eight_devices(encoder):
-    small = {"model__encoder": encoder, "data__channels": 3, "model__depth": 18}
-    small |= {"model__stem": "cifar", "model__width": 0.125 if encoder == "resnet" else 0.25}
+def test_float32_step_is_equal_on_one_and_eight_devices():
+    small = {"model__encoder": "resnet", "model__depth": 18, "model__stem": "cifar"}
+    small |= {"model__width": 0.125, "data__channels": 3}
     _, step_fn, state, batches, mesh = start(1, **small)
     step = jax.jit(step_fn, donate_argnums=0)
     for _ in range(20):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from simclr_jax import config as cfg
 from simclr_jax import main as command
@@ -96,6 +96,7 @@ def benchmark_step(config) -> dict:
 
 def main(argv: list[str]) -> None:
     """Runs the part that is named."""
+    logging.set_verbosity(logging.WARNING)
     part = argv[1] if len(argv) > 1 else "(none)"
     if part not in PARTS:
         raise SimclrError(f"part {part!r}: must be one of {', '.join(PARTS)}")

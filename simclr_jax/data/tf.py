@@ -1,7 +1,11 @@
 """The one door to TensorFlow: imported late, kept off the accelerator, quiet."""
 
+import contextlib
 import functools
 import os
+import sys
+import tempfile
+from collections.abc import Iterator
 
 
 @functools.cache
@@ -14,8 +18,27 @@ def load():
     import jax
 
     jax.devices()  # JAX takes its devices first
-    import tensorflow as tf
+    with _no_greetings():
+        import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
     tf.config.set_visible_devices([], "TPU")
     return tf
+
+
+@contextlib.contextmanager
+def _no_greetings() -> Iterator[None]:
+    """Holds back what C++ writes to stderr before TensorFlow's log level counts; an error shows it."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(before, held.read())
+            raise
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
