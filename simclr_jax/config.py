@@ -317,7 +317,7 @@ def validate_run(config: ConfigDict, examples: int, devices: int) -> None:
     if batch > examples:
         raise SimclrError(
             f"config.train.batch_size={batch}: larger than the training set ({examples} images); "
-            f"at most {examples // devices * devices} on {devices} devices"
+            f"at most --config.train.batch_size={examples // devices * devices}"
         )
     for field, value in (("train.batch_size", batch), ("eval.batch_size", config.eval.batch_size)):
         if value % devices:

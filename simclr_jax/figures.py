@@ -55,9 +55,9 @@ def views(path: epath.PathLike, originals: np.ndarray | None, pairs: np.ndarray)
 def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
     """Loss, contrastive accuracy and kNN accuracy over the steps of metrics.jsonl."""
     panels = (
-        ("loss", "contrastive loss (nats)", 1),
+        ("loss", "contrastive loss × config.loss.scale", 1),
         ("contrast_accuracy", "contrastive accuracy (%)", 100),
-        ("knn_top1", "kNN top-1 (%)", 100),
+        ("knn_top1", "kNN while training, top-1 (%)", 100),
         ("probe_accuracy", "online probe, views of train (%)", 100),
     )
     series = []

@@ -92,6 +92,8 @@ def run(
     results = {}
     for name, (period, evaluate) in task.evals.items():
         if period == 0:
+            if first_process:
+                print(f"{name} ...", flush=True)
             with clock.phase(name):
                 results |= evaluate(state, Context(steps, workdir))
     return finish(workdir, config, first, steps, results, rates, task, clock)

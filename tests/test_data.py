@@ -243,6 +243,12 @@ def test_npz(tmp_path, keys):
     assert found.train.classes == ("0", "1", "2", "3")
 
 
+def test_npz_without_labels_trains_on_all(tmp_path):
+    np.savez(tmp_path / "a.npz", images=tiny_arrays(20)[0])
+    found = splits.load(f"npz:{tmp_path / 'a.npz'}")
+    assert (found.train.size, found.test) == (20, None)
+
+
 def test_npz_that_is_none(tmp_path):
     (tmp_path / "a.npz").write_text("no")
     for path, text in (("a.npz", "not an .npz file"), ("b.npz", "no such file")):

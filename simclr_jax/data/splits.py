@@ -115,6 +115,8 @@ def _npz(path: Path, holdout: float) -> Splits:
 
     if test_x in keys:
         return Splits(part(train_x, train_y), part(test_x, test_y))
+    if train_y not in keys:  # nothing to score: train on all
+        return Splits(part(train_x, train_y), None)
     train, test = held_out(len(arrays[train_x]), holdout)
     return Splits(part(train_x, train_y, train), part(train_x, train_y, test) if len(test) else None)
 
