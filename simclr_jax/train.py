@@ -138,7 +138,8 @@ def train(
         row = {k: float(v) for k, v in jax.device_get(numbers).items()} | speed | more
         writers.write(step, row)
         progress.note(row)
-        folder.note_unreadable(workdir, task.unreadable(), progress.say, first_process)
+        if names := task.unreadable():  # otherwise no file is read at every log
+            folder.note_unreadable(workdir, names, progress.say, first_process)
         check_finite(row, step, checkpoints)
 
     try:
