@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -69,6 +70,33 @@ class Checkpoints:
         """Waits until what was saved is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def read_parameters(directory: epath.PathLike, step: int = 0) -> tuple[int, Any, Any]:
+    """(step, params, model_state) of a run, as NumPy; of the newest checkpoint where step is 0.
+
+    Raises:
+      SimclrError: there is no such checkpoint, or it cannot be read.
+    """
+    directory = epath.Path(directory).absolute()
+    found = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) if directory.exists() else []
+    if not found or (step and step not in found):
+        there = ", ".join(map(str, found)) or "none"
+        raise SimclrError(f"{directory}: no checkpoint {step or ''}; there are: {there}".replace(" ;", ";"))
+    step, names = step or found[-1], ("params", "model_state")
+    handler = ocp.CompositeCheckpointHandler(**{name: ocp.PyTreeCheckpointHandler() for name in PARTS})
+    try:
+        with ocp.Checkpointer(handler) as reader:
+            saved = reader.metadata(directory / str(step)).item_metadata
+            args = {}
+            for name in names:
+                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved[name].tree)
+                args[name] = ocp.args.PyTreeRestore(restore_args=as_numpy)
+            items = reader.restore(directory / str(step), args=ocp.args.Composite(**args))
+    except (ValueError, KeyError, AttributeError, OSError) as error:
+        problem = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise SimclrError(f"{directory / str(step)}: cannot be read ({problem})") from None
+    return step, items["params"], items["model_state"]
 
 
 class Sigterm:

@@ -1,4 +1,4 @@
-"""The whole configuration of a run: defaults, validation, durations and config.json.
+"""The whole configuration of a run: defaults, durations and config.json.
 
 A file in `configs/` starts from `default()` and states only what it changes. Nothing here imports
 JAX or TensorFlow, so that `--help` and a mistyped field answer at once.
@@ -9,25 +9,13 @@ import json
 import math
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict, config_dict
 
 from simclr_jax.errors import SimclrError
 
-SCHEMA = 1  # of config.json; raise it when a field is added, renamed or changes its meaning
+SCHEMA = 2  # of config.json; raise it when a field is added, renamed or changes its meaning
 FILE = "config.json"
-
-# The names a field may take. Tests compare them with the dicts of constructors they stand for.
-TASKS = ("pretrain",)
-SOURCES = ("tfds:NAME", "folder:PATH", "npz:PATH", "builtin:mnist5k", "arrays")
-ENCODERS = ("resnet", "cnn")
-DEPTHS = (18, 34, 50, 101, 152, 200)
-STEMS = ("imagenet", "cifar")
-DTYPES = ("float32", "bfloat16", "float64")
-PROJECTIONS = ("none", "linear", "nonlinear")
-LOSSES = ("nt_xent",)
-OPTIMIZERS = ("lars", "sgd", "adamw")
-SCALINGS = ("none", "linear", "sqrt")
-BRIGHTNESS = ("v1", "v2")
 
 # What may differ between a run and its resumption: it does not decide the trained parameters.
 FREE = (
@@ -39,6 +27,21 @@ FREE = (
     "eval",
     "log",
     "mesh",
+)
+
+# Fields of `model` that say which parameters there are.
+ARCHITECTURE = (
+    "encoder",
+    "depth",
+    "blocks",
+    "width",
+    "stem",
+    "variant",
+    "sk_ratio",
+    "se_ratio",
+    "projection",
+    "projection_layers",
+    "projection_dim",
 )
 
 # Fields added after schema 1, with the value that keeps the behaviour older workdirs had.
@@ -57,8 +60,12 @@ def duration(*, epochs: float = 0.0, steps: int = 0, examples: int = 0) -> Confi
 def default() -> ConfigDict:
     """The default configuration: SimCLR v1 on ImageNet's settings, data not chosen."""
     c = ConfigDict()
-    c.task = "pretrain"
+    c.task = "pretrain"  # or supervised (linear evaluation, fine-tuning, from scratch), or distill
     c.seed = 0  # of the initial parameters, the order of data and every augmentation
+
+    c.start = start = ConfigDict()  # where the first parameters come from
+    start.workdir = ""  # of another run, own or converted; "" for random parameters
+    start.step = 0  # of its checkpoints; 0: the newest
 
     c.data = data = ConfigDict()
     data.source = ""  # tfds:NAME, folder:PATH, npz:PATH, builtin:mnist5k, or arrays given to run()
@@ -67,8 +74,8 @@ def default() -> ConfigDict:
     data.train_split = "train"
     data.test_split = "test"
     data.holdout = 0.1  # share of the images kept for testing where a folder has no test split
-    data.image_size = 224  # side of the square the encoder sees, pixels
-    data.channels = 3  # gray and RGB images are converted to 1 or 3; arrays may have others
+    data.image_size = 224  # side of the square the encoder sees, pixels; 0: as start.workdir has it
+    data.channels = 3  # gray and RGB images are converted to 1 or 3; arrays may have others; 0: as above
     data.mean = ()  # subtracted from images in [0, 1], one value a channel; () for none, as in SimCLR
     data.std = ()
     data.memory_gb = 2.0  # TFDS sets up to this size (decoded) are held in memory
@@ -93,18 +100,41 @@ def default() -> ConfigDict:
     c.model = model = ConfigDict()
     model.encoder = "resnet"
     model.depth = 50  # of the ResNet
-    model.width = 1.0  # multiplies every channel count
-    model.stem = "imagenet"  # 7×7 stride 2 and max-pool, or "cifar": 3×3 stride 1
+    model.blocks = ()  # of each group, (2,1,1,1) say; () for those of the depth
+    model.width = 1.0  # multiplies every channel count; fractions too
+    model.stem = "imagenet"  # 7×7 stride 2 and max-pool; "cifar": 3×3 stride 1; "cifar_pad2": solo-learn's
+    model.variant = "original"  # or "torch": torchvision's shortcuts and padding
+    model.sk_ratio = 0.0  # selective kernels and their ResNet-D stem and shortcuts; 0.0625 in SimCLRv2
+    model.se_ratio = 0.0  # squeeze-and-excitation
+    model.dropblock_keep = ()  # probability of keeping a unit, for each group; () for no DropBlock
+    model.dropblock_size = 7  # pixels of the feature map
+    model.norm_groups = 1  # parts of the batch that BatchNorm takes apart; 1: the whole global batch
     model.dtype = "float32"  # of the computation; parameters and statistics are at least float32
     model.projection = "nonlinear"
     model.projection_layers = 2  # 2 in SimCLR v1, 3 in v2
     model.projection_dim = 128
     model.probe = True  # online linear classifier behind stop-gradient, where there are labels
+    model.probe_layer = 0  # of the projection head, that the classifier reads (ft_proj_selector); 0: h
 
     c.loss = loss = ConfigDict()
     loss.name = "nt_xent"
     loss.temperature = 0.1
     loss.scale = 1.0  # the original's loss is twice the paper's: 2 reproduces its learning rates
+    loss.normalize = True  # embeddings to unit length
+    loss.one_view = False  # negatives from the positive's view only
+    loss.semi_hard = False  # nt_logistic, margin: one semi-hard negative a row instead of all
+    loss.margin = 0.8  # margin
+    loss.sigma = 0.5  # dclw
+
+    c.finetune = finetune = ConfigDict()  # task supervised
+    finetune.after_block = -1  # freeze the encoder up to this block group; 0: the stem; 4: all; -1: nothing
+    finetune.frozen_norm = True  # BatchNorm stands still in what is frozen
+    finetune.zero_init = True  # the classifier starts at zero
+
+    c.distill = distill = ConfigDict()  # task distill
+    distill.teacher = ""  # workdir with a classifier: task supervised, or converted
+    distill.temperature = 1.0  # SimCLRv2: 1 from big to small, 0.1 to itself
+    distill.alpha = 1.0  # weight of the teacher's labels; 1 - alpha that of the true ones, where known
 
     c.optimizer = optimizer = ConfigDict()
     optimizer.name = "lars"
@@ -115,8 +145,13 @@ def default() -> ConfigDict:
     optimizer.momentum = 0.9  # LARS and SGD
     optimizer.nesterov = False  # LARS and SGD
     optimizer.eta = 0.001  # LARS trust coefficient
-    optimizer.b1 = 0.9  # AdamW
-    optimizer.b2 = 0.999  # AdamW
+    optimizer.classic = True  # LARS: momentum over scaled updates; False: the trust ratio scales momentum
+    optimizer.rate_in_momentum = False  # SGD: the rate enters the buffer, as TensorFlow 2's Keras has it
+    optimizer.b1 = 0.9  # Adam, AdamW
+    optimizer.b2 = 0.999  # Adam, AdamW
+    optimizer.eps = 1e-8  # Adam, AdamW; 1e-7 in Keras
+    optimizer.decay_exclude = ("/bias$", "/scale$")  # patterns of parameters that are not decayed
+    optimizer.adapt_exclude = ("/bias$", "/scale$", "^probe/")  # ... that LARS takes at the raw rate
 
     c.train = duration(epochs=100)
     c.train.batch_size = 4096  # source images a step, over all devices; each gives two views
@@ -135,6 +170,7 @@ def default() -> ConfigDict:
     evaluation.every = duration(epochs=10)  # weighted kNN while training
     evaluation.batch_size = 256
     evaluation.crop = 0.875  # central share of the shorter side that is seen, above 32 px
+    evaluation.resize = "bicubic"  # or "bilinear", antialiased as in PyTorch
     evaluation.final = True  # scores beside the untrained encoder and raw pixels, at the end
     evaluation.figures = True
     evaluation.knn = ConfigDict({"k": 200, "temperature": 0.1, "bank": 200_000})
@@ -172,7 +208,7 @@ def total_steps(config: ConfigDict, examples: int) -> int:
     return count_steps(config.train, examples, config.train.batch_size) + by_epochs
 
 
-# ---- validation ---------------------------------------------------------------------------------
+# ---- fields -------------------------------------------------------------------------------------
 
 
 def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
@@ -187,11 +223,6 @@ def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _require(ok: bool, flat: dict[str, Any], field: str, allowed: str) -> None:
-    if not ok:
-        raise SimclrError(f"config.{field}={flat[field]!r}: must be {allowed}")
-
-
 def check_field(field: str) -> None:
     """Raises SimclrError where no field 'a.b' exists, with the nearest name that does."""
     expected = flatten(default())
@@ -199,132 +230,6 @@ def check_field(field: str) -> None:
         close = difflib.get_close_matches(field, expected, n=1)
         hint = f"; did you mean config.{close[0]}?" if close else ""
         raise SimclrError(f"config.{field}: no such field{hint}")
-
-
-def _check_types(flat: dict[str, Any]) -> None:
-    expected = flatten(default())
-    for field, value in flat.items():
-        check_field(field)
-        kind = type(expected[field])
-        if field == "data.data_dir":
-            _require(value is None or isinstance(value, str), flat, field, "a path")
-        elif kind is float:
-            ok = isinstance(value, int | float) and not isinstance(value, bool)
-            _require(ok and math.isfinite(value), flat, field, "a finite number")
-        elif kind is int:
-            _require(type(value) is int, flat, field, "a whole number")
-        elif kind is tuple:
-            numbers = isinstance(value, tuple) and all(type(v) in (int, float) for v in value)
-            _require(numbers, flat, field, "a tuple of numbers, like (0.1,2.0)")
-        else:
-            _require(isinstance(value, kind), flat, field, f"of type {kind.__name__}")
-    for field in expected:
-        if field not in flat:
-            raise SimclrError(f"config.{field} is missing: start from simclr_jax.config.default()")
-
-
-def _check_values(flat: dict[str, Any]) -> None:
-    one_of = {
-        "task": TASKS,
-        "model.encoder": ENCODERS,
-        "model.depth": DEPTHS,
-        "model.stem": STEMS,
-        "model.dtype": DTYPES,
-        "model.projection": PROJECTIONS,
-        "loss.name": LOSSES,
-        "optimizer.name": OPTIMIZERS,
-        "optimizer.scaling": SCALINGS,
-        "augment.brightness": BRIGHTNESS,
-    }
-    for field, names in one_of.items():
-        _require(flat[field] in names, flat, field, "one of " + ", ".join(map(str, names)))
-    positive = ("train.batch_size", "loss.temperature", "loss.scale", "model.width",
-                "model.projection_layers", "model.projection_dim", "checkpoint.keep",
-                "eval.batch_size", "eval.knn.k", "eval.knn.temperature", "eval.knn.bank",
-                "eval.linear.draws", "eval.linear.iterations", "optimizer.learning_rate",
-                "data.image_size", "data.channels", "data.shuffle_buffer", "optimizer.eta",
-                "augment.blur_kernel")  # fmt: skip
-    for field in positive:
-        _require(flat[field] > 0, flat, field, "above 0")
-    for field in ("flip", "jitter", "grayscale", "blur", "crop_min_covered"):
-        field = f"augment.{field}"
-        _require(0 <= flat[field] <= 1, flat, field, "a probability, between 0 and 1")
-    for field in ("optimizer.momentum", "optimizer.b1", "optimizer.b2", "data.holdout"):
-        _require(0 <= flat[field] < 1, flat, field, "at least 0 and below 1")
-    _require(0 < flat["eval.crop"] <= 1, flat, "eval.crop", "above 0, at most 1")
-    for field in ("crop_area", "crop_aspect", "scaling", "blur_sigma"):
-        field = f"augment.{field}"
-        pair = flat[field]
-        ordered = len(pair) == 2 and 0 < pair[0] <= pair[1]
-        _require(ordered, flat, field, "two numbers above 0, the smaller first")
-    largest = flat["augment.crop_area"][1]
-    _require(largest <= 1, flat, "augment.crop_area", "at most 1")
-    covered = flat["augment.crop_min_covered"] <= largest
-    _require(covered, flat, "augment.crop_min_covered", f"at most crop_area's {largest}")
-    for field in ("data.mean", "data.std"):
-        ok = len(flat[field]) in (0, flat["data.channels"])
-        _require(ok, flat, field, f"empty or {flat['data.channels']} numbers, one a channel")
-    _require(all(v > 0 for v in flat["data.std"]), flat, "data.std", "above 0")
-    both = bool(flat["data.mean"]) == bool(flat["data.std"])
-    _require(both, flat, "data.std", "given together with data.mean")
-    never_negative = [f for f in flat if f.endswith((".epochs", ".steps", ".examples"))]
-    never_negative += ["mesh.devices", "data.threads", "seed", "optimizer.weight_decay",
-                       "data.memory_gb", "augment.rotation", "augment.jitter_strength"]  # fmt: skip
-    for field in never_negative:
-        _require(flat[field] >= 0, flat, field, "0 or more")
-    _require(flat["seed"] < 2**31, flat, "seed", "below 2**31")
-    if not any(flat[f"train.{unit}"] for unit in ("steps", "examples", "epochs")):
-        raise SimclrError("config.train.epochs=0: give the length of the run, in epochs or steps")
-
-
-def _check_source(flat: dict[str, Any]) -> None:
-    kind, _, rest = flat["data.source"].partition(":")
-    allowed = "one of " + ", ".join(SOURCES)
-    if not kind:
-        raise SimclrError(f"config.data.source is empty: must be {allowed}")
-    known = kind in ("tfds", "folder", "npz") or flat["data.source"] in SOURCES
-    _require(known, flat, "data.source", allowed)
-    if kind in ("tfds", "folder", "npz") and not rest:
-        example = {"tfds": "cifar10", "folder": "/my/images", "npz": "/my/images.npz"}[kind]
-        raise SimclrError(
-            f"config.data.source={kind + ':'!r}: say which one, "
-            f"for example --config.data.source={kind}:{example}"
-        )
-
-
-def _check_size(flat: dict[str, Any]) -> None:
-    # The encoders' total stride: below it the last feature map would be less than a pixel.
-    if flat["model.encoder"] == "cnn":
-        least, why = 8, "the small CNN"
-    else:
-        least = 32 if flat["model.stem"] == "imagenet" else 8
-        why = f"the {flat['model.stem']} stem"
-    _require(flat["data.image_size"] >= least, flat, "data.image_size", f"{least} or more for {why}")
-
-
-def validate(config: ConfigDict) -> None:
-    """Raises SimclrError for the first field that is unknown, of the wrong type or out of range."""
-    flat = flatten(config)
-    _check_types(flat)
-    _check_values(flat)
-    _check_source(flat)
-    _check_size(flat)
-
-
-def validate_run(config: ConfigDict, examples: int, devices: int) -> None:
-    """Raises SimclrError where the batch does not fit the training set or the devices."""
-    batch = config.train.batch_size
-    if batch > examples:
-        raise SimclrError(
-            f"config.train.batch_size={batch}: larger than the training set ({examples} images); "
-            f"at most --config.train.batch_size={examples // devices * devices}"
-        )
-    for field, value in (("train.batch_size", batch), ("eval.batch_size", config.eval.batch_size)):
-        if value % devices:
-            near = value // devices * devices or devices
-            raise SimclrError(
-                f"config.{field}={value}: must be divisible by the {devices} devices, for example {near}"
-            )
 
 
 # ---- config.json --------------------------------------------------------------------------------
@@ -358,6 +263,36 @@ def from_json(text: str) -> tuple[ConfigDict, dict[str, Any]]:
         if field in known:
             set_field(config, field, value)
     return config, data
+
+
+def adopt_start(config: ConfigDict, workdir: Any = None) -> ConfigDict:
+    """Takes from `config.start.workdir` what describes its encoder and its images.
+
+    That is the architecture, the mean and std of images, and the image size and channels where they are
+    0. Of a run that goes on, `workdir` has them already, and the start is no longer needed.
+
+    Raises:
+      SimclrError: there is no run.
+    """
+    if not config.start.workdir:
+        return config
+    config = config.copy_and_resolve_references()
+    text, where = None, ""
+    for where in (workdir, config.start.workdir):
+        path = epath.Path(where or ".") / FILE
+        if where and path.exists():
+            text = path.read_text()
+            break
+    if text is None:
+        raise SimclrError(f"config.start.workdir={where!r}: no {FILE} there; give the workdir of a run")
+    source, _ = from_json(text)
+    for field in ARCHITECTURE:
+        set_field(config, f"model.{field}", source.model[field])
+    for field in ("mean", "std"):
+        set_field(config, f"data.{field}", source.data[field])
+    for field in ("image_size", "channels"):
+        set_field(config, f"data.{field}", config.data[field] or source.data[field])
+    return config
 
 
 def set_field(config: ConfigDict, field: str, value: Any) -> None:

@@ -6,6 +6,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from simclr_jax import config as cfg
+from simclr_jax import validation
 from simclr_jax.errors import Preempted, SimclrError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> None:
     name = flags.FLAGS["config"].config_filename
     workdir = WORKDIR.value or f"runs/{name.rsplit('/', 1)[-1].removesuffix('.py')}"
     try:
-        cfg.validate(CONFIG.value)
+        validation.validate(cfg.adopt_start(CONFIG.value, workdir))
         from simclr_jax import train  # late: --help and a wrong field answer at once
 
         train.run(CONFIG.value, workdir, force=RESUME.value == "force")

@@ -1,13 +1,17 @@
-"""LARS, SGD and AdamW with warm-up and cosine decay; masks by parameter path."""
+"""LARS, SGD, Adam and AdamW with warm-up and cosine decay; masks by parameter path."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import optax
 
-EXCLUDED = ("bias", "scale")  # leaf names that are neither decayed nor adapted: biases, BatchNorm
+# Patterns of parameter paths. Weight decay: every kernel, the supervised head's included; no bias, no
+# BatchNorm. LARS's trust ratio: the same but for the supervised head, which learns at the raw rate.
+DECAY_EXCLUDE = ("/bias$", "/scale$")
+ADAPT_EXCLUDE = ("/bias$", "/scale$", "^probe/")
 
 
 def path_mask(params: Any, keep: Callable[[str], bool]) -> Any:
@@ -17,14 +21,9 @@ def path_mask(params: Any, keep: Callable[[str], bool]) -> Any:
     )
 
 
-def decayed(path: str) -> bool:
-    """Weight decay: every kernel, the supervised head's included; no bias, no BatchNorm."""
-    return path.rsplit("/", 1)[-1] not in EXCLUDED
-
-
-def adapted(path: str) -> bool:
-    """LARS's trust ratio: what is decayed but the supervised head, which learns at the raw rate."""
-    return decayed(path) and not path.startswith("probe/")
+def all_but(patterns: Sequence[str]) -> Callable[[Any], Any]:
+    """params -> mask of the leaves in whose path none of the regular expressions is found."""
+    return lambda params: path_mask(params, lambda path: not any(re.search(p, path) for p in patterns))
 
 
 def scaled_rate(rate: float, scaling: str, batch_size: int) -> float:
@@ -42,29 +41,35 @@ def schedule(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, total)
 
 
-def _lars(rate, *, weight_decay, momentum, nesterov, eta, **_):
-    return optax.lars(
-        rate,
-        weight_decay=weight_decay,
-        weight_decay_mask=lambda params: path_mask(params, decayed),
-        trust_coefficient=eta,
-        trust_ratio_mask=lambda params: path_mask(params, adapted),
-        momentum=momentum,
-        nesterov=nesterov,
+def _lars(rate, *, weight_decay, momentum, nesterov, eta, classic, decay_exclude, adapt_exclude, **_):
+    decayed, adapted = all_but(decay_exclude), all_but(adapt_exclude)
+    if classic:
+        return optax.lars(rate, weight_decay, decayed, eta, 0.0, adapted, momentum, nesterov)
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, decayed),
+        optax.trace(momentum, nesterov),
+        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=eta), adapted),
+        optax.scale_by_learning_rate(rate),
     )
 
 
-def _sgd(rate, *, weight_decay, momentum, nesterov, **_):
-    decay = optax.add_decayed_weights(weight_decay, lambda params: path_mask(params, decayed))
+def _sgd(rate, *, weight_decay, momentum, nesterov, rate_in_momentum, decay_exclude, **_):
+    decay = optax.add_decayed_weights(weight_decay, all_but(decay_exclude))
+    if rate_in_momentum:
+        return optax.chain(decay, optax.scale_by_learning_rate(rate), optax.trace(momentum, nesterov))
     return optax.chain(decay, optax.sgd(rate, momentum, nesterov))
 
 
-def _adamw(rate, *, weight_decay, b1, b2, **_):
-    mask = lambda params: path_mask(params, decayed)  # noqa: E731
-    return optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
+def _adam(rate, *, weight_decay, b1, b2, eps, decay_exclude, **_):
+    decay = optax.add_decayed_weights(weight_decay, all_but(decay_exclude))
+    return optax.chain(decay, optax.adam(rate, b1, b2, eps))
 
 
-OPTIMIZERS = {"lars": _lars, "sgd": _sgd, "adamw": _adamw}
+def _adamw(rate, *, weight_decay, b1, b2, eps, decay_exclude, **_):
+    return optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay, mask=all_but(decay_exclude))
+
+
+OPTIMIZERS = {"lars": _lars, "sgd": _sgd, "adam": _adam, "adamw": _adamw}
 
 
 def create(
@@ -76,14 +81,24 @@ def create(
     momentum: float = 0.9,
     nesterov: bool = False,
     eta: float = 0.001,
+    classic: bool = True,
+    rate_in_momentum: bool = False,
     b1: float = 0.9,
     b2: float = 0.999,
+    eps: float = 1e-8,
+    decay_exclude: Sequence[str] = DECAY_EXCLUDE,
+    adapt_exclude: Sequence[str] = ADAPT_EXCLUDE,
 ) -> optax.GradientTransformation:
-    """The optimiser `name` (lars, sgd or adamw) at the rate `rate(step)`.
+    """The optimiser `name` (lars, sgd, adam or adamw) at the rate `rate(step)`.
 
-    LARS is You et al. 2017 (arXiv 1708.03888) as the original SimCLR applies it: decay before the
-    trust ratio `eta·‖w‖/‖g‖`, momentum over the scaled update, biases, BatchNorm and the supervised
-    head at the raw rate. Parameters whose path is not `trainable` stay as they are.
+    - lars: You et al. 2017 (arXiv 1708.03888) as the original SimCLR applies it: decay before the trust
+      ratio `eta·‖w‖/‖g‖`, momentum over the scaled update, what `adapt_exclude` matches at the raw rate.
+      Not `classic`: v ← momentum·v + g, and the trust ratio and the rate scale v.
+    - sgd: momentum; with `rate_in_momentum` v ← momentum·v + rate·g, which differs as the rate changes.
+    - adam: decay is added to the gradient, as an L2 term of the loss would be; adamw: decoupled from it.
+
+    Parameters in whose path a pattern of `decay_exclude` is found are not decayed. Those whose path is not
+    `trainable` stay as they are.
     """
     optimizer = OPTIMIZERS[name](
         rate,
@@ -91,8 +106,13 @@ def create(
         momentum=momentum,
         nesterov=nesterov,
         eta=eta,
+        classic=classic,
+        rate_in_momentum=rate_in_momentum,
         b1=b1,
         b2=b2,
+        eps=eps,
+        decay_exclude=decay_exclude,
+        adapt_exclude=adapt_exclude,
     )
     return optax.partition(
         {"train": optimizer, "freeze": optax.set_to_zero()},

@@ -64,6 +64,12 @@ def environment() -> dict[str, Any]:
 def table(summary: Mapping[str, Any]) -> str:
     """The scores as text: a row a metric, a column a contender, ± one standard error."""
     scores, errors = summary.get("scores", {}), summary.get("standard_errors", {})
+    if test := summary.get("test"):
+        cells = [
+            f"top-{k} {100 * test[f'top{k}']:.1f} ± {100 * test[f'top{k}_standard_error']:.1f}"
+            for k in (1, 5)
+        ]
+        return f"test, {test['images']:,} images, %:  " + "  ".join(cells)
     if not scores:
         return "No scores: that takes labels, a test split and config.eval.final=True."
     lines = [f"{'top-1, %':<22}" + "".join(f"{name:>20}" for name in WHO.values())]

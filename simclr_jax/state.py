@@ -12,7 +12,8 @@ class TrainState:
     """The state of training after `step` updates.
 
     `params` has the top level {encoder, projection, probe}; `model_state` holds the model's other
-    collections (`batch_stats`); `extra` is for what only some runs have (an EMA, a queue).
+    collections (`batch_stats`); `extra` is for what only some runs have (an EMA, a queue). `fixed` is what
+    every step reads beside the parameters and none changes, and no checkpoint holds (a teacher).
     """
 
     step: jax.Array  # scalar int32
@@ -20,3 +21,4 @@ class TrainState:
     model_state: Any
     opt_state: optax.OptState
     extra: dict[str, Any] = flax.struct.field(default_factory=dict)
+    fixed: dict[str, Any] = flax.struct.field(default_factory=dict)

@@ -17,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, figures, files, metrics, optim, report, sharding
+from simclr_jax import checkpoint, figures, files, metrics, optim, report, sharding, validation
 from simclr_jax import config as cfg
 from simclr_jax import workdir as folder
 from simclr_jax.data import splits as data_splits
@@ -50,25 +50,27 @@ def run(
       Preempted: SIGTERM came; the state is saved.
     """
     workdir, clock, first_process = epath.Path(workdir), metrics.Clock(), jax.process_index() == 0
-    cfg.validate(config)
+    config = cfg.adopt_start(config, workdir)
+    validation.validate(config)
     if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
         raise SimclrError("config.model.dtype='float64': set JAX_ENABLE_X64=1")
     mesh = sharding.make_mesh(config.mesh.devices)
     with clock.phase("data"):
         splits = splits or data_splits.load(**config.data)
-    cfg.validate_run(config, splits.train.size, mesh.size)
+    validation.validate_run(config, splits.train.size, mesh.size)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     latest = checkpoints.latest()
-    config = folder.claim(
-        workdir, config, identify(splits), trained=latest is not None, force=force, enabled=first_process
-    )
+    identity = {"examples": splits.train.size, "fingerprint": splits.train.fingerprint}
+    config = folder.claim(workdir, config, identity, trained=latest is not None, force=force)
     use_compile_cache(config.compile_cache)
 
     task = TASKS[config.task](config, splits, mesh)
+    if first_process:
+        files.write(workdir / cfg.FILE, cfg.to_json(config, {**identity, "classes": list(task.classes)}))
     steps = cfg.total_steps(config, splits.train.size)
     optimizer, rate = build_optimizer(config, splits.train.size, steps, task)
     with clock.phase("start"):
-        state = init_state(task, optimizer, config.seed, mesh)
+        state = init_state(task, optimizer, config.seed, mesh, fresh=latest is None)
         if latest is not None:
             state = checkpoints.restore(latest, state)
     first = int(state.step)
@@ -198,7 +200,8 @@ def make_step(
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def loss_fn(params):
-            outputs, model_state = task.forward(params, state.model_state, batch, rng, state.step)
+            everything = {**params, **state.fixed}
+            outputs, model_state = task.forward(everything, state.model_state, batch, rng, state.step)
             loss, numbers = task.loss(outputs, batch, state.step)
             return loss, (numbers, model_state)
 
@@ -215,15 +218,22 @@ def make_step(
     return step_fn
 
 
-def init_state(task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
-    """The state before the first step, replicated over the mesh."""
-
-    def init() -> TrainState:
-        variables = task.init(jax.random.key(seed))
-        params = variables.pop("params")
-        return TrainState(jnp.zeros((), jnp.int32), params, variables, optimizer.init(params))
-
-    return jax.jit(init, out_shardings=sharding.replicated(mesh))()
+def init_state(
+    task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, *, fresh: bool = True
+) -> TrainState:
+    """The state before the first step, replicated over the mesh; not `fresh`: a checkpoint's will follow."""
+    everywhere = sharding.replicated(mesh)
+    variables = jax.jit(task.init, out_shardings=everywhere)(jax.random.key(seed))
+    if fresh:
+        variables = task.start(variables)
+    params = variables.pop("params")
+    return TrainState(
+        step=jax.device_put(jnp.zeros((), jnp.int32), everywhere),
+        params=params,
+        model_state=variables,
+        opt_state=jax.jit(optimizer.init, out_shardings=everywhere)(params),
+        fixed=jax.device_put(task.fixed(), everywhere),
+    )
 
 
 def build_optimizer(
@@ -240,12 +250,6 @@ def build_optimizer(
 
 
 # ---- before and after -------------------------------------------------------------------------
-
-
-def identify(splits: Splits) -> dict[str, Any]:
-    """What config.json says of the training images."""
-    train = splits.train
-    return {"examples": train.size, "fingerprint": train.fingerprint, "classes": list(train.classes)}
 
 
 def use_compile_cache(where: str) -> None:
@@ -294,7 +298,7 @@ def describe(
     done = f", going on after step {first}" if first else ""
     periods = ", ".join(
         f"{name} every {cfg.every_steps(node.every, train.size, config.train.batch_size) or 'never'}"
-        for name, node in (("log", config.log), ("save", config.checkpoint), ("kNN", config.eval))
+        for name, node in (("log", config.log), ("save", config.checkpoint), ("evaluate", config.eval))
     )
     print(f"steps: {steps:,}{done}; {periods}".replace("every never", "never"), flush=True)
 

@@ -20,15 +20,13 @@ def claim(
     *,
     trained: bool,
     force: bool = False,
-    enabled: bool = True,
 ) -> ConfigDict:
-    """Writes config.json, or compares with the one that is there.
+    """Compares the config with the config.json that is there.
 
     Args:
-      data: identifies the training images: {examples, fingerprint, classes}.
+      data: identifies the training images: {examples, fingerprint}.
       trained: there is a checkpoint, so that another config must not go on from it.
       force: go on all the same.
-      enabled: whether this process writes.
 
     Returns:
       the config, with the old behaviour of fields that the workdir's own version did not have.
@@ -55,8 +53,6 @@ def claim(
                 f"{workdir} holds a run that differs in:\n  {differences}\n"
                 "Choose another --workdir, or go on all the same with --resume=force"
             )
-    if enabled:
-        files.write(path, cfg.to_json(config, data))
     return config
 
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import tiny_config
 
 from simclr_jax import config as cfg
-from simclr_jax import losses, models, optim, tasks
+from simclr_jax import losses, models, optim, tasks, validation
 from simclr_jax.data import host_augment
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import heads, resnet
@@ -33,7 +33,7 @@ BAD = {
     "model.projection_layers": 0,
     "loss.name": "triplet",
     "loss.temperature": 0.0,
-    "optimizer.name": "adam",
+    "optimizer.name": "adagrad",
     "optimizer.scaling": "cubic",
     "optimizer.learning_rate": 0.0,
     "optimizer.momentum": 1.0,
@@ -47,27 +47,27 @@ BAD = {
 def test_bad_value_is_one_line_that_names_field_and_value(field):
     config = tiny_config(**{field.replace(".", "__"): BAD[field]})
     with pytest.raises(SimclrError) as error:
-        cfg.validate(config)
+        validation.validate(config)
     text = str(error.value)
     assert text.startswith(f"config.{field}={BAD[field]!r}: must be ")
     assert "\n" not in text
 
 
 def test_good_configs_pass():
-    cfg.validate(tiny_config())
-    cfg.validate(tiny_config(data__source="tfds:cifar10", data__image_size=32))
+    validation.validate(tiny_config())
+    validation.validate(tiny_config(data__source="tfds:cifar10", data__image_size=32))
 
 
 @pytest.mark.parametrize("kind", ["tfds", "folder", "npz"])
 def test_source_without_name_says_what_to_type(kind):
     with pytest.raises(SimclrError, match=f"--config.data.source={kind}:"):
-        cfg.validate(tiny_config(data__source=f"{kind}:"))
+        validation.validate(tiny_config(data__source=f"{kind}:"))
 
 
 def test_image_too_small_for_the_stem():
     with pytest.raises(SimclrError, match="32 or more for the imagenet stem"):
-        cfg.validate(tiny_config(model__encoder="resnet", data__image_size=28))
-    cfg.validate(tiny_config(model__encoder="resnet", model__stem="cifar", data__image_size=28))
+        validation.validate(tiny_config(model__encoder="resnet", data__image_size=28))
+    validation.validate(tiny_config(model__encoder="resnet", model__stem="cifar", data__image_size=28))
 
 
 def test_unknown_field_and_wrong_type():
@@ -77,31 +77,31 @@ def test_unknown_field_and_wrong_type():
     with config.unlocked(), config.ignore_type():
         config.train.batch_size = "many"
     with pytest.raises(SimclrError, match=r"train\.batch_size='many': must be a whole number"):
-        cfg.validate(config)
+        validation.validate(config)
     with config.unlocked(), config.ignore_type():
         config.train.batch_size = 16
         config.loss.temprature = 1.0
     with pytest.raises(SimclrError, match=r"config\.loss\.temprature: no such field; did you mean"):
-        cfg.validate(config)
+        validation.validate(config)
 
 
 def test_batch_must_fit_devices_and_data():
     config = tiny_config(train__batch_size=12)
-    cfg.validate_run(config, examples=100, devices=4)
+    validation.validate_run(config, examples=100, devices=4)
     with pytest.raises(SimclrError, match=r"train\.batch_size=12: must be divisible by the 8 dev"):
-        cfg.validate_run(config, examples=100, devices=8)
+        validation.validate_run(config, examples=100, devices=8)
     with pytest.raises(SimclrError, match=r"larger than the training set \(10 images\)"):
-        cfg.validate_run(config, examples=10, devices=1)
+        validation.validate_run(config, examples=10, devices=1)
 
 
 def test_names_are_those_of_the_constructors():
-    assert set(cfg.TASKS) == set(tasks.TASKS)
-    assert set(cfg.ENCODERS) == set(models.ENCODERS)
-    assert set(cfg.DEPTHS) == set(resnet.DEPTHS)
-    assert set(cfg.PROJECTIONS) == set(heads.PROJECTIONS)
-    assert set(cfg.LOSSES) == set(losses.LOSSES)
-    assert set(cfg.OPTIMIZERS) == set(optim.OPTIMIZERS)
-    for scaling in cfg.SCALINGS:
+    assert set(validation.TASKS) == set(tasks.TASKS)
+    assert set(validation.ENCODERS) == set(models.ENCODERS)
+    assert set(validation.DEPTHS) == set(resnet.DEPTHS)
+    assert set(validation.PROJECTIONS) == set(heads.PROJECTIONS)
+    assert set(validation.LOSSES) == set(losses.LOSSES)
+    assert set(validation.OPTIMIZERS) == set(optim.OPTIMIZERS)
+    for scaling in validation.SCALINGS:
         optim.scaled_rate(1.0, scaling, 64)
 
 

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import pytest
 
 from simclr_jax import config as cfg
-from simclr_jax import sharding, train
+from simclr_jax import encoder, sharding, train, validation
 from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
+from simclr_jax.models import simclr
 from simclr_jax.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -23,16 +24,17 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Each room may import those on lower floors, and within itself.
 FLOORS = (
     ("errors", "version", "files"),
-    ("config", "sharding", "state", "losses", "models", "optim", "data", "metrics", "figures",
-     "report"),
-    ("checkpoint", "evals", "workdir"),
-    ("tasks",),
+    ("config", "sharding", "state", "losses", "models", "optim", "augment", "data", "metrics",
+     "figures", "report"),
+    ("checkpoint", "evals", "workdir", "validation"),
+    ("encoder",),
+    ("tasks", "convert"),
     ("train",),
     ("main",),
 )  # fmt: skip
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
-PURE = ("losses", "models", "optim")  # never TensorFlow, flags or the config
-TENSORFLOW = ("data/tf.py", "data/splits.py")
+PURE = ("losses", "models", "optim", "augment")  # never TensorFlow, flags or the config
+TENSORFLOW = ("data/tf.py", "data/splits.py", "convert/google_tf.py")
 
 
 def imports(path):
@@ -81,15 +83,30 @@ def load_config(path):
     return module
 
 
+def small_teacher():
+    config = cfg.default()
+    config.model.encoder, config.model.projection = "cnn", "none"
+    model = simclr.create(**config.model, classes=10)
+    variables = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((2, 224, 224, 3)), train=False)
+    )
+    variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), variables)
+    return encoder.Encoder(config, tuple("abcdefghij"), 0, variables)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_config_builds_its_model_and_one_step(path):
+def test_config_builds_its_model_and_one_step(path, monkeypatch):
     module = load_config(path)
     assert "python -m simclr_jax.main --config=configs/" + path.name in module.__doc__
     assert "Expected" in module.__doc__
     config = module.get_config()
     if config.data.source == "folder:":
         config.data.source = "folder:/images"
-    cfg.validate(config)
+    if config.start.workdir or config.task != "pretrain":  # of another run: architecture and image size
+        config.start.workdir, config.data.image_size, config.data.channels = "", 224, 3
+    if config.task == "distill":
+        monkeypatch.setattr(encoder, "load", lambda workdir: small_teacher())
+    validation.validate(config)
     n, batch = 100_000, config.train.batch_size
     source = sources.Source("array", "none", n, tuple("abcdefghij"), None, None, "")
     task = TASKS[config.task](config, Splits(source, source), sharding.make_mesh(8))
@@ -98,12 +115,14 @@ def test_config_builds_its_model_and_one_step(path):
     def init():
         variables = task.init(jax.random.key(0))
         params = variables.pop("params")
-        return train.TrainState(jnp.int32(0), params, variables, optimizer.init(params))
+        opt_state, fixed = optimizer.init(params), task.fixed()
+        return train.TrainState(jnp.int32(0), params, variables, opt_state, fixed=fixed)
 
     state = jax.eval_shape(init)
+    views = 2 if config.task == "pretrain" else 1
     size, channels = config.data.image_size, config.data.channels
     shapes = {
-        "views": jax.ShapeDtypeStruct((batch, 2, size, size, channels), jnp.float32),
+        "views": jax.ShapeDtypeStruct((batch, views, size, size, channels), jnp.float32),
         "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
     }
     after, metrics = jax.eval_shape(train.make_step(task, optimizer, rate, 0), state, shapes)

@@ -19,9 +19,8 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from simclr_jax import config as cfg
 from simclr_jax import main as command
-from simclr_jax import report, sharding, train
+from simclr_jax import report, sharding, train, validation
 from simclr_jax.data import sources, splits
 from simclr_jax.data.prefetch import Prefetch
 from simclr_jax.errors import SimclrError
@@ -59,7 +58,7 @@ def benchmark_step(config) -> dict:
     config.train.steps = steps
     data = splits.load(**config.data) if real else synthetic_splits(config)
     mesh = sharding.make_mesh(config.mesh.devices)
-    cfg.validate_run(config, data.train.size, mesh.size)
+    validation.validate_run(config, data.train.size, mesh.size)
     task = TASKS[config.task](config, data, mesh)
     optimizer, rate = train.build_optimizer(config, data.train.size, steps, task)
     state = train.init_state(task, optimizer, config.seed, mesh)
@@ -101,7 +100,7 @@ def main(argv: list[str]) -> None:
     if part not in PARTS:
         raise SimclrError(f"part {part!r}: must be one of {', '.join(PARTS)}")
     config = command.CONFIG.value
-    cfg.validate(config)
+    validation.validate(config)
     result = {"step": benchmark_step}[part](config)
     times = result["step_seconds"]
     print(

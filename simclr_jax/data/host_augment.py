@@ -66,15 +66,15 @@ def random_view(image, key, size: int, options: Options):
     return tf.ensure_shape(image, [size, size, channels])
 
 
-def random_resized_crop(image, key, size: int, options: Options):
-    """A crop of random area and aspect, resized (bicubic) to `[size, size, c]`.
+def random_crop_box(shape, key, options: Options):
+    """(begin, extent) `[3]` each of a random crop of an image of `shape [3]`; extent's channels are -1.
 
     Sampled as the original does: of the boxes that `crop_area` and `crop_aspect` allow, one that covers
     at least `crop_min_covered` of the image, uniform in height; the whole image if 100 attempts fail.
     """
     tf = load()
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
-        tf.shape(image),
+        shape,
         tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
         seed=key,
         min_object_covered=options.crop_min_covered,
@@ -83,6 +83,13 @@ def random_resized_crop(image, key, size: int, options: Options):
         max_attempts=100,
         use_image_if_no_bounding_boxes=True,
     )
+    return begin, extent
+
+
+def random_resized_crop(image, key, size: int, options: Options):
+    """A crop of random area and aspect (`random_crop_box`), resized (bicubic) to `[size, size, c]`."""
+    tf = load()
+    begin, extent = random_crop_box(tf.shape(image), key, options)
     extent = tf.stack([extent[0], extent[1], image.shape[-1]])
     crop = tf.image.convert_image_dtype(tf.slice(image, begin, extent), tf.float32)
     return tf.image.resize(crop, [size, size], method="bicubic")
@@ -172,8 +179,11 @@ def gaussian_blur(image, sigma, kernel_size: int):
     return image
 
 
-def center_view(image, size: int, crop: float):
-    """The evaluation view `[size, size, c]`: above 32 px a central square of `crop`, then bicubic."""
+def center_view(image, size: int, crop: float, resize: str = "bicubic"):
+    """The evaluation view `[size, size, c]`: above 32 px a central square of `crop`, then resized.
+
+    `resize` is "bicubic", the original's, or "bilinear", antialiased as PyTorch's.
+    """
     tf = load()
     if size > 32:
         height, width = tf.shape(image)[0], tf.shape(image)[1]
@@ -182,5 +192,5 @@ def center_view(image, size: int, crop: float):
         image = image[top : top + side, left : left + side]
     image = tf.image.convert_image_dtype(image, tf.float32)
     if image.shape[0] != size or image.shape[1] != size:
-        image = tf.image.resize(image, [size, size], method="bicubic")
+        image = tf.image.resize(image, [size, size], method=resize, antialias=resize == "bilinear")
     return tf.ensure_shape(tf.clip_by_value(image, 0.0, 1.0), [size, size, image.shape[-1]])

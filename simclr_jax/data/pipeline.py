@@ -72,6 +72,7 @@ def eval_batches(
     batch: int,
     size: int,
     crop: float,
+    resize: str = "bicubic",
     channels: int = 3,
     index: np.ndarray | None = None,
     threads: int = 0,
@@ -106,7 +107,7 @@ def eval_batches(
 
     def example(payload, label, index, _):
         image, label, used = read(payload, label)
-        image = center_view(to_channels(image, channels), size, crop)
+        image = center_view(to_channels(image, channels), size, crop, resize)
         return {"image": image, "label": label, "index": index,
                 "used": tf.where(used < 0, index, used)}  # fmt: skip
 

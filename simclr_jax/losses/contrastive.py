@@ -1,13 +1,28 @@
-"""Contrastive losses over all pairs of a global batch, written from the global view."""
+"""Cross entropies over all pairs of a global batch, written from the global view."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
+Gather = Callable[[jax.Array], jax.Array]
+Result = tuple[jax.Array, dict[str, jax.Array]]
 
-def normalize(z: jax.Array) -> jax.Array:
+
+class Pairs(NamedTuple):
+    """The 2n embeddings of a batch, interleaved [a0, b0, a1, b1, ...], compared with each other.
+
+    Interleaved: both views of an image stay on one device, and the positive of row i is row i ^ 1.
+    """
+
+    logits: jax.Array  # [2n, 2n], similarity over temperature
+    positive: jax.Array  # [2n], the logit of each row with its positive
+    apart: jax.Array  # [2n, 2n] int32, row ^ column: 0 itself, 1 the positive, odd in the other view
+
+
+def unit(z: jax.Array) -> jax.Array:
     """Rows of unit length; a zero row stays zero, with a finite gradient.
 
     Dividing by the norm would give NaN gradients at zero; this is the original's z·rsqrt(max(Σz², ε)).
@@ -15,12 +30,47 @@ def normalize(z: jax.Array) -> jax.Array:
     return z * jax.lax.rsqrt(jnp.maximum(jnp.sum(z * z, axis=-1, keepdims=True), 1e-12))
 
 
+def compare(z: jax.Array, temperature: float, normalize: bool, gather: Gather) -> Pairs:
+    """All pairs of embeddings `[n, 2, d]`, in at least float32; the arguments are `nt_xent`'s."""
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    rows = (unit(z) if normalize else z).reshape(2 * z.shape[0], -1)
+    # HIGHEST: accelerators otherwise multiply float32 in lower precision.
+    logits = jnp.matmul(rows, gather(rows).T, precision=Precision.HIGHEST) / temperature
+    # Iotas of the full shape: of a vector of indices, the devices would gather each other's parts.
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
+    apart = row ^ column
+    return Pairs(logits, jnp.sum(jnp.where(apart == 1, logits, 0), axis=1), apart)
+
+
+def negatives(pairs: Pairs, one_view: bool) -> jax.Array:
+    """Mask `[2n, 2n]` of each row's negatives: other images' views, or those of the positive's view."""
+    other = pairs.apart > 1
+    return other & (pairs.apart % 2 == 1) if one_view else other
+
+
+def metrics(pairs: Pairs) -> dict[str, jax.Array]:
+    """contrast_accuracy and contrast_entropy, as `nt_xent` describes them; without gradient."""
+    n = len(pairs.logits) // 2
+    ab = jax.lax.stop_gradient(pairs.logits.reshape(n, 2, n, 2)[:, 0, :, 1])
+    p = jax.nn.softmax(ab, axis=1)
+    return {
+        "contrast_accuracy": jnp.mean(jnp.argmax(ab, axis=1) == jnp.arange(n), dtype=ab.dtype),
+        "contrast_entropy": -jnp.mean(jnp.sum(p * jnp.log(p + 1e-8), axis=1)),
+    }
+
+
+def _log_sum_exp(pairs: Pairs, kept: jax.Array) -> jax.Array:
+    return jax.nn.logsumexp(jnp.where(kept, pairs.logits, -jnp.inf), axis=1)
+
+
 def nt_xent(
     z: jax.Array,
     temperature: float,
     *,
-    gather: Callable[[jax.Array], jax.Array] = lambda x: x,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    normalize: bool = True,
+    one_view: bool = False,
+    gather: Gather = lambda x: x,
+) -> Result:
     """The normalised temperature-scaled cross entropy loss, NT-Xent.
 
     For row i of the 2n embeddings and its positive j (the other view of the same image)
@@ -32,7 +82,10 @@ def nt_xent(
 
     Args:
       z: embeddings `[n, 2, d]`, not normalised, of any float type; computed in at least float32.
-      temperature: τ > 0.
+      temperature: τ > 0, in units of the similarity.
+      normalize: False compares by the dot product instead of the cosine (the paper's table 5).
+      one_view: True keeps, of the negatives, those from the positive's view, so a row of view a is
+        compared with view b alone (the paper's table 4, section 5.1).
       gather: applied to the embeddings that rows are compared with; on a mesh, a sharding
         constraint to replicated makes it the one all-gather of the step.
 
@@ -40,23 +93,102 @@ def nt_xent(
       the loss, and {contrast_accuracy, contrast_entropy}: over view a's n rows against view b's n
       columns, how often the positive is the most similar, and the entropy (nats) of the softmax.
     """
-    n = z.shape[0]
-    z = normalize(z.astype(jnp.promote_types(z.dtype, jnp.float32)))
-    # Interleaved, [a0, b0, a1, b1, ...]: both views of an image stay on one device, and the positive
-    # of row i is row i ^ 1. HIGHEST: accelerators otherwise multiply float32 in lower precision.
-    rows = z.reshape(2 * n, -1)
-    columns = gather(rows)
-    logits = jnp.matmul(rows, columns.T, precision=Precision.HIGHEST) / temperature
-    # Iotas of the full shape: of a vector of indices, the devices would gather each other's parts.
-    row, column = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
-    itself = row == column
-    positive = jnp.sum(jnp.where(row ^ 1 == column, logits, 0), axis=1)
-    loss = jnp.mean(jax.nn.logsumexp(jnp.where(itself, -jnp.inf, logits), axis=1) - positive)
+    pairs = compare(z, temperature, normalize, gather)
+    others = negatives(pairs, one_view) | (pairs.apart == 1)
+    return jnp.mean(_log_sum_exp(pairs, others) - pairs.positive), metrics(pairs)
 
-    ab = jax.lax.stop_gradient(logits.reshape(n, 2, n, 2)[:, 0, :, 1])
-    p = jax.nn.softmax(ab, axis=1)
-    metrics = {
-        "contrast_accuracy": jnp.mean(jnp.argmax(ab, axis=1) == jnp.arange(n), dtype=z.dtype),
-        "contrast_entropy": -jnp.mean(jnp.sum(p * jnp.log(p + 1e-8), axis=1)),
-    }
-    return loss, metrics
+
+def supcon(
+    z: jax.Array,
+    label: jax.Array,
+    temperature: float,
+    *,
+    normalize: bool = True,
+    gather: Gather = lambda x: x,
+) -> Result:
+    """The supervised contrastive loss: NT-Xent with every view of the same class as a positive.
+
+    For row i and its positives P(i), the other view of its image and both views of its class's images,
+
+        ℓ(i) = −1/|P(i)| Σ_{p ∈ P(i)} log( exp(sim(zᵢ, z_p)/τ) / Σ_{k ≠ i} exp(sim(zᵢ, z_k)/τ) ),
+
+    averaged over all 2n rows (Khosla et al., arXiv 2004.11362, equation 2, L_out). There is no factor
+    τ/τ_base as in the authors' code. Where no two images share a class, this is NT-Xent.
+
+    Args:
+      z, temperature, normalize: as for `nt_xent`.
+      label: class of each image `[n]`, integers; −1 is unlabelled: such an image's one positive is its
+        own other view, and it is no other's.
+      gather: as for `nt_xent`, applied to the labels too.
+
+    Returns:
+      the loss and the metrics of `nt_xent`; the accuracy counts only the image's own other view.
+    """
+    pairs = compare(z, temperature, normalize, gather)
+    rows = jnp.repeat(label, 2)[:, None]
+    columns = jnp.repeat(gather(label), 2)[None, :]
+    alike = (rows == columns) & (rows >= 0) & (pairs.apart > 0) | (pairs.apart == 1)
+    mean = jnp.sum(jnp.where(alike, pairs.logits, 0), axis=1) / jnp.sum(alike, axis=1)
+    return jnp.mean(_log_sum_exp(pairs, pairs.apart > 0) - mean), metrics(pairs)
+
+
+def dcl(
+    z: jax.Array,
+    temperature: float,
+    *,
+    normalize: bool = True,
+    one_view: bool = False,
+    gather: Gather = lambda x: x,
+) -> Result:
+    """The decoupled contrastive loss: NT-Xent without the positive in the denominator.
+
+    For row i and its positive j
+
+        ℓ(i, j) = −sim(zᵢ, zⱼ)/τ + log Σ_{k ≠ i, j} exp(sim(zᵢ, z_k)/τ),
+
+    averaged over all 2n rows (Yeh et al., arXiv 2110.06848, section 3). The gradient then does not
+    vanish where the positive is already close, which helps small batches.
+
+    Args:
+      z: as for `nt_xent`, with n ≥ 2: one image has no negatives, and its loss is −∞.
+      temperature, normalize, one_view, gather: as for `nt_xent`.
+
+    Returns:
+      the loss, which may be negative, and the metrics of `nt_xent`.
+    """
+    pairs = compare(z, temperature, normalize, gather)
+    return jnp.mean(_log_sum_exp(pairs, negatives(pairs, one_view)) - pairs.positive), metrics(pairs)
+
+
+def dclw(
+    z: jax.Array,
+    temperature: float,
+    *,
+    sigma: float = 0.5,
+    normalize: bool = True,
+    one_view: bool = False,
+    gather: Gather = lambda x: x,
+) -> Result:
+    """The decoupled contrastive loss with more weight on positives that are far apart.
+
+    `dcl` with the positive term of image i's two rows multiplied by the negative von Mises-Fisher weight
+
+        wᵢ = 2 − exp(cᵢ/σ) / meanₖ exp(cₖ/σ),
+
+    cᵢ being the cosine of the image's two views, the mean being over the n images (Yeh et al.,
+    arXiv 2110.06848, section 3). No gradient flows through w.
+
+    Args:
+      z, temperature, normalize, one_view, gather: as for `dcl`; w is of cosines in any case.
+      sigma: σ > 0, in units of the cosine; large values make all weights 1.
+
+    Returns:
+      the loss, which may be negative, and the metrics of `nt_xent`.
+    """
+    pairs = compare(z, temperature, normalize, gather)
+    n = z.shape[0]
+    a, b = jnp.moveaxis(unit(z.astype(pairs.logits.dtype)), 1, 0)
+    # A softmax: exp(c/σ) itself overflows at small σ.
+    weight = jax.lax.stop_gradient(2 - n * jax.nn.softmax(jnp.sum(a * b, axis=-1) / sigma))
+    positive = jnp.repeat(weight, 2) * pairs.positive
+    return jnp.mean(_log_sum_exp(pairs, negatives(pairs, one_view)) - positive), metrics(pairs)

@@ -1,8 +1,12 @@
 """A small CNN for images of 28 to 64 pixels, quick to train on two CPU cores."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from simclr_jax.models.norm import BatchNorm
 
 
 class CNN(nn.Module):
@@ -15,24 +19,24 @@ class CNN(nn.Module):
 
     widths: tuple[int, ...] = (32, 64, 128)
     kernels: tuple[int, ...] = (4, 4, 3)
+    norm_groups: int = 1
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
-        kwargs = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+    def __call__(
+        self, x: jax.Array, train: bool, frozen: int = -1, frozen_train: bool = False
+    ) -> dict[str, jax.Array]:
+        """The endpoints; the arguments are those of `ResNet`, a convolution being a block group."""
+        frozen = min(frozen, len(self.widths))
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         ends = {}
         for i, (features, kernel) in enumerate(zip(self.widths, self.kernels, strict=True), 1):
-            x = nn.Conv(features, (kernel, kernel), (2, 2), use_bias=False, name=f"conv{i}", **kwargs)(x)
+            x = nn.Conv(features, (kernel, kernel), (2, 2), use_bias=False, name=f"conv{i}", **dtypes)(x)
             ends.setdefault("initial_conv", x)
-            x = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                epsilon=1e-5,
-                name=f"norm{i}",
-                **kwargs,
-            )(x)
-            x = ends[f"block_group{i}"] = nn.relu(x)
+            moves = train and (i > frozen or frozen_train)
+            x = nn.relu(BatchNorm(moves, self.norm_groups, name=f"norm{i}", **dtypes)(x))
+            x = ends[f"block_group{i}"] = jax.lax.stop_gradient(x) if i == frozen else x
         n, h, w, _ = x.shape
         # Quadrants of an odd map overlap in its middle row and column.
         top, left = -(-h // 2), -(-w // 2)
@@ -41,8 +45,7 @@ class CNN(nn.Module):
         return ends
 
 
-def create(*, depth: int, width: float, stem: str, dtype, param_dtype) -> CNN:
-    """The small CNN, every width multiplied by `width`; it has one depth and one stem."""
-    del depth, stem
+def create(*, width: float, norm_groups: int, dtype, param_dtype, **_: Any) -> CNN:
+    """The small CNN, every width multiplied by `width`; what else describes a ResNet it has not."""
     widths = tuple(max(1, round(features * width)) for features in CNN.widths)
-    return CNN(widths, dtype=dtype, param_dtype=param_dtype)
+    return CNN(widths, norm_groups=norm_groups, dtype=dtype, param_dtype=param_dtype)

@@ -1,8 +1,10 @@
-"""The projection head g(h) and the online linear probe."""
+"""The projection head g(h) and the linear classifier."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from simclr_jax.models.norm import BatchNorm
 
 DENSE_INIT = nn.initializers.normal(0.01)  # the original's, for every dense layer
 
@@ -22,46 +24,36 @@ class Projection(nn.Module):
 
     layers: int
     dim: int
+    norm_groups: int = 1
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, h: jax.Array, train: bool) -> jax.Array:
-        for i in range(self.layers):
+    def __call__(self, h: jax.Array, train: bool, layers: int | None = None) -> list[jax.Array]:
+        """[h, output of layer 1, ..., z], or only as far as the first `layers` of them."""
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        outputs = [h]
+        for i in range(self.layers if layers is None else layers):
             last = i == self.layers - 1
-            h = nn.Dense(
-                self.dim if last else h.shape[-1],
-                use_bias=False,
-                kernel_init=DENSE_INIT,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                name=f"dense{i}",
-            )(h)
-            h = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                epsilon=1e-5,
-                use_bias=not last,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                name=f"norm{i}",
-            )(h)
-            if not last:
-                h = nn.relu(h)
-        return h
+            dim = self.dim if last else h.shape[-1]
+            x = nn.Dense(dim, use_bias=False, kernel_init=DENSE_INIT, name=f"dense{i}", **dtypes)(outputs[-1])
+            x = BatchNorm(train, self.norm_groups, use_bias=not last, name=f"norm{i}", **dtypes)(x)
+            outputs.append(x if last else nn.relu(x))
+        return outputs
 
 
 class Probe(nn.Module):
-    """Features `[n, d]` to logits `[n, classes]`, in at least float32."""
+    """Features `[n, d]` to logits `[n, classes]`, in at least float32; `zero`: all logits start at 0."""
 
     classes: int
+    zero: bool = False
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, h: jax.Array) -> jax.Array:
         return nn.Dense(
             self.classes,
-            kernel_init=DENSE_INIT,
+            kernel_init=nn.initializers.zeros if self.zero else DENSE_INIT,
             dtype=self.param_dtype,
             param_dtype=self.param_dtype,
             name="dense",

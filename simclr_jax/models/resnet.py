@@ -1,7 +1,8 @@
-"""ResNet 18 to 200 (He et al., arXiv 1512.03385) as the original SimCLR builds it.
+"""ResNet 18 to 200 (He et al., arXiv 1512.03385) as the original SimCLR builds it, or as torchvision does.
 
-It differs from torchvision's in three ways: the first block of every group has a projection shortcut,
-the stem's max-pool pads at the end only, and the last BatchNorm of a block starts with gamma 0.
+The original (v1.5: the 3×3 convolution strides) differs from torchvision's in three ways: the first block
+of every group has a projection shortcut, the stem's max-pool pads at the end only, and the last BatchNorm
+of a block starts with gamma 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +11,8 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from simclr_jax.models.norm import BatchNorm
 
 # depth: (blocks of each group, bottleneck)
 DEPTHS = {
@@ -20,111 +23,259 @@ DEPTHS = {
     152: ((3, 8, 36, 3), True),
     200: ((3, 24, 36, 3), True),
 }
+VARIANTS = ("original", "torch")
+# stem: (kernel, stride, padding on each side or None for the original's fixed padding)
+STEMS = {"imagenet": (7, 2, None), "cifar": (3, 1, None), "cifar_pad2": (3, 1, 2)}
 
 
-def _conv(features: int, kernel: int, stride: int, dtype, param_dtype, name: str) -> nn.Conv:
+def _conv(
+    features: int, kernel: int, stride: int, dtype, param_dtype, name: str, bias: bool = False, pad=None
+) -> nn.Conv:
     # (k-1)//2 in front and the rest behind, whatever the stride: not TensorFlow's SAME.
     front = (kernel - 1) // 2
     return nn.Conv(
         features,
         (kernel, kernel),
         (stride, stride),
-        padding=[(front, kernel - 1 - front)] * 2,
-        use_bias=False,
+        padding=[(front, kernel - 1 - front) if pad is None else (pad, pad)] * 2,
+        use_bias=bias,
         dtype=dtype,
         param_dtype=param_dtype,
         name=name,
     )
 
 
+def drop_block(x: jax.Array, keep: float, size: int, rng: jax.Array) -> jax.Array:
+    """DropBlock (Ghiasi et al., arXiv 1810.12890): zeros squares of `size` pixels in x `[n, h, w, c]`.
+
+    A unit is kept with probability `keep`; what is left is scaled up to the same total. Squares lie inside
+    the map and, as in the paper, differ from channel to channel.
+    """
+    if keep >= 1:
+        return x
+    height, width = x.shape[1:3]
+    size = min(size, height, width)
+    # Equation 1: so many centres that the squares around them cover 1 - keep of the map.
+    room = (height - size + 1) * (width - size + 1)
+    gamma = (1 - keep) * height * width / size**2 / room
+    centres = jax.random.bernoulli(rng, gamma, (len(x), height - size + 1, width - size + 1, x.shape[3]))
+    before, after = size // 2, (size - 1) // 2
+    inside = jnp.pad(centres, [(0, 0), (before, after), (before, after), (0, 0)])
+    # A pixel is dropped by the centres up to `after` before it and `before` behind it.
+    padding = [(0, 0), (after, before), (after, before), (0, 0)]
+    dropped = jax.lax.reduce_window(inside, False, jax.lax.bitwise_or, (1, size, size, 1), (1,) * 4, padding)
+    share = jnp.maximum(jnp.mean(~dropped, dtype=jnp.promote_types(x.dtype, jnp.float32)), 1e-6)
+    return jnp.where(dropped, 0, x / share).astype(x.dtype)
+
+
 class Block(nn.Module):
-    """A residual block: two 3×3 convolutions, or 1×1, 3×3 and 1×1 (bottleneck)."""
+    """A residual block: two 3×3 convolutions, or 1×1, 3×3 and 1×1 (bottleneck).
+
+    `sk_ratio` > 0 pools before the shortcut's convolution (ResNet-D, He et al., arXiv 1812.01187) and, in a
+    bottleneck, replaces the 3×3 convolution by selective kernels; `se_ratio` > 0 ends the branch with
+    squeeze-and-excitation.
+    """
 
     features: int  # inner width
     stride: int
     project: bool  # a 1×1 convolution in the shortcut
     bottleneck: bool
+    sk_ratio: float
+    se_ratio: float
     conv: Callable
     norm: Callable
+    drop: Callable  # DropBlock
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         out = self.features * (4 if self.bottleneck else 1)
         shortcut = x
         if self.project:
-            shortcut = self.conv(out, 1, self.stride, name="shortcut_conv")(x)
-            shortcut = self.norm(name="shortcut_norm")(shortcut)
+            shortcut = self.shortcut(x, out)
+        shortcut = self.drop(shortcut)
         if self.bottleneck:
             layers = [(self.features, 1, 1), (self.features, 3, self.stride), (out, 1, 1)]
         else:
             layers = [(self.features, 3, self.stride), (out, 3, 1)]
         for i, (features, kernel, stride) in enumerate(layers):
+            if self.sk_ratio and self.bottleneck and kernel == 3:
+                x = self.drop(self.select(x, features, stride))
+                continue
             last = i == len(layers) - 1
             x = self.conv(features, kernel, stride, name=f"conv{i}")(x)
             # A zero gamma makes every block start as the identity (Goyal et al., arXiv 1706.02677).
             gamma = nn.initializers.zeros if last else nn.initializers.ones
             x = self.norm(scale_init=gamma, name=f"norm{i}")(x)
-            if not last:
-                x = nn.relu(x)
+            x = self.drop(x if last else nn.relu(x))
+        if self.se_ratio:
+            x = self.excite(x)
         return nn.relu(x + shortcut)
+
+    def shortcut(self, x: jax.Array, out: int) -> jax.Array:
+        stride = self.stride
+        if self.sk_ratio:
+            # The padding of stride 2 counts as zeros, that of stride 1 does not count: the original's.
+            window = {"window_shape": (2, 2), "strides": (stride, stride)}
+            if stride > 1:
+                x = nn.avg_pool(jnp.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)]), **window)
+            else:
+                x = nn.avg_pool(x, padding="SAME", count_include_pad=False, **window)
+            stride = 1
+        return self.norm(name="shortcut_norm")(self.conv(out, 1, stride, name="shortcut_conv")(x))
+
+    def select(self, x: jax.Array, features: int, stride: int) -> jax.Array:
+        """Two 3×3 convolutions mixed by a softmax of their pooled sum (Li et al., arXiv 1903.06586)."""
+        x = self.conv(2 * features, 3, stride, name="sk_conv")(x)
+        x = nn.relu(self.norm(name="sk_norm")(x))
+        streams = x.reshape(*x.shape[:3], 2, features)
+        pooled = jnp.mean(jnp.sum(streams, axis=3), axis=(1, 2), keepdims=True)
+        low = max(int(features * self.sk_ratio), 32)
+        mixing = nn.relu(self.norm(name="sk_reduce_norm")(self.conv(low, 1, 1, name="sk_reduce")(pooled)))
+        mixing = self.conv(2 * features, 1, 1, name="sk_expand")(mixing)
+        mixing = nn.softmax(mixing.reshape(-1, 1, 1, 2, features), axis=3)
+        return jnp.sum(streams * mixing, axis=3)
+
+    def excite(self, x: jax.Array) -> jax.Array:
+        """Channels weighted by a gate of their means (Hu et al., arXiv 1709.01507)."""
+        low = max(1, int(self.features * self.se_ratio))
+        pooled = jnp.mean(x, axis=(1, 2), keepdims=True)
+        gate = nn.relu(self.conv(low, 1, 1, bias=True, name="se_reduce")(pooled))
+        return x * nn.sigmoid(self.conv(x.shape[-1], 1, 1, bias=True, name="se_expand")(gate))
 
 
 class ResNet(nn.Module):
     """Images `[n, h, w, c]` to endpoints, by the original's names.
 
     initial_conv (before BatchNorm), initial_max_pool, block_group1..4 `[n, h', w', c']` and
-    final_avg_pool `[n, d]`.
+    final_avg_pool `[n, d]`. The fields are `create`'s.
     """
 
     blocks: Sequence[int]
     bottleneck: bool
     width: float = 1.0
     stem: str = "imagenet"
+    variant: str = "original"
+    sk_ratio: float = 0.0
+    se_ratio: float = 0.0
+    dropblock_keep: Sequence[float] = ()
+    dropblock_size: int = 7
+    norm_groups: int = 1
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> dict[str, jax.Array]:
+    def __call__(
+        self, x: jax.Array, train: bool, frozen: int = -1, frozen_train: bool = False
+    ) -> dict[str, jax.Array]:
+        """The endpoints.
+
+        Args:
+          train: BatchNorm by the batch, and DropBlock (needs the rng "dropblock").
+          frozen: no gradient flows into what comes up to this block group (0: the stem; -1: nothing).
+          frozen_train: BatchNorm goes by the batch there too; otherwise what is frozen stands still.
+        """
+        frozen = min(frozen, len(self.blocks))
         conv = partial(_conv, dtype=self.dtype, param_dtype=self.param_dtype)
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
         width = lambda features: max(1, round(features * self.width))  # noqa: E731
-        ends = {}
-        cifar = self.stem == "cifar"
-        x = conv(width(64), 3 if cifar else 7, 1 if cifar else 2, name="stem_conv")(x)
-        ends["initial_conv"] = x
-        x = nn.relu(norm(name="stem_norm")(x))
-        if not cifar:
-            x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="SAME")
-        ends["initial_max_pool"] = x
-        for group, count in enumerate(self.blocks):
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+        def moves(part: int) -> bool:
+            return train and (part > frozen or frozen_train)
+
+        def norm(part: int) -> Callable:
+            return partial(BatchNorm, train=moves(part), groups=self.norm_groups, **dtypes)
+
+        def done(part: int, x: jax.Array) -> jax.Array:
+            return jax.lax.stop_gradient(x) if part == frozen else x
+
+        ends: dict[str, jax.Array] = {}
+        x = done(0, self.initial(x, conv, norm(0), width, ends))
+        for group, count in enumerate(self.blocks, 1):
+            keep = self.dropblock_keep[group - 1] if self.dropblock_keep else 1.0
             for i in range(count):
+                features, stride = width(64 * 2 ** (group - 1)), 2 if group > 1 and i == 0 else 1
+                changes = stride > 1 or x.shape[-1] != features * (4 if self.bottleneck else 1)
                 x = Block(
-                    features=width(64 * 2**group),
-                    stride=2 if group > 0 and i == 0 else 1,
-                    project=i == 0,
+                    features=features,
+                    stride=stride,
+                    project=i == 0 and (changes or self.variant == "original"),
                     bottleneck=self.bottleneck,
+                    sk_ratio=self.sk_ratio,
+                    se_ratio=self.se_ratio,
                     conv=conv,
-                    norm=norm,
-                    name=f"group{group + 1}_block{i + 1}",
+                    norm=norm(group),
+                    drop=self.dropper(keep if moves(group) else 1.0),
+                    name=f"group{group}_block{i + 1}",
                 )(x)
-            ends[f"block_group{group + 1}"] = x
+            x = ends[f"block_group{group}"] = done(group, x)
         ends["final_avg_pool"] = jnp.mean(x, axis=(1, 2))
         return ends
 
+    def initial(
+        self, x: jax.Array, conv: Callable, norm: Callable, width: Callable, ends: dict[str, jax.Array]
+    ) -> jax.Array:
+        """The stem; adds its two endpoints to `ends`."""
+        kernel, stride, pad = STEMS[self.stem]
+        if self.sk_ratio and self.stem == "imagenet":  # ResNet-D: three 3×3 instead of one 7×7
+            for i, step in enumerate((2, 1)):
+                x = conv(width(32), 3, step, name=f"stem_conv{i}")(x)
+                x = nn.relu(norm(name=f"stem_norm{i}")(x))
+            kernel, stride = 3, 1
+        x = ends["initial_conv"] = conv(width(64), kernel, stride, pad=pad, name="stem_conv")(x)
+        x = nn.relu(norm(name="stem_norm")(x))
+        if self.stem == "imagenet":
+            padding = "SAME" if self.variant == "original" else [(1, 1), (1, 1)]
+            x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=padding)
+        ends["initial_max_pool"] = x
+        return x
 
-def create(*, depth: int, width: float, stem: str, dtype, param_dtype) -> ResNet:
-    """A ResNet of 18, 34, 50, 101, 152 or 200 layers, every width multiplied by `width`.
+    def dropper(self, keep: float) -> Callable[[jax.Array], jax.Array]:
+        if keep >= 1 or self.is_initializing():
+            return lambda x: x
+        return lambda x: drop_block(x, keep, self.dropblock_size, self.make_rng("dropblock"))
+
+
+def create(
+    *,
+    depth: int,
+    blocks: Sequence[int] = (),
+    width: float = 1.0,
+    stem: str = "imagenet",
+    variant: str = "original",
+    sk_ratio: float = 0.0,
+    se_ratio: float = 0.0,
+    dropblock_keep: Sequence[float] = (),
+    dropblock_size: int = 7,
+    norm_groups: int = 1,
+    dtype=jnp.float32,
+    param_dtype=jnp.float32,
+) -> ResNet:
+    """A ResNet of 18, 34, 50, 101, 152 or 200 layers.
 
     Args:
-      stem: "imagenet" (7×7 stride 2, max-pool) or "cifar" (3×3 stride 1; SimCLR, B.9).
+      blocks: of each group, instead of those of `depth`, which then only says basic or bottleneck.
+      width: multiplies every channel count, fractions too.
+      stem: "imagenet" (7×7 stride 2, max-pool), "cifar" (3×3 stride 1; SimCLR, B.9) or "cifar_pad2"
+        (solo-learn's, padded by two).
+      variant: "original" or "torch".
+      sk_ratio: of selective kernels; 0 for none, 0.0625 in SimCLRv2.
+      se_ratio: of squeeze-and-excitation; 0 for none.
+      dropblock_keep: probability, for each group, that DropBlock keeps a unit; () for no DropBlock.
+      norm_groups: parts of the batch that BatchNorm takes by themselves.
       dtype, param_dtype: of the computation; of parameters and statistics.
     """
-    blocks, bottleneck = DEPTHS[depth]
-    return ResNet(blocks, bottleneck, width, stem, dtype, param_dtype)
+    counts, bottleneck = DEPTHS[depth]
+    return ResNet(
+        tuple(blocks) or counts,
+        bottleneck,
+        width,
+        stem,
+        variant,
+        sk_ratio,
+        se_ratio,
+        tuple(dropblock_keep),
+        dropblock_size,
+        norm_groups,
+        dtype,
+        param_dtype,
+    )

@@ -1,8 +1,8 @@
 """Tasks by name: what the one train loop can train."""
 
-from simclr_jax.tasks import pretrain
+from simclr_jax.tasks import distill, pretrain, supervised
 from simclr_jax.tasks.task import Context, Task
 
-TASKS = {"pretrain": pretrain.create}
+TASKS = {"pretrain": pretrain.create, "supervised": supervised.create, "distill": distill.create}
 
 __all__ = ["TASKS", "Context", "Task"]

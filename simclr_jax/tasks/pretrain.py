@@ -3,119 +3,89 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import config as cfg
-from simclr_jax import figures, sharding
-from simclr_jax.data import order, pipeline
-from simclr_jax.data.host_augment import Options
+from simclr_jax import encoder, figures, losses, sharding
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.evals import knn
 from simclr_jax.evals.features import Features, extract
 from simclr_jax.evals.scores import score
-from simclr_jax.losses import LOSSES
+from simclr_jax.losses.classification import classification
 from simclr_jax.models import simclr
+from simclr_jax.tasks.images import Images
 from simclr_jax.tasks.task import Context, Task
 
 RAW_SIDE, RAW_EXAMPLES = 32, 50_000  # of the raw-pixel baseline, at most
 GALLERY = 1000  # images in the retrieval and t-SNE figures, at most
 NEIGHBOURS = 8  # beside each query in the retrieval figure
-PAIRS = 8  # images in the figure of views
 
 
 def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     """The task of `config`, on the images of `splits`."""
-    train = splits.train
-    data, steps = config.data, cfg.total_steps(config, train.size)
-    model = simclr.create(**config.model, classes=len(train.classes))
-    dtype = jnp.dtype(config.model.dtype)
-    share = {"process": jax.process_index(), "processes": jax.process_count()}
-    reading = {"size": data.image_size, "channels": data.channels, "threads": data.threads, **share}
-    options = Options(**config.augment)
+    classes, start = splits.train.classes, config.start
+    images = Images(config, splits, views=2)
+    model = simclr.create(**config.model, classes=len(classes))
+    fields = config.loss.to_dict()
+    scale = fields.pop("scale")
+    contrast = losses.create(fields.pop("name"), **fields)
     # With the columns replicated the step has one all-gather and moves no images.
     gather = lambda z: jax.lax.with_sharding_constraint(z, sharding.replicated(mesh))  # noqa: E731
 
-    def prepare(images: jax.Array) -> jax.Array:
-        return simclr.normalize_images(images, data.mean, data.std, dtype)
-
     def init(rng: jax.Array) -> dict[str, Any]:
-        shape = (2, data.image_size, data.image_size, data.channels)
-        variables = model.init(rng, jnp.zeros(shape, dtype), train=True)
-        # Flax starts statistics in float32 whatever param_dtype says.
-        keep = jnp.promote_types(dtype, jnp.float32)
-        return jax.tree.map(lambda x: x.astype(keep), variables)
-
-    def batches(step: int):
-        return pipeline.train_batches(
-            train,
-            start=step,
-            stop=steps,
-            batch=config.train.batch_size,
-            seed=config.seed,
-            options=options,
-            **reading,
-        )
+        return model.init(rng, images.sample(), train=True)
 
     def forward(params, model_state, batch, rng, step):
         views = batch["views"]
         n, v = views.shape[:2]
-        variables = {"params": params, **model_state}
-        images = prepare(views.reshape(n * v, *views.shape[2:]))
-        outputs, model_state = model.apply(variables, images, train=True, mutable=[*model_state])
+        outputs, model_state = model.apply(
+            {"params": params, **model_state},
+            images.prepare(views.reshape(n * v, *views.shape[2:])),
+            train=True,
+            mutable=[*model_state],
+            rngs={"dropblock": rng},
+        )
         return jax.tree.map(lambda x: x.reshape(n, v, *x.shape[1:]), outputs), model_state
 
     def loss(outputs, batch, step):
-        value, metrics = LOSSES[config.loss.name](
-            outputs["projection"], config.loss.temperature, gather=gather
-        )
-        total = value * config.loss.scale
+        value, metrics = contrast(outputs["projection"], batch["label"], gather=gather)
+        total = value * scale
         metrics["loss"] = total
         if "logits" in outputs:
-            probe, accuracy = probe_loss(outputs["logits"], batch["label"])
+            probe, accuracy = classification(outputs["logits"], batch["label"])
             metrics |= {"probe_loss": probe, "probe_accuracy": accuracy}
             total = total + probe
         return total, metrics
 
     return Task(
         init=init,
-        input=batches,
+        input=images.batches,
         forward=forward,
         loss=loss,
         trainable=lambda path: True,
-        evals=_Evaluations(config, splits, mesh, model, init, prepare, reading).evals(),
-        preview=lambda workdir, batch: _draw_views(workdir, batch, config, train, reading),
-        unreadable=lambda: sorted(train.unreadable | (splits.test or train).unreadable),
+        evals=_Evaluations(config, splits, mesh, model, init, images).evals(),
+        classes=classes,
+        start=lambda v: encoder.transplant(v, start.workdir, start.step) if start.workdir else v,
+        preview=images.preview,
+        unreadable=images.unreadable,
     )
-
-
-def probe_loss(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean cross entropy and accuracy of logits `[n, v, classes]`; label `[n]`, -1 counts nowhere."""
-    label = jnp.broadcast_to(label[:, None], logits.shape[:2])
-    known = label >= 0
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(label, 0))
-    count = jnp.maximum(jnp.sum(known), 1)
-    right = known & (jnp.argmax(logits, axis=-1) == label)
-    return jnp.sum(jnp.where(known, losses, 0)) / count, jnp.sum(right) / count
 
 
 class _Evaluations:
     """kNN while training; at the end the scores beside the baselines, and the figures."""
 
-    def __init__(self, config, splits, mesh, model, init, prepare, reading):
+    def __init__(self, config, splits, mesh, model, init, images):
         self.config, self.splits, self.mesh = config, splits, mesh
-        self.init, self.reading = init, reading
+        self.init, self.images = init, images
         self.classes = len(splits.train.classes)
         self.labelled = bool(splits.test and splits.test.classes and self.classes)  # can be scored
 
-        def encode(state, images):
+        def encode(state, x):
             variables = {"params": state[0], **state[1]}
-            return model.apply(variables, prepare(images), method="features")
+            return model.apply(variables, images.prepare(x), method="features")
 
         self.encode = jax.jit(encode)
 
@@ -130,23 +100,14 @@ class _Evaluations:
             evals["figures"] = (0, self.figures)
         return evals
 
-    def batches(self, split, index=None):
-        return pipeline.eval_batches(
-            split,
-            batch=self.config.eval.batch_size,
-            crop=self.config.eval.crop,
-            index=index,
-            **self.reading,
-        )
-
     def features(self, variables, split, limit: int = 0) -> Features:
         """Of the encoder with `variables` = (params, model_state); raw pixels for None."""
         index = _sample(split, limit)
         if variables is None:
-            found = extract(_raw_pixels, self.batches(split, index), self.mesh)
+            found = extract(_raw_pixels, self.images.every(split, index), self.mesh)
         else:
             found = extract(
-                lambda images: self.encode(variables, images), self.batches(split, index), self.mesh
+                lambda images: self.encode(variables, images), self.images.every(split, index), self.mesh
             )
         known = found.labels >= 0
         return Features(found.features[known], found.labels[known])
@@ -163,19 +124,19 @@ class _Evaluations:
         return {"knn_top1": found[setting][0], "knn_top5": found[setting][1]}
 
     def scores(self, state, context: Context) -> dict[str, float]:
-        variables = jax.jit(self.init)(jax.random.key(self.config.seed))
-        params = variables.pop("params")
+        fresh = jax.jit(self.init)(jax.random.key(self.config.seed))
+        params = fresh.pop("params")
         contenders = {
             "simclr": ((state.params, state.model_state), 0),
-            "untrained": ((params, variables), 0),
+            "untrained": ((params, fresh), 0),
             "raw_pixels": (None, RAW_EXAMPLES),
         }
         limit = max(self.config.eval.knn.bank, self.config.eval.linear.examples or 2**62)
         results = {}
-        for who, (encoder, at_most) in contenders.items():
+        for who, (variables, at_most) in contenders.items():
             found = score(
-                self.features(encoder, self.splits.train, min(limit, at_most or limit)),
-                self.features(encoder, self.splits.test),
+                self.features(variables, self.splits.train, min(limit, at_most or limit)),
+                self.features(variables, self.splits.test),
                 classes=self.classes,
                 mesh=self.mesh,
                 draws=self.config.eval.linear.draws,
@@ -192,7 +153,7 @@ class _Evaluations:
 
     def figures(self, state, context: Context) -> dict[str, float]:
         split = self.splits.test or self.splits.train
-        kept = list(self.batches(split, _sample(split, GALLERY)))
+        kept = list(self.images.every(split, _sample(split, GALLERY)))
         variables = (state.params, state.model_state)
         found = extract(lambda x: self.encode(variables, x), kept, self.mesh)
         pixels = extract(lambda x: x.reshape(len(x), -1), kept, self.mesh).features
@@ -220,23 +181,3 @@ def _raw_pixels(images: jax.Array) -> jax.Array:
     if side != h or side != w:
         images = jax.image.resize(images, (n, side, side, c), "linear", antialias=True)
     return images.reshape(n, -1)
-
-
-def _draw_views(workdir: epath.Path, batch, config: ConfigDict, train: Source, reading) -> None:
-    """figures/views.png: images of a batch beside their views; of a Stream the views alone."""
-    path = workdir / "figures" / "views.png"
-    if not config.eval.figures or path.exists():
-        return
-    views, originals = batch["views"][:PAIRS], None
-    if isinstance(train, Source):
-        step = int(batch["position"][0]) // config.train.batch_size
-        index, _ = order.step_examples(
-            step, examples=train.size, batch=config.train.batch_size, seed=config.seed
-        )
-        crop = config.eval.crop
-        reading = {**reading, "process": 0, "processes": 1}
-        shown = pipeline.eval_batches(
-            train, batch=len(views), index=index[: len(views)], crop=crop, **reading
-        )
-        originals = next(shown)["image"]
-    figures.views(path, originals, views)

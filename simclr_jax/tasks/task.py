@@ -22,10 +22,13 @@ class Task(NamedTuple):
 
     init: Callable  # rng -> variables: {"params": ..., other collections: ...}
     input: Callable  # step -> iterator over host batches, this process's rows
-    forward: Callable  # (params, model_state, batch, rng, step) -> outputs [n, ...], model_state
+    forward: Callable  # (params | fixed, model_state, batch, rng, step) -> outputs [n, ...], model_state
     loss: Callable  # (outputs, batch, step) -> scalar, metrics; apart from forward for GradCache
     trainable: Callable  # parameter path -> bool
     evals: Mapping[str, tuple[int, Callable]]  # name -> (every n steps; 0: at the end, fn)
     #   fn(state, Context) -> flat dict of floats
+    classes: tuple[str, ...] = ()  # of the classifier, where there is one
+    start: Callable = lambda variables: variables  # the initial ones -> those of another run; not compiled
+    fixed: Callable = dict  # -> what forward reads beside params and no step changes (a teacher)
     preview: Callable = lambda workdir, batch: None  # draws the first host batch, before training
     unreadable: Callable = lambda: ()  # -> names of the files replaced so far

@@ -1,0 +1,115 @@
+"""Learning from labels: linear evaluation, fine-tuning, and training from scratch.
+
+Which it is, three fields say: `start.workdir` (whose encoder), `finetune.after_block` (how much of it
+stands still) and `model.probe_layer` (where in the projection head the classifier sits).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import config as cfg
+from simclr_jax import encoder
+from simclr_jax.data.splits import Splits
+from simclr_jax.errors import SimclrError
+from simclr_jax.evals.features import extract
+from simclr_jax.evals.knn import top_k_accuracy
+from simclr_jax.losses.classification import classification
+from simclr_jax.models import simclr
+from simclr_jax.tasks.images import Images
+from simclr_jax.tasks.task import Context, Task
+
+
+def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
+    """The task of `config`, on the labelled images of `splits`.
+
+    Raises:
+      SimclrError: there are no labels.
+    """
+    if not splits.train.classes:
+        raise SimclrError(
+            f"config.task='supervised': {splits.train.name} has no labels; put a folder's images into one "
+            "folder a class, or give an .npz file its labels"
+        )
+
+    def loss(outputs, batch, step):
+        value, accuracy = classification(outputs["logits"][:, None], batch["label"])
+        return value, {"loss": value, "accuracy": accuracy}
+
+    return classifier(config, splits, mesh, splits.train.classes, loss)
+
+
+def classifier(
+    config: ConfigDict, splits: Splits, mesh: Mesh, classes: tuple[str, ...], loss: Callable
+) -> Task:
+    """A task that trains the logits of one view an image, by the `loss` of {logits [n, classes]}."""
+    images, start = Images(config, splits, views=1), config.start
+    model = simclr.create(**config.model, classes=len(classes), probe_zero=config.finetune.zero_init)
+    frozen = config.finetune.after_block
+    freezing = {"frozen": frozen, "frozen_train": not config.finetune.frozen_norm}
+
+    def init(rng: jax.Array) -> dict[str, Any]:
+        return model.init(rng, images.sample(), train=True, method="classify")
+
+    def forward(params, model_state, batch, rng, step):
+        logits, model_state = model.apply(
+            {"params": params, **model_state},
+            images.prepare(batch["views"][:, 0]),
+            train=True,
+            mutable=[*model_state],
+            method="classify",
+            rngs={"dropblock": rng},
+            **freezing,
+        )
+        return {"logits": logits}, model_state
+
+    return Task(
+        init=init,
+        input=images.batches,
+        forward=forward,
+        loss=loss,
+        trainable=lambda path: simclr.part(path) > frozen,
+        evals=_evals(config, splits, mesh, model, images),
+        classes=classes,
+        start=lambda v: encoder.transplant(v, start.workdir, start.step) if start.workdir else v,
+        preview=images.preview,
+        unreadable=images.unreadable,
+    )
+
+
+def _evals(config: ConfigDict, splits: Splits, mesh: Mesh, model: simclr.SimCLR, images: Images) -> dict:
+    """Accuracy on the test split while training and at the end; BatchNorm by its moving statistics."""
+    if splits.test is None or not splits.test.classes:
+        return {}
+
+    @jax.jit
+    def logits(state, x):
+        return model.apply({"params": state[0], **state[1]}, images.prepare(x), method="classify")
+
+    def measure(state) -> tuple[dict[int, float], int]:
+        variables = (state.params, state.model_state)
+        found = extract(lambda x: logits(variables, x), images.every(splits.test), mesh)
+        known = found.labels >= 0
+        scores, labels = found.features[known], found.labels[known]
+        return {k: top_k_accuracy(scores, labels, k) for k in (1, 5)}, len(labels)
+
+    def running(state, context: Context) -> dict[str, float]:
+        return {f"test_top{k}": p for k, p in measure(state)[0].items()}
+
+    def final(state, context: Context) -> dict[str, float]:
+        accuracy, n = measure(state)
+        results = {"test/images": n}
+        for k, p in accuracy.items():
+            results |= {f"test/top{k}": p, f"test/top{k}_standard_error": math.sqrt(p * (1 - p) / n)}
+        return results
+
+    evals = {}
+    if period := cfg.every_steps(config.eval.every, splits.train.size, config.train.batch_size):
+        evals["accuracy"] = (period, running)
+    if config.eval.final:
+        evals["test"] = (0, final)
+    return evals

@@ -1,0 +1,210 @@
+"""Whether a config makes sense: every field of its type and range, and fit for the data and devices.
+
+Nothing here imports JAX or TensorFlow, so that a mistyped field is answered at once.
+"""
+
+import math
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from simclr_jax import config as cfg
+from simclr_jax.errors import SimclrError
+
+# The names a field may take. Tests compare them with the dicts of constructors they stand for.
+TASKS = ("pretrain", "supervised", "distill")
+SOURCES = ("tfds:NAME", "folder:PATH", "npz:PATH", "builtin:mnist5k", "arrays")
+ENCODERS = ("resnet", "cnn")
+DEPTHS = (18, 34, 50, 101, 152, 200)
+STEMS = ("imagenet", "cifar", "cifar_pad2")
+VARIANTS = ("original", "torch")
+DTYPES = ("float32", "bfloat16", "float64")
+PROJECTIONS = ("none", "linear", "nonlinear")
+LOSSES = ("nt_xent", "nt_logistic", "margin", "supcon", "dcl", "dclw")
+OPTIMIZERS = ("lars", "sgd", "adam", "adamw")
+SCALINGS = ("none", "linear", "sqrt")
+BRIGHTNESS = ("v1", "v2")
+RESIZES = ("bicubic", "bilinear")
+
+
+PATTERNS = ("optimizer.decay_exclude", "optimizer.adapt_exclude")  # fields
+
+
+def _require(ok: bool, flat: dict[str, Any], field: str, allowed: str) -> None:
+    if not ok:
+        raise SimclrError(f"config.{field}={flat[field]!r}: must be {allowed}")
+
+
+def _check_types(flat: dict[str, Any]) -> None:
+    expected = cfg.flatten(cfg.default())
+    for field, value in flat.items():
+        cfg.check_field(field)
+        kind = type(expected[field])
+        if field == "data.data_dir":
+            _require(value is None or isinstance(value, str), flat, field, "a path")
+        elif kind is float:
+            ok = isinstance(value, int | float) and not isinstance(value, bool)
+            _require(ok and math.isfinite(value), flat, field, "a finite number")
+        elif kind is int:
+            _require(type(value) is int, flat, field, "a whole number")
+        elif kind is tuple:
+            if field in PATTERNS:
+                kinds, what = (str,), "a tuple of patterns, like ('/bias$',)"
+            else:
+                kinds, what = (int, float), "a tuple of numbers, like (0.1,2.0)"
+            _require(isinstance(value, tuple) and all(type(v) in kinds for v in value), flat, field, what)
+        else:
+            _require(isinstance(value, kind), flat, field, f"of type {kind.__name__}")
+    for field in expected:
+        if field not in flat:
+            raise SimclrError(f"config.{field} is missing: start from simclr_jax.config.default()")
+
+
+def _check_values(flat: dict[str, Any]) -> None:
+    one_of = {
+        "task": TASKS,
+        "model.encoder": ENCODERS,
+        "model.depth": DEPTHS,
+        "model.stem": STEMS,
+        "model.variant": VARIANTS,
+        "model.dtype": DTYPES,
+        "model.projection": PROJECTIONS,
+        "loss.name": LOSSES,
+        "optimizer.name": OPTIMIZERS,
+        "optimizer.scaling": SCALINGS,
+        "augment.brightness": BRIGHTNESS,
+        "eval.resize": RESIZES,
+    }
+    for field, names in one_of.items():
+        _require(flat[field] in names, flat, field, "one of " + ", ".join(map(str, names)))
+    positive = ("train.batch_size", "loss.temperature", "loss.scale", "model.width",
+                "model.projection_layers", "model.projection_dim", "checkpoint.keep",
+                "eval.batch_size", "eval.knn.k", "eval.knn.temperature", "eval.knn.bank",
+                "eval.linear.draws", "eval.linear.iterations", "optimizer.learning_rate",
+                "data.image_size", "data.channels", "data.shuffle_buffer", "optimizer.eta",
+                "augment.blur_kernel", "model.norm_groups", "model.dropblock_size", "loss.sigma",
+                "distill.temperature", "optimizer.eps")  # fmt: skip
+    for field in positive:
+        _require(flat[field] > 0, flat, field, "above 0")
+    for field in ("flip", "jitter", "grayscale", "blur", "crop_min_covered"):
+        field = f"augment.{field}"
+        _require(0 <= flat[field] <= 1, flat, field, "a probability, between 0 and 1")
+    for field in ("optimizer.momentum", "optimizer.b1", "optimizer.b2", "data.holdout"):
+        _require(0 <= flat[field] < 1, flat, field, "at least 0 and below 1")
+    _require(0 <= flat["distill.alpha"] <= 1, flat, "distill.alpha", "a weight, between 0 and 1")
+    _require(0 < flat["eval.crop"] <= 1, flat, "eval.crop", "above 0, at most 1")
+    for field in ("crop_area", "crop_aspect", "scaling", "blur_sigma"):
+        field = f"augment.{field}"
+        pair = flat[field]
+        ordered = len(pair) == 2 and 0 < pair[0] <= pair[1]
+        _require(ordered, flat, field, "two numbers above 0, the smaller first")
+    largest = flat["augment.crop_area"][1]
+    _require(largest <= 1, flat, "augment.crop_area", "at most 1")
+    covered = flat["augment.crop_min_covered"] <= largest
+    _require(covered, flat, "augment.crop_min_covered", f"at most crop_area's {largest}")
+    for field in ("data.mean", "data.std"):
+        ok = len(flat[field]) in (0, flat["data.channels"])
+        _require(ok, flat, field, f"empty or {flat['data.channels']} numbers, one a channel")
+    _require(all(v > 0 for v in flat["data.std"]), flat, "data.std", "above 0")
+    both = bool(flat["data.mean"]) == bool(flat["data.std"])
+    _require(both, flat, "data.std", "given together with data.mean")
+    never_negative = [f for f in flat if f.endswith((".epochs", ".steps", ".examples"))]
+    never_negative += ["mesh.devices", "data.threads", "seed", "optimizer.weight_decay",
+                       "start.step", "loss.margin", "model.sk_ratio", "model.se_ratio",
+                       "data.memory_gb", "augment.rotation", "augment.jitter_strength"]  # fmt: skip
+    for field in never_negative:
+        _require(flat[field] >= 0, flat, field, "0 or more")
+    _require(flat["seed"] < 2**31, flat, "seed", "below 2**31")
+    if not any(flat[f"train.{unit}"] for unit in ("steps", "examples", "epochs")):
+        raise SimclrError("config.train.epochs=0: give the length of the run, in epochs or steps")
+
+
+def _check_model(flat: dict[str, Any]) -> None:
+    blocks, keep = flat["model.blocks"], flat["model.dropblock_keep"]
+    counts = all(type(count) is int and count > 0 for count in blocks) and len(blocks) in (0, 4)
+    _require(counts, flat, "model.blocks", "empty or four whole numbers above 0, like (3,4,6,3)")
+    kept = len(keep) in (0, 4) and all(0 < p <= 1 for p in keep)
+    _require(kept, flat, "model.dropblock_keep", "empty or four probabilities, like (1,1,0.9,0.9)")
+    plain = not (flat["model.sk_ratio"] or flat["model.se_ratio"])
+    original = flat["model.variant"] == "original"
+    _require(plain or original, flat, "model.variant", "original for model.sk_ratio or model.se_ratio")
+    resnet = flat["model.encoder"] == "resnet"
+    for field in ("sk_ratio", "se_ratio", "dropblock_keep", "blocks"):
+        field = f"model.{field}"
+        _require(resnet or not flat[field], flat, field, "left at its default: only a ResNet has it")
+    layers = {"none": 0, "linear": 1}.get(flat["model.projection"], flat["model.projection_layers"])
+    between = 0 <= flat["model.probe_layer"] <= layers
+    _require(between, flat, "model.probe_layer", f"from 0 to {layers}, the projection head's layers")
+    groups, batch = flat["model.norm_groups"], flat["train.batch_size"]
+    _require(batch % groups == 0, flat, "model.norm_groups", f"a divisor of config.train.batch_size={batch}")
+
+
+def _check_task(flat: dict[str, Any]) -> None:
+    task = flat["task"]
+    if task != "pretrain":
+        _require(flat["model.probe"], flat, "model.probe", f"True for task={task!r}: it is the classifier")
+    if task == "distill" and not flat["distill.teacher"]:
+        raise SimclrError("config.distill.teacher is empty: give the workdir of an encoder with a classifier")
+    labels = flat["loss.name"] in ("supcon",) and flat["loss.one_view"]
+    _require(not labels, flat, "loss.one_view", "False for loss.name='supcon'")
+    hard = not flat["loss.semi_hard"] or flat["loss.name"] in ("nt_logistic", "margin")
+    _require(hard, flat, "loss.semi_hard", "False but for loss.name='nt_logistic' and 'margin'")
+    for field in PATTERNS:
+        for pattern in flat[field]:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise SimclrError(f"config.{field}: {pattern!r} is no regular expression ({error})") from None
+
+
+def _check_source(flat: dict[str, Any]) -> None:
+    kind, _, rest = flat["data.source"].partition(":")
+    allowed = "one of " + ", ".join(SOURCES)
+    if not kind:
+        raise SimclrError(f"config.data.source is empty: must be {allowed}")
+    known = kind in ("tfds", "folder", "npz") or flat["data.source"] in SOURCES
+    _require(known, flat, "data.source", allowed)
+    if kind in ("tfds", "folder", "npz") and not rest:
+        example = {"tfds": "cifar10", "folder": "/my/images", "npz": "/my/images.npz"}[kind]
+        raise SimclrError(
+            f"config.data.source={kind + ':'!r}: say which one, "
+            f"for example --config.data.source={kind}:{example}"
+        )
+
+
+def _check_size(flat: dict[str, Any]) -> None:
+    # The encoders' total stride: below it the last feature map would be less than a pixel.
+    if flat["model.encoder"] == "cnn":
+        least, why = 8, "the small CNN"
+    else:
+        least = 32 if flat["model.stem"] == "imagenet" else 8
+        why = f"the {flat['model.stem']} stem"
+    _require(flat["data.image_size"] >= least, flat, "data.image_size", f"{least} or more for {why}")
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises SimclrError for the first field that is unknown, of the wrong type or out of range."""
+    flat = cfg.flatten(config)
+    _check_types(flat)
+    _check_values(flat)
+    _check_model(flat)
+    _check_task(flat)
+    _check_source(flat)
+    _check_size(flat)
+
+
+def validate_run(config: ConfigDict, examples: int, devices: int) -> None:
+    """Raises SimclrError where the batch does not fit the training set or the devices."""
+    batch = config.train.batch_size
+    if batch > examples:
+        raise SimclrError(
+            f"config.train.batch_size={batch}: larger than the training set ({examples} images); "
+            f"at most --config.train.batch_size={examples // devices * devices}"
+        )
+    for field, value in (("train.batch_size", batch), ("eval.batch_size", config.eval.batch_size)):
+        if value % devices:
+            near = value // devices * devices or devices
+            raise SimclrError(
+                f"config.{field}={value}: must be divisible by the {devices} devices, for example {near}"
+            )
