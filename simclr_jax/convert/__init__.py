@@ -1,0 +1,1 @@
+"""Other projects' weights in, ours out: `python -m simclr_jax.convert`."""

@@ -1,0 +1,423 @@
+"""google-research/simclr's TensorFlow checkpoints, in and out.
+
+In: TF1 name-based (SimCLR v1 and v2 as released), TF2 object-based, and SavedModels whose variables' names
+leave no doubt. The architecture is inferred from the variables' shapes.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax import encoder
+from simclr_jax.convert import names, run
+from simclr_jax.data.tf import load as load_tensorflow
+from simclr_jax.errors import SimclrError
+from simclr_jax.models.resnet import DEPTHS
+
+SCOPES = ("base_model/", "head_contrastive/", "head_supervised/")  # of the model in TF1
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+TF2_SCOPES = ("model/resnet_model/", "model/_projection_head/", "model/supervised_head/")
+GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+class Found(NamedTuple):
+    """A checkpoint's variables by the names of its format ("tf1" or "tf2"), in order of creation."""
+
+    format: str
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+    step: int
+    left_out: list[str]  # what is no part of the model
+
+
+def convert(
+    checkpoint: epath.PathLike,
+    out: epath.PathLike,
+    *,
+    ema: bool = False,
+    image_size: int = 0,
+    probe_layer: int | None = None,
+) -> str:
+    """Writes the workdir `out` from a checkpoint; returns what it inferred, as text.
+
+    Args:
+      checkpoint: a prefix (`model.ckpt-250228`), a folder with the file `checkpoint`, or a SavedModel's.
+      ema: take the moving average `ema_model/` that SimCLRv2's pretrained checkpoints also hold.
+      image_size: pixels; 0: 224, or 32 with the CIFAR stem.
+      probe_layer: of the projection head, that the classifier reads; variables do not tell. None: 1 where
+        the path names `finetuned_1pct` or `finetuned_10pct` (SimCLRv2's), otherwise 0.
+
+    Raises:
+      SimclrError: it is no such checkpoint, or holds what has no place in a model.
+    """
+    run.check_free(out)
+    where = str(checkpoint)
+    found = _open(where, ema)
+    head = _infer_head(found, where)
+    layers = head["projection_layers"] if head["projection"] != "none" else 0
+    if probe_layer is None:
+        probe_layer = 1 if re.search(r"finetuned_10?pct", where) and layers > 1 else 0
+    probe_layer = max(probe_layer, head.pop("cut", 0))
+    if probe_layer > layers:
+        raise SimclrError(f"--probe-layer={probe_layer}: the projection head has {layers} layers")
+    classes = head.pop("classes")
+    channels, fields = _infer_encoder(found, where)
+    cut = layers and probe_layer and f"{_head_name(found, layers - 1)}/kernel" not in found.shapes
+    config = run.config_of(
+        {**fields, **head, "probe": bool(classes), "probe_layer": probe_layer},
+        task="supervised" if cut or (classes and not layers) else "pretrain",
+        image_size=image_size,
+    )
+    config.data.channels = channels
+    wanted = run.expected(config, channels, classes)
+    arrays = {}
+    for name in found.shapes:
+        arrays[name] = _read(found, name, where)
+    variables = run.assemble(arrays, wanted, found.format, where)
+    run.write(out, config, variables, step=found.step, origin=where)
+    lines = [run.describe(config, classes), f"step {found.step}, images of {config.data.image_size} pixels"]
+    if classes and layers:
+        lines.append(f"the classifier is taken to read layer {probe_layer} of the head (--probe-layer)")
+    if found.left_out:
+        some = ", ".join(found.left_out[:3])
+        lines.append(f"left out: {len(found.left_out)} variables that are no part of the model ({some} ...)")
+    return "\n".join(lines)
+
+
+# ---- reading --------------------------------------------------------------------------------------
+
+
+def _open(where: str, ema: bool) -> Found:
+    tf = load_tensorflow()
+    path = epath.Path(where)
+    saved_model = path.is_dir() and (path / "saved_model.pb").exists()
+    if saved_model:
+        prefix = str(path / "variables" / "variables")
+    elif path.is_dir():
+        prefix = tf.train.latest_checkpoint(where)
+        if prefix is None:
+            raise SimclrError(f"{where}: neither a checkpoint (no file `checkpoint` in it) nor a SavedModel")
+    else:
+        prefix = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", where)
+    if not epath.Path(f"{prefix}.index").exists():
+        raise SimclrError(f"{where}: no checkpoint there ({prefix}.index is missing)")
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise SimclrError(f"{where}: cannot be read as a checkpoint ({_line(error)})") from None
+    if saved_model:
+        return _saved_model(shapes, reader, where)
+    if any(name.startswith(TF2_SCOPES) for name in shapes):
+        return _object_based(shapes, reader.get_tensor)
+    return _name_based(shapes, reader.get_tensor, ema, where)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _read(found: Found, name: str, where: str) -> np.ndarray:
+    tf = load_tensorflow()
+    try:
+        return np.asarray(found.read(name))
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise SimclrError(f"{where}: {name} cannot be read; is the file whole? ({_line(error)})") from None
+
+
+def _step(shapes: Mapping[str, tuple], read: Callable, name: str) -> int:
+    try:
+        return max(0, int(read(name))) if name in shapes else 0
+    except Exception:  # a damaged step is no reason to refuse whole weights
+        return 0
+
+
+def _name_based(shapes: dict[str, tuple[int, ...]], read: Callable, ema: bool, where: str) -> Found:
+    prefix = "ema_model/" if ema else ""
+    if ema and not any(name.startswith(prefix) for name in shapes):
+        raise SimclrError(f"{where}: holds no moving average (ema_model/); leave --ema out")
+    mine = {}
+    for name in shapes:
+        short = name.removeprefix(prefix)
+        # The classifier is trained on the moving average, but has none of its own.
+        inside = (name.startswith(prefix) and short.startswith(SCOPES)) or short.startswith(SCOPES[2])
+        if inside and not name.endswith(("/Momentum", "/Adam", "/Adam_1")):
+            mine[short] = name
+    if not mine:
+        raise SimclrError(f"{where}: no variable of SimCLR in it (base_model/...)")
+    order = sorted(mine, key=_tf1_order)
+    left_out = sorted(name for name in shapes if name not in mine.values() and name != "global_step")
+    return Found(
+        "tf1",
+        {short: shapes[mine[short]] for short in order},
+        lambda short: read(mine[short]),
+        _step(shapes, read, "global_step"),
+        left_out,
+    )
+
+
+def _tf1_order(name: str) -> tuple:
+    scope, layer = name.split("/")[:2]
+    number = re.search(r"_(\d+)$", layer)
+    return SCOPES.index(f"{scope}/"), int(number[1]) if number else 0, name
+
+
+def _object_based(shapes: dict[str, tuple[int, ...]], read: Callable) -> Found:
+    inside = [
+        n for n in shapes if n.startswith(TF2_SCOPES) and n.endswith(VALUE) and "OPTIMIZER_SLOT" not in n
+    ]
+    short = {name.removeprefix("model/").removesuffix(VALUE): name for name in inside}
+    left_out = sorted(
+        n for n in shapes if n not in inside and not n.startswith(("global_step", "save_counter", GRAPH))
+    )
+    return Found(
+        "tf2",
+        {each: shapes[short[each]] for each in sorted(short, key=_tf2_order)},
+        lambda each: read(short[each]),
+        _step(shapes, read, f"global_step{VALUE}"),
+        left_out,
+    )
+
+
+def _tf2_order(name: str) -> tuple:
+    """Sorts an object path by when the original creates it."""
+    parts = name.split("/")
+    scope = ("resnet_model", "_projection_head", "supervised_head").index(parts[0])
+    block = parts[1] == "block_groups" if len(parts) > 1 else False
+    key: list[Any] = [scope, block]
+    unit = ("conv2d_fixed_padding", "batch_norm_relu", "conv2d_0", "batch_norm_relu_1", "conv2d_1",
+            "se_reduce", "se_expand")  # fmt: skip
+    for part in parts[1:]:
+        if part.isdigit():
+            key.append(int(part))
+        elif part in unit:
+            key.append(unit.index(part))
+        elif part.endswith("_layers"):  # the shortcut comes first
+            key.append(0 if part in ("projection_layers", "shortcut_layers") else 1)
+        elif part == "se_layer":
+            key.append(2)
+    return (*key, name) if all(isinstance(k, int) for k in key) else (9, name)
+
+
+def _saved_model(shapes: dict[str, tuple[int, ...]], reader: Any, where: str) -> Found:
+    """Variables by the names that the object graph remembers, numbered as TF1 would have."""
+    tf = load_tensorflow()
+    from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+    graph = trackable_object_graph_pb2.TrackableObjectGraph()
+    try:
+        graph.ParseFromString(reader.get_tensor(GRAPH))
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        raise SimclrError(f"{where}: has no readable object graph ({_line(error)})") from None
+    full = {}
+    for node in graph.nodes:
+        for attribute in node.attributes:
+            if attribute.checkpoint_key in shapes and attribute.full_name:
+                full[attribute.full_name.removesuffix(":0")] = attribute.checkpoint_key
+    ranked: dict[tuple[str, str], set[int]] = {}
+    parsed = {}
+    for name in full:
+        if match := re.search(r"(?:^|/)((?:sync_)?batch_normalization|conv2d)(?:_(\d+))?/(\w+)$", name):
+            scope = "head" if "projection_head/" in name or "head_contrastive/" in name else "base"
+            kind = match[1].removeprefix("sync_")
+            parsed[name] = (scope, kind, int(match[2] or 0), match[3])
+            ranked.setdefault((scope, kind), set()).add(int(match[2] or 0))
+    mine: dict[str, str] = {}
+    for name in full:
+        if name in parsed:
+            scope, kind, number, leaf = parsed[name]
+            k = sorted(ranked[scope, kind]).index(number)
+            layer = re.search(r"(n?l_\d+)/", name)
+            if scope == "head" and not layer:
+                continue
+            unit = f"head_contrastive/{layer[1]}/{kind}" if scope == "head" else f"base_model/{kind}"
+            short = f"{unit}/{leaf}" if scope == "head" or not k else f"{unit}_{k}/{leaf}"
+        elif match := re.search(r"(n?l_\d+)/dense(?:_\d+)?/(kernel|bias)$", name):
+            short = f"head_contrastive/{match[1]}/dense/{match[2]}"
+        elif match := re.search(r"head_supervised/linear_layer/dense(?:_\d+)?/(kernel|bias)$", name):
+            short = f"head_supervised/linear_layer/dense/{match[1]}"
+        else:
+            continue
+        if short in mine:
+            raise SimclrError(f"{where}: {name} and {mine[short]} cannot be told apart by their names")
+        mine[short] = name
+    if not mine:
+        raise SimclrError(f"{where}: its variables have no names that tell what they are")
+    return Found(
+        "tf1",
+        {short: shapes[full[mine[short]]] for short in sorted(mine, key=_tf1_order)},
+        lambda short: reader.get_tensor(full[mine[short]]),
+        0,
+        sorted(set(full) - set(mine.values())),
+    )
+
+
+# ---- what the shapes tell -------------------------------------------------------------------------
+
+
+def _infer_encoder(found: Found, where: str) -> tuple[int, dict[str, Any]]:
+    """(channels of the images, architecture fields of config.model) from the convolutions in order."""
+    convs = [
+        (name, shape, f"{name.removesuffix('kernel')}bias" in found.shapes)
+        for name, shape in found.shapes.items()
+        if name.startswith(("base_model/", "resnet_model/")) and name.endswith("/kernel")
+    ]
+    at = 0
+
+    def peek(offset: int = 0) -> tuple[int, int, int]:
+        """(kernel size, channels in, channels out) of the next convolution."""
+        if at + offset >= len(convs):
+            raise SimclrError(f"{where}: its {len(convs)} convolutions end in the middle of a block")
+        name, shape, _ = convs[at + offset]
+        if len(shape) != 4 or shape[0] != shape[1] or not all(shape):
+            raise SimclrError(f"{where}: {name} has the shape {list(shape)}, which is no convolution's")
+        return shape[0], shape[2], shape[3]
+
+    kernel, channels, out = peek()
+    stem = "imagenet" if kernel == 7 else "cifar"
+    if kernel == 3 and peek(1)[0] == 3:  # ResNet-D: three 3×3, the last to twice the width
+        stem, out, at = "imagenet", peek(2)[2], 2
+    elif kernel not in (3, 7):
+        raise SimclrError(f"{where}: the first convolution is {kernel}×{kernel}, no stem of the original's")
+    at += 1
+    width = out / 64
+    first = at
+    bottleneck = peek(1)[0] == 1
+    inner = peek(1)[2] if bottleneck else peek()[2]
+    selective = bottleneck and peek(2)[2] == 2 * inner
+    main = (5 if selective else 3) if bottleneck else 2
+    excite = at + 1 + main < len(convs) and convs[at + 1 + main][2]
+    blocks: list[int] = []
+    while at < len(convs):
+        kernel, before, after = peek()
+        shortcut = kernel == 1 and (after >= before if bottleneck else True)
+        if shortcut:
+            blocks.append(0)
+        elif not blocks:
+            raise SimclrError(f"{where}: {convs[at][0]}: the first block has no shortcut convolution")
+        blocks[-1] += 1
+        size = main + shortcut + 2 * excite
+        peek(size - 1)
+        at += size
+    if len(blocks) != 4:
+        raise SimclrError(f"{where}: has {len(blocks)} groups of blocks, not 4")
+    fields: dict[str, Any] = {"width": width, "stem": stem}
+    last = len(convs) - main - 2 * excite  # of the last block, without a shortcut
+    inner = convs[last][1][3]
+    if selective:
+        low = convs[last + 2][1][3]
+        fields["sk_ratio"] = _ratio(inner, low, 32, (0.0625,))
+    elif stem == "imagenet" and first == 3:
+        raise SimclrError(f"{where}: has the stem of selective kernels, but none in its blocks")
+    if excite:
+        fields["se_ratio"] = _ratio(inner, convs[-2][1][3], 1, (0.0625, 0.25))
+    depths = [depth for depth, kind in DEPTHS.items() if kind == (tuple(blocks), bottleneck)]
+    fields["depth"] = depths[0] if depths else 50 if bottleneck else 18
+    fields["blocks"] = () if depths else tuple(blocks)
+    return channels, fields
+
+
+def _ratio(inner: int, low: int, least: int, usual: tuple[float, ...]) -> float:
+    """The ratio that gives `low` = max(least, int(inner · ratio)); a usual one where several do."""
+    for ratio in (*usual, low / inner):
+        if max(least, int(inner * ratio)) == low:
+            return ratio
+    return low / inner
+
+
+def _head_name(found: Found, i: int) -> str:
+    if found.format == "tf2":
+        return f"_projection_head/linear_layers/{i}/dense"
+    linear = any(name.startswith("head_contrastive/l_") for name in found.shapes)
+    return f"head_contrastive/{'l' if linear else 'nl'}_{i}/dense"
+
+
+def _infer_head(found: Found, where: str) -> dict[str, Any]:
+    """Fields of config.model for the projection head, and {classes, cut}: a head without its last layers."""
+    count = 0
+    while f"{_head_name(found, count)}/kernel" in found.shapes:
+        count += 1
+    probe = "supervised_head" if found.format == "tf2" else "head_supervised"
+    classes = found.shapes.get(f"{probe}/linear_layer/dense/kernel", (0, 0))[-1]
+    if not count:
+        return {"projection": "none", "projection_layers": 1, "classes": classes}
+    linear = "/l_" in _head_name(found, 0)
+    norm = "bn_relu/bn/beta" if found.format == "tf2" else "batch_normalization/beta"
+    beta = f"{_head_name(found, count - 1).removesuffix('dense')}{norm}" in found.shapes
+    head = {"projection": "linear" if linear else "nonlinear", "projection_layers": count, "classes": classes}
+    if beta:  # the last layer has none: there was more of the head
+        return {**head, "projection_layers": count + 1, "cut": count}
+    dim = found.shapes[f"{_head_name(found, count - 1)}/kernel"][-1]
+    return {**head, "projection_dim": dim}
+
+
+# ---- writing --------------------------------------------------------------------------------------
+
+
+def export(workdir: epath.PathLike, out: epath.PathLike, *, format: str = "tf1", step: int = 0) -> str:
+    """Writes the folder `out` with a checkpoint that the original code loads; returns its prefix.
+
+    Args:
+      format: "tf1" (name-based, `model.ckpt-STEP`) or "tf2" (object-based, `ckpt-1`).
+      step: of the workdir's checkpoints; 0: the newest.
+
+    Raises:
+      SimclrError: the model is none that the original has.
+    """
+    run.check_free(out)
+    config, _, step, variables = encoder.read(workdir, step)
+    _representable(config, workdir)
+    tf, out = load_tensorflow(), epath.Path(out)
+    arrays = {leaf: names.get(variables, leaf.path) for leaf in names.leaves(config.model, variables)}
+    out.mkdir(parents=True, exist_ok=True)
+    if format == "tf2":
+        root = tf.train.Checkpoint(model=_tree(tf, arrays), global_step=tf.Variable(step, dtype=tf.int64))
+        return tf.train.CheckpointManager(root, str(out), max_to_keep=1).save()
+    tensors = {leaf.tf1: array for leaf, array in arrays.items()} | {"global_step": np.int64(step)}
+    prefix = str(out / f"model.ckpt-{step}")
+    tf.raw_ops.SaveV2(
+        prefix=prefix,
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
+        tensors=[tf.constant(array) for array in tensors.values()],
+    )
+    state = f'model_checkpoint_path: "model.ckpt-{step}"\nall_model_checkpoint_paths: "model.ckpt-{step}"\n'
+    (out / "checkpoint").write_text(state)
+    return prefix
+
+
+def _representable(config: ConfigDict, workdir: epath.PathLike) -> None:
+    model = config.model
+    for field, value, remedy in (
+        ("encoder", "resnet", "only ResNets have a place there"),
+        ("variant", "original", "export it with to-torch"),
+    ):
+        if model[field] != value:
+            raise SimclrError(
+                f"{workdir}: model.{field}={model[field]!r}, which the original lacks; {remedy}"
+            )
+    if model.stem == "cifar_pad2":
+        raise SimclrError(
+            f"{workdir}: model.stem='cifar_pad2', which the original lacks; export it with to-torch"
+        )
+    if any(config.data.mean):
+        print(
+            "note: the original takes images in [0, 1]; this encoder wants data.mean and data.std taken out"
+        )
+
+
+def _tree(tf: Any, arrays: Mapping[names.Leaf, np.ndarray]) -> Any:
+    """Objects whose attributes make the original's paths; TensorFlow matches variables by these."""
+    root = tf.Module()
+    for leaf, array in arrays.items():
+        node, parts = root, leaf.tf2.split("/")
+        for part in parts[:-1]:
+            if not hasattr(node, part):
+                setattr(node, part, tf.Module())
+            node = getattr(node, part)
+        setattr(node, parts[-1], tf.Variable(array))
+    return root

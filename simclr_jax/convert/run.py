@@ -1,0 +1,125 @@
+"""Writes and checks the ordinary workdir that every conversion ends in."""
+
+import functools
+import json
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax import checkpoint, encoder, files
+from simclr_jax import config as cfg
+from simclr_jax.convert import names
+from simclr_jax.errors import SimclrError
+from simclr_jax.models import simclr
+from simclr_jax.state import TrainState
+
+
+def config_of(model: Mapping[str, Any], *, task: str = "pretrain", image_size: int = 0) -> ConfigDict:
+    """The default config with the fields `model`, and the image size its stem is made for unless given."""
+    config = cfg.default()
+    config.task = task
+    for field, value in model.items():
+        cfg.set_field(config, f"model.{field}", value)
+    config.data.image_size = image_size or (224 if config.model.stem == "imagenet" else 32)
+    return config
+
+
+@functools.lru_cache(maxsize=32)
+def _shapes(model_json: str, channels: int, classes: int, cut: bool) -> Any:
+    """The model's variables as shapes; kept, as many checkpoints are of one architecture."""
+    model = simclr.create(**json.loads(model_json), classes=classes)
+    images = jnp.zeros((2, 64, 64, channels))
+    method = "classify" if cut else "__call__"
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False, method=method))
+    return jax.tree.map(lambda x: x.shape, variables)
+
+
+def expected(config: ConfigDict, channels: int, classes: int) -> dict[names.Leaf, tuple[int, ...]]:
+    """Every variable of the model in order of creation, with its shape in this project.
+
+    Of a supervised model only as much of the projection head as lies below the classifier.
+    """
+    model = json.dumps(config.model.to_dict(), sort_keys=True)
+    shapes = _shapes(model, channels, classes, config.task != "pretrain")
+    return {leaf: names.get(shapes, leaf.path) for leaf in names.leaves(config.model, shapes)}
+
+
+def describe(config: ConfigDict, classes: int) -> str:
+    """What a conversion inferred, in one line."""
+    model = config.model
+    blocks, bottleneck = names.blocks_of(model)
+    kind = f"ResNet-{model.depth}" if not model.blocks else f"ResNet {blocks}"
+    if model.blocks:
+        kind += " of bottleneck blocks" if bottleneck else " of basic blocks"
+    parts = [f"{kind}, width {model.width:g}, {model.stem} stem, variant {model.variant}"]
+    parts += [f"sk_ratio {model.sk_ratio:g}"] if model.sk_ratio else []
+    parts += [f"se_ratio {model.se_ratio:g}"] if model.se_ratio else []
+    head = "no projection head"
+    if model.projection != "none":
+        head = f"{model.projection} projection of {model.projection_layers} layers to {model.projection_dim}"
+    parts += [head, f"{classes} classes (from layer {model.probe_layer})" if classes else "no classifier"]
+    return ", ".join(parts)
+
+
+def write(
+    out: epath.PathLike, config: ConfigDict, variables: dict[str, Any], *, step: int, origin: str
+) -> None:
+    """Writes an ordinary workdir as a whole: a failure leaves nothing behind.
+
+    Raises:
+      SimclrError: something is there already.
+    """
+    out = epath.Path(out)
+    check_free(out)
+    half = out.with_name(out.name + ".half")
+    if half.exists():
+        shutil.rmtree(half)
+    params = variables["params"]
+    model_state = {name: tree for name, tree in variables.items() if name != "params"}
+    try:
+        checkpoints = checkpoint.Checkpoints(half / "checkpoints")
+        checkpoints.save(TrainState(jnp.int32(step), params, model_state, ()))
+        checkpoints.close()
+        files.write(half / cfg.FILE, cfg.to_json(config, {"converted_from": origin}))
+        encoder.load(half)
+        half.rename(out)
+    finally:
+        if half.exists():
+            shutil.rmtree(half)
+
+
+def check_free(out: epath.PathLike) -> None:
+    """Raises SimclrError where the output exists."""
+    out = epath.Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SimclrError(f"--out={out}: exists already; choose another, or remove it")
+
+
+def assemble(
+    found: Mapping[str, np.ndarray], wanted: Mapping[names.Leaf, tuple[int, ...]], name: str, where: str
+) -> dict[str, Any]:
+    """Our variables from arrays by the names of one format (`name`: tf1, tf2 or torch).
+
+    Raises:
+      SimclrError: a variable is missing, left over, of another shape, or not finite.
+    """
+    by_name = {getattr(leaf, name): (leaf, shape) for leaf, shape in wanted.items()}
+    if missing := [each for each in by_name if each not in found]:
+        raise SimclrError(f"{where}: lacks {len(missing)} variables of this model, {missing[0]} for one")
+    if extra := [each for each in found if each not in by_name]:
+        raise SimclrError(f"{where}: {len(extra)} variables have no place in the model, {extra[0]} for one")
+    variables: dict[str, Any] = {}
+    for each, (leaf, shape) in by_name.items():
+        array = found[each]
+        if array.shape != shape:
+            raise SimclrError(f"{where}: {each} has the shape {list(array.shape)}, should be {list(shape)}")
+        if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
+            raise SimclrError(f"{where}: {each} holds values that are no finite numbers")
+        names.put(variables, leaf.path, array)
+    return variables
