@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
@@ -228,7 +227,7 @@ def init_state(
         variables = task.start(variables)
     params = variables.pop("params")
     return TrainState(
-        step=jax.device_put(jnp.zeros((), jnp.int32), everywhere),
+        step=jax.device_put(np.int32(0), everywhere),
         params=params,
         model_state=variables,
         opt_state=jax.jit(optimizer.init, out_shardings=everywhere)(params),

@@ -16,6 +16,7 @@ from conftest import tiny_arrays, tiny_config, tiny_splits
 from PIL import Image
 
 from simclr_jax import checkpoint, metrics, sharding, train
+from simclr_jax import config as cfg
 from simclr_jax.data import sources, splits
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
@@ -201,7 +202,7 @@ def test_what_a_run_leaves_behind(tmp_path):
     for row in rows(tmp_path):
         scored = row["step"] in (5, 10, 13)
         assert set(row) == logged | ({"knn_top1", "knn_top5"} if scored else set())
-    assert json.loads((tmp_path / "config.json").read_text())["schema"] == 1
+    assert json.loads((tmp_path / "config.json").read_text())["schema"] == cfg.SCHEMA
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["12", "13", "8"]
     assert set(summary["scores"]) == {"knn", "linear_100", "linear_all"}
     for by_contender in summary["scores"].values():
@@ -365,6 +366,7 @@ def test_the_cache_is_put_where_the_config_says(tmp_path, monkeypatch):
 def test_second_compilation_comes_from_the_cache(tmp_path):
     seen = []
     jax.monitoring.register_event_listener(lambda event, **_: seen.append(event))
+    jax.clear_caches()  # what earlier tests compiled was not worth keeping then
     run(tmp_path / "first", train__steps=2)
     jax.clear_caches()
     seen.clear()

@@ -43,9 +43,10 @@ def synthetic_splits(config) -> splits.Splits:
 def synthetic_batch(config) -> dict[str, np.ndarray]:
     """A batch as the pipeline makes it, of noise."""
     side, batch = config.data.image_size, config.train.batch_size
+    views = 2 if config.task == "pretrain" else 1
     rng = np.random.default_rng(0)
     return {
-        "views": rng.random((batch, 2, side, side, config.data.channels), np.float32),
+        "views": rng.random((batch, views, side, side, config.data.channels), np.float32),
         "position": np.arange(batch, dtype=np.uint32),
         "label": (np.arange(batch) % 10).astype(np.int32),
         "mask": np.ones(batch, bool),

@@ -56,42 +56,56 @@ def convert(
     """
     run.check_free(out)
     where = str(checkpoint)
-    found = _open(where, ema)
-    head = _infer_head(found, where)
-    layers = head["projection_layers"] if head["projection"] != "none" else 0
-    if probe_layer is None:
-        probe_layer = 1 if re.search(r"finetuned_10?pct", where) and layers > 1 else 0
-    probe_layer = max(probe_layer, head.pop("cut", 0))
-    if probe_layer > layers:
-        raise SimclrError(f"--probe-layer={probe_layer}: the projection head has {layers} layers")
-    classes = head.pop("classes")
-    channels, fields = _infer_encoder(found, where)
-    cut = layers and probe_layer and f"{_head_name(found, layers - 1)}/kernel" not in found.shapes
-    config = run.config_of(
-        {**fields, **head, "probe": bool(classes), "probe_layer": probe_layer},
-        task="supervised" if cut or (classes and not layers) else "pretrain",
-        image_size=image_size,
-    )
-    config.data.channels = channels
-    wanted = run.expected(config, channels, classes)
-    arrays = {}
-    for name in found.shapes:
-        arrays[name] = _read(found, name, where)
-    variables = run.assemble(arrays, wanted, found.format, where)
+    found = open_checkpoint(where, ema)
+    config, classes = infer(found, where, image_size=image_size, probe_layer=probe_layer)
+    arrays = {name: _read(found, name, where) for name in found.shapes}
+    variables = run.assemble(arrays, run.expected(config, classes), found.format, where)
     run.write(out, config, variables, step=found.step, origin=where)
     lines = [run.describe(config, classes), f"step {found.step}, images of {config.data.image_size} pixels"]
-    if classes and layers:
-        lines.append(f"the classifier is taken to read layer {probe_layer} of the head (--probe-layer)")
+    if classes and "projection" in variables["params"]:
+        lines.append(
+            f"the classifier is taken to read layer {config.model.probe_layer} of the head (--probe-layer)"
+        )
     if found.left_out:
         some = ", ".join(found.left_out[:3])
         lines.append(f"left out: {len(found.left_out)} variables that are no part of the model ({some} ...)")
     return "\n".join(lines)
 
 
+def infer(
+    found: Found, where: str, *, image_size: int = 0, probe_layer: int | None = None
+) -> tuple[ConfigDict, int]:
+    """(config, number of classes) of the model that the variables' shapes describe.
+
+    Raises:
+      SimclrError: they describe none.
+    """
+    head = _infer_head(found)
+    classes, cut = head.pop("classes"), head.pop("cut", 0)
+    layers = 0 if head["projection"] == "none" else head["projection_layers"]
+    if probe_layer is None:
+        probe_layer = 1 if re.search(r"finetuned_10?pct", where) and layers > 1 else 0
+    if probe_layer > layers or (cut and probe_layer > cut):
+        raise SimclrError(f"--probe-layer={probe_layer}: the projection head has {cut or layers} layers")
+    channels, fields = _infer_encoder(found, where)
+    config = run.config_of(
+        {**fields, **head, "probe": bool(classes), "probe_layer": cut or probe_layer},
+        task="supervised" if cut or (classes and not layers) else "pretrain",
+        image_size=image_size,
+        channels=channels,
+    )
+    return config, classes
+
+
 # ---- reading --------------------------------------------------------------------------------------
 
 
-def _open(where: str, ema: bool) -> Found:
+def open_checkpoint(where: str, ema: bool = False) -> Found:
+    """The variables of a checkpoint or SavedModel, the arguments being those of `convert`.
+
+    Raises:
+      SimclrError: it is none of the original's.
+    """
     tf = load_tensorflow()
     path = epath.Path(where)
     saved_model = path.is_dir() and (path / "saved_model.pb").exists()
@@ -336,7 +350,7 @@ def _head_name(found: Found, i: int) -> str:
     return f"head_contrastive/{'l' if linear else 'nl'}_{i}/dense"
 
 
-def _infer_head(found: Found, where: str) -> dict[str, Any]:
+def _infer_head(found: Found) -> dict[str, Any]:
     """Fields of config.model for the projection head, and {classes, cut}: a head without its last layers."""
     count = 0
     while f"{_head_name(found, count)}/kernel" in found.shapes:

@@ -20,12 +20,15 @@ from simclr_jax.models import simclr
 from simclr_jax.state import TrainState
 
 
-def config_of(model: Mapping[str, Any], *, task: str = "pretrain", image_size: int = 0) -> ConfigDict:
+def config_of(
+    model: Mapping[str, Any], *, task: str = "pretrain", image_size: int = 0, channels: int = 3
+) -> ConfigDict:
     """The default config with the fields `model`, and the image size its stem is made for unless given."""
     config = cfg.default()
     config.task = task
     for field, value in model.items():
         cfg.set_field(config, f"model.{field}", value)
+    config.data.channels = channels
     config.data.image_size = image_size or (224 if config.model.stem == "imagenet" else 32)
     return config
 
@@ -40,13 +43,13 @@ def _shapes(model_json: str, channels: int, classes: int, cut: bool) -> Any:
     return jax.tree.map(lambda x: x.shape, variables)
 
 
-def expected(config: ConfigDict, channels: int, classes: int) -> dict[names.Leaf, tuple[int, ...]]:
+def expected(config: ConfigDict, classes: int) -> dict[names.Leaf, tuple[int, ...]]:
     """Every variable of the model in order of creation, with its shape in this project.
 
     Of a supervised model only as much of the projection head as lies below the classifier.
     """
     model = json.dumps(config.model.to_dict(), sort_keys=True)
-    shapes = _shapes(model, channels, classes, config.task != "pretrain")
+    shapes = _shapes(model, config.data.channels, classes, config.task != "pretrain")
     return {leaf: names.get(shapes, leaf.path) for leaf in names.leaves(config.model, shapes)}
 
 

@@ -184,8 +184,13 @@ def center_view(image, size: int, crop: float, resize: str = "bicubic"):
 
     `resize` is "bicubic", the original's, or "bilinear", antialiased as PyTorch's.
     """
+    return center_crop(image, size, crop if size > 32 else None, resize)
+
+
+def center_crop(image, size: int, crop: float | None, resize: str = "bicubic"):
+    """The central square of `crop` times the shorter side, or the whole image, as `[size, size, c]`."""
     tf = load()
-    if size > 32:
+    if crop is not None:
         height, width = tf.shape(image)[0], tf.shape(image)[1]
         side = tf.cast(tf.round(crop * tf.cast(tf.minimum(height, width), tf.float32)), tf.int32)
         top, left = (height - side + 1) // 2, (width - side + 1) // 2
