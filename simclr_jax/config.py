@@ -265,29 +265,30 @@ def from_json(text: str) -> tuple[ConfigDict, dict[str, Any]]:
     return config, data
 
 
-def adopt_start(config: ConfigDict, workdir: Any = None) -> ConfigDict:
+def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> ConfigDict:
     """Takes from `config.start.workdir` what describes its encoder and its images.
 
     That is the architecture, the mean and std of images, and the image size and channels where they are
-    0. Of a run that goes on, `workdir` has them already, and the start is no longer needed.
+    0. A run that goes on in `workdir` has them noted there, and needs its start no longer.
 
     Raises:
       SimclrError: there is no run.
     """
-    if not config.start.workdir:
+    start = config.start.workdir
+    if not start:
         return config
-    config = config.copy_and_resolve_references()
-    text, where = None, ""
-    for where in (workdir, config.start.workdir):
-        path = epath.Path(where or ".") / FILE
-        if where and path.exists():
-            text = path.read_text()
-            break
-    if text is None:
-        raise SimclrError(f"config.start.workdir={where!r}: no {FILE} there; give the workdir of a run")
-    source, _ = from_json(text)
+    config, source = config.copy_and_resolve_references(), None
+    own, other = epath.Path(workdir or "") / FILE, epath.Path(start) / FILE
+    if workdir and own.exists():
+        source, _ = from_json(own.read_text())
+    if source is None or source.start.workdir != start:
+        if not other.exists():
+            raise SimclrError(f"config.start.workdir={start!r}: no {FILE} there; give the workdir of a run")
+        source, _ = from_json(other.read_text())
+    headless = source.model.projection == "none" and config.task == "pretrain"  # it gets a new head
     for field in ARCHITECTURE:
-        set_field(config, f"model.{field}", source.model[field])
+        if not (headless and field.startswith("projection")):
+            set_field(config, f"model.{field}", source.model[field])
     for field in ("mean", "std"):
         set_field(config, f"data.{field}", source.data[field])
     for field in ("image_size", "channels"):

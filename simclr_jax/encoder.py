@@ -129,18 +129,20 @@ def read(workdir: epath.PathLike, step: int = 0) -> tuple[ConfigDict, dict[str, 
 
 
 def transplant(variables: dict[str, Any], workdir: epath.PathLike, step: int = 0) -> dict[str, Any]:
-    """Fresh variables with encoder and projection head from another run; the classifier stays new.
+    """Fresh variables with the encoder and the projection head of another run.
+
+    The classifier stays new, and so does the head where the other run has none.
 
     Raises:
       SimclrError: the other run lacks one of the parameters, or has another shape of it.
     """
     _, _, _, other = read(workdir, step)
+    new = {"probe", *({"projection"} - other["params"].keys())}
 
     def take(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if path[1].key == "probe":
+        if path[1].key in new:
             return leaf
-        source: Any = other
+        name, source = jax.tree_util.keystr(path, simple=True, separator="/"), other
         for key in path:
             source = source.get(key.key) if isinstance(source, dict) else None
         if source is None or source.shape != leaf.shape:

@@ -73,7 +73,7 @@ def run(
         if latest is not None:
             state = checkpoints.restore(latest, state)
     first = int(state.step)
-    describe(config, splits, mesh, state, first, steps)
+    describe(config, splits, mesh, task, state, first, steps)
 
     rates: dict[str, float] = {}
     if first < steps:
@@ -275,13 +275,16 @@ def start_writers(workdir: epath.Path, first: int, config: ConfigDict) -> metric
 
 
 def describe(
-    config: ConfigDict, splits: Splits, mesh: Mesh, state: TrainState, first: int, steps: int
+    config: ConfigDict, splits: Splits, mesh: Mesh, task: Task, state: TrainState, first: int, steps: int
 ) -> None:
     """Prints what is about to run."""
     if jax.process_index():
         return
-    count = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in state.params.items()}
+    count = {name: optax.tree.size(part) for name, part in state.params.items()}
     parts = ", ".join(f"{name} {size:,}" for name, size in count.items() if size)
+    learns = optim.path_mask(state.params, task.trainable)
+    trained = sum(jax.tree.leaves(jax.tree.map(lambda x, yes: x.size * yes, state.params, learns)))
+    frozen = "" if trained == sum(count.values()) else f"; {trained:,} are trained"
     train, test = splits
     tested = f"{test.size:,} to test on" if test else "no test split"
     labels = f"{len(train.classes)} classes" if train.classes else "no labels"
@@ -291,7 +294,7 @@ def describe(
             "note: TFRecord is read in sequence: the order of images depends on the number of processes, "
             "and resuming reads and skips what came before; with ArrayRecord neither is so"
         )
-    print(f"parameters: {sum(count.values()):,} ({parts})")
+    print(f"parameters: {sum(count.values()):,} ({parts}){frozen}")
     kind, share = mesh.devices.flat[0].device_kind, config.train.batch_size // mesh.size
     print(f"mesh: {mesh.size} × {kind}, {share} images on each")
     done = f", going on after step {first}" if first else ""

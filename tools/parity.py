@@ -225,9 +225,8 @@ def distill(ref) -> Iterator[Row]:
     for temperature in (1, 2):
         loss = lambda s, t=temperature: distillation(s, ref["distill/teacher"], float(t))  # noqa: E731
         value, gradient = jax.jit(jax.value_and_grad(loss))(ref["distill/student"])
-        yield Row(
-            f"distillation loss, T = {temperature}", apart(value, ref[f"distill/T{temperature}/loss"]), 2e-6
-        )
+        expected = ref[f"distill/T{temperature}/loss"]
+        yield Row(f"distillation loss, T = {temperature}, relative", apart(value / expected, 1), 1e-6)
         yield Row(
             f"distillation gradient, T = {temperature}",
             apart(gradient, ref[f"distill/T{temperature}/grad"]),

@@ -22,6 +22,7 @@ SCOPES = ("base_model/", "head_contrastive/", "head_supervised/")  # of the mode
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 TF2_SCOPES = ("model/resnet_model/", "model/_projection_head/", "model/supervised_head/")
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+UNREADABLE = Exception  # TensorFlow's reader turns its errors into Python's of every kind
 
 
 class Found(NamedTuple):
@@ -112,9 +113,14 @@ def open_checkpoint(where: str, ema: bool = False) -> Found:
     if saved_model:
         prefix = str(path / "variables" / "variables")
     elif path.is_dir():
-        prefix = tf.train.latest_checkpoint(where)
+        try:
+            prefix = tf.train.latest_checkpoint(where)
+        except UNREADABLE:
+            prefix = None
         if prefix is None:
-            raise SimclrError(f"{where}: neither a checkpoint (no file `checkpoint` in it) nor a SavedModel")
+            raise SimclrError(
+                f"{where}: neither a checkpoint (no good file `checkpoint` in it) nor a SavedModel"
+            )
     else:
         prefix = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", where)
     if not epath.Path(f"{prefix}.index").exists():
@@ -122,13 +128,13 @@ def open_checkpoint(where: str, ema: bool = False) -> Found:
     try:
         reader = tf.train.load_checkpoint(prefix)
         shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise SimclrError(f"{where}: cannot be read as a checkpoint ({_line(error)})") from None
     if saved_model:
         return _saved_model(shapes, reader, where)
     if any(name.startswith(TF2_SCOPES) for name in shapes):
-        return _object_based(shapes, reader.get_tensor)
-    return _name_based(shapes, reader.get_tensor, ema, where)
+        return object_based(shapes, reader.get_tensor)
+    return name_based(shapes, reader.get_tensor, ema, where)
 
 
 def _line(error: Exception) -> str:
@@ -136,21 +142,21 @@ def _line(error: Exception) -> str:
 
 
 def _read(found: Found, name: str, where: str) -> np.ndarray:
-    tf = load_tensorflow()
+    load_tensorflow()
     try:
         return np.asarray(found.read(name))
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise SimclrError(f"{where}: {name} cannot be read; is the file whole? ({_line(error)})") from None
 
 
 def _step(shapes: Mapping[str, tuple], read: Callable, name: str) -> int:
     try:
         return max(0, int(read(name))) if name in shapes else 0
-    except Exception:  # a damaged step is no reason to refuse whole weights
+    except UNREADABLE:  # a damaged step is no reason to refuse whole weights
         return 0
 
 
-def _name_based(shapes: dict[str, tuple[int, ...]], read: Callable, ema: bool, where: str) -> Found:
+def name_based(shapes: dict[str, tuple[int, ...]], read: Callable, ema: bool, where: str) -> Found:
     prefix = "ema_model/" if ema else ""
     if ema and not any(name.startswith(prefix) for name in shapes):
         raise SimclrError(f"{where}: holds no moving average (ema_model/); leave --ema out")
@@ -180,7 +186,7 @@ def _tf1_order(name: str) -> tuple:
     return SCOPES.index(f"{scope}/"), int(number[1]) if number else 0, name
 
 
-def _object_based(shapes: dict[str, tuple[int, ...]], read: Callable) -> Found:
+def object_based(shapes: dict[str, tuple[int, ...]], read: Callable) -> Found:
     inside = [
         n for n in shapes if n.startswith(TF2_SCOPES) and n.endswith(VALUE) and "OPTIMIZER_SLOT" not in n
     ]
@@ -219,13 +225,13 @@ def _tf2_order(name: str) -> tuple:
 
 def _saved_model(shapes: dict[str, tuple[int, ...]], reader: Any, where: str) -> Found:
     """Variables by the names that the object graph remembers, numbered as TF1 would have."""
-    tf = load_tensorflow()
+    load_tensorflow()
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
     try:
         graph.ParseFromString(reader.get_tensor(GRAPH))
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise SimclrError(f"{where}: has no readable object graph ({_line(error)})") from None
     full = {}
     for node in graph.nodes:
@@ -325,7 +331,9 @@ def _infer_encoder(found: Found, where: str) -> tuple[int, dict[str, Any]]:
     if selective:
         low = convs[last + 2][1][3]
         fields["sk_ratio"] = _ratio(inner, low, 32, (0.0625,))
-    elif stem == "imagenet" and first == 3:
+    elif not bottleneck and (first == 3 or any("shortcut_layers/1/conv2d" in name for name in found.shapes)):
+        fields["sk_ratio"] = 0.0625  # basic blocks have the stem and the pooling alone
+    elif first == 3:
         raise SimclrError(f"{where}: has the stem of selective kernels, but none in its blocks")
     if excite:
         fields["se_ratio"] = _ratio(inner, convs[-2][1][3], 1, (0.0625, 0.25))
@@ -359,10 +367,10 @@ def _infer_head(found: Found) -> dict[str, Any]:
     classes = found.shapes.get(f"{probe}/linear_layer/dense/kernel", (0, 0))[-1]
     if not count:
         return {"projection": "none", "projection_layers": 1, "classes": classes}
-    linear = "/l_" in _head_name(found, 0)
     norm = "bn_relu/bn/beta" if found.format == "tf2" else "batch_normalization/beta"
     beta = f"{_head_name(found, count - 1).removesuffix('dense')}{norm}" in found.shapes
-    head = {"projection": "linear" if linear else "nonlinear", "projection_layers": count, "classes": classes}
+    kind = "linear" if count == 1 and not beta else "nonlinear"
+    head = {"projection": kind, "projection_layers": count, "classes": classes}
     if beta:  # the last layer has none: there was more of the head
         return {**head, "projection_layers": count + 1, "cut": count}
     dim = found.shapes[f"{_head_name(found, count - 1)}/kernel"][-1]

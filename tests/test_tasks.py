@@ -1,0 +1,272 @@
+"""Fine-tuning, linear evaluation, distillation, and an encoder loaded alone."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_arrays, tiny_config, tiny_splits
+
+import simclr_jax
+from simclr_jax import augment, checkpoint, encoder, sharding, train, validation
+from simclr_jax import config as cfg
+from simclr_jax.convert import run
+from simclr_jax.data import host_augment, sources
+from simclr_jax.data.splits import Splits
+from simclr_jax.data.tf import load as load_tensorflow
+from simclr_jax.errors import SimclrError
+from simclr_jax.models import simclr
+from simclr_jax.tasks import TASKS
+
+
+def fine_tuning(pretrained, **overrides):
+    fields = {
+        "task": "supervised",
+        "start__workdir": str(pretrained),
+        "data__image_size": 0,
+        "data__channels": 0,
+        "augment__jitter": 0.0,
+        "augment__grayscale": 0.0,
+    }
+    return tiny_config(**{**fields, **overrides})
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """The workdir of a short run with a three-layer head."""
+    workdir = tmp_path_factory.mktemp("runs") / "pretrained"
+    train.run(tiny_config(model__projection_layers=3), workdir, splits=tiny_splits())
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def teacher(pretrained, tmp_path_factory):
+    """The workdir of a run fine-tuned long enough to know its classes."""
+    workdir = tmp_path_factory.mktemp("runs") / "teacher"
+    config = fine_tuning(pretrained, train__steps=60, optimizer__learning_rate=1e-2, eval__final=True)
+    config.log.every = cfg.duration(steps=20)
+    summary = train.run(config, workdir, splits=tiny_splits(n=240))
+    assert summary["test"]["top1"] > 0.8
+    return workdir
+
+
+def variables_after(workdir):
+    _, params, model_state = checkpoint.read_parameters(workdir / "checkpoints")
+    return {"params": params, **model_state}
+
+
+def moved(before, after):
+    """Names of the variables that differ, encoder and projection only."""
+    differ = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(after):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if "/probe/" not in name:
+            source = before
+            for key in path:
+                source = source[key.key]
+            if not np.array_equal(source, leaf):
+                differ.add(name)
+    return differ
+
+
+@pytest.mark.parametrize("probe_layer", [0, 1])
+def test_linear_evaluation_moves_nothing_but_the_classifier(pretrained, tmp_path, probe_layer):
+    """Above all no BatchNorm statistics of the encoder; the head's layers below the classifier learn."""
+    config = fine_tuning(pretrained, finetune__after_block=4, model__probe_layer=probe_layer)
+    config.optimizer.weight_decay = 0.1  # decay does not touch what is frozen either
+    train.run(config, tmp_path, splits=tiny_splits())
+    before, after = variables_after(pretrained), variables_after(tmp_path)
+    assert {name for name in moved(before, after) if "encoder" in name} == set()
+    assert bool(moved(before, after)) == bool(probe_layer)
+    assert np.any(after["params"]["probe"]["dense"]["kernel"])
+
+
+def test_freezing_after_a_block(pretrained, tmp_path):
+    train.run(fine_tuning(pretrained, finetune__after_block=1), tmp_path, splits=tiny_splits())
+    differ = {n for n in moved(variables_after(pretrained), variables_after(tmp_path)) if "encoder" in n}
+    assert differ == {
+        f"{collection}/encoder/{layer}{i}/{leaf}"
+        for i in (2, 3)
+        for collection, layer, leaf in (
+            ("params", "conv", "kernel"), ("params", "norm", "scale"), ("params", "norm", "bias"),
+            ("batch_stats", "norm", "mean"), ("batch_stats", "norm", "var"),
+        )
+    }  # fmt: skip
+
+
+def test_frozen_batch_norm_can_move_as_in_the_original(pretrained, tmp_path):
+    config = fine_tuning(pretrained, finetune__after_block=4, finetune__frozen_norm=False)
+    train.run(config, tmp_path, splits=tiny_splits())
+    differ = moved(variables_after(pretrained), variables_after(tmp_path))
+    assert {name.split("/")[0] for name in differ} == {"batch_stats"}
+    assert len(differ) == 6
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_the_classifier_is_really_new(pretrained, zero):
+    """It was trained online while pretraining; another number of classes is no obstacle either."""
+    images, labels = tiny_arrays(classes=7)
+    config = cfg.adopt_start(fine_tuning(pretrained, finetune__zero_init=zero))
+    mesh = sharding.make_mesh(1)
+    task = TASKS["supervised"](config, Splits(sources.from_arrays(images, labels), None), mesh)
+    optimizer, _ = train.build_optimizer(config, 80, 12, task)
+    state = train.init_state(task, optimizer, 0, mesh)
+    kernel = np.asarray(state.params["probe"]["dense"]["kernel"])
+    assert kernel.shape[1] == 7
+    assert np.any(kernel) != zero
+    before = variables_after(pretrained)
+    assert moved(before, {"params": state.params, **state.model_state}) == set()
+
+
+def test_the_start_decides_the_architecture(pretrained):
+    config = fine_tuning(pretrained, model__width=0.5, model__projection_layers=2, model__encoder="resnet")
+    config.data.mean, config.data.std = (0.5,), (0.2,)
+    adopted = cfg.adopt_start(config)
+    assert (adopted.model.encoder, adopted.model.width, adopted.model.projection_layers) == ("cnn", 0.25, 3)
+    assert (adopted.data.image_size, adopted.data.channels, adopted.data.mean) == (12, 1, ())
+    validation.validate(adopted)
+    with pytest.raises(SimclrError, match=r"start\.workdir='/nowhere': no config\.json there"):
+        cfg.adopt_start(fine_tuning("/nowhere"))
+
+
+def test_a_fine_tuning_goes_on_without_its_start(pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "start")
+    config = fine_tuning(tmp_path / "start", train__steps=8)
+    train.run(config, tmp_path / "run", splits=tiny_splits())
+    shutil.rmtree(tmp_path / "start")
+    summary = train.run(config, tmp_path / "run", splits=tiny_splits())
+    assert summary["resumed_from"] == 8
+
+
+@pytest.mark.parametrize("headless", [False, True])
+def test_pretraining_goes_on_from_another_encoder(pretrained, tmp_path, headless):
+    """With its projection head where it has one, with a new one where it has none."""
+    start = pretrained
+    if headless:
+        config, _, step, variables = encoder.read(pretrained)
+        del variables["params"]["projection"], variables["batch_stats"]["projection"]
+        config.model.projection = "none"
+        run.write(start := tmp_path / "headless", config, variables, step=step, origin="")
+    config = cfg.adopt_start(tiny_config(start__workdir=str(start)))
+    mesh = sharding.make_mesh(1)
+    task = TASKS["pretrain"](config, tiny_splits(), mesh)
+    optimizer, _ = train.build_optimizer(config, 80, 12, task)
+    state = train.init_state(task, optimizer, 0, mesh)
+    differ = moved(
+        variables_after(pretrained),
+        {
+            "params": {"encoder": state.params["encoder"]},
+            "batch_stats": {"encoder": state.model_state["batch_stats"]["encoder"]},
+        },
+    )
+    assert not differ
+    same = np.array_equal(
+        state.params["projection"]["dense0"]["kernel"],
+        variables_after(pretrained)["params"]["projection"]["dense0"]["kernel"],
+    )
+    assert same != headless
+    assert len(state.params["projection"]) == (4 if headless else 6)
+
+
+def test_supervised_needs_labels(tmp_path):
+    images, _ = tiny_arrays()
+    with pytest.raises(SimclrError, match="has no labels"):
+        train.run(
+            tiny_config(task="supervised"), tmp_path / "run", splits=Splits(sources.from_arrays(images), None)
+        )
+    assert not (tmp_path / "run" / cfg.FILE).exists()
+
+
+def test_distillation_without_labels_teaches(teacher, tmp_path):
+    """A student of another width learns the classes from images whose labels it never sees."""
+    labelled = tiny_splits(n=240)
+    images, _ = tiny_arrays(n=240)
+    config = tiny_config(
+        task="distill", distill__teacher=str(teacher), train__steps=60, optimizer__learning_rate=1e-2,
+        model__width=0.5, model__projection="none", eval__final=True,
+        augment__jitter=0.0, augment__grayscale=0.0,
+    )  # fmt: skip
+    config.log.every = cfg.duration(steps=20)
+    summary = train.run(config, tmp_path, splits=Splits(sources.from_arrays(images), labelled.test))
+    assert summary["test"]["top1"] > 0.7
+    assert summary["last"]["agreement"] > 0.7
+    assert "teacher" not in variables_after(tmp_path)["params"]
+    assert simclr_jax.load(tmp_path).classes == simclr_jax.load(teacher).classes
+
+
+def test_distillation_loss_mixes_labels_by_alpha(teacher, tmp_path):
+    images, labels = tiny_arrays()
+    labels[::2] = -1
+    config = tiny_config(task="distill", distill__teacher=str(teacher), distill__alpha=0.25, train__steps=1)
+    splits = Splits(sources.from_arrays(images, labels), None)
+    last = train.run(config, tmp_path, splits=splits)["last"]
+    expected = 0.25 * last["distillation_loss"] + 0.75 * last["label_loss"]
+    assert last["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_teacher_that_does_not_fit_is_one_line(pretrained, teacher, tmp_path):
+    def said(splits=None, **fields):
+        with pytest.raises(SimclrError) as error:
+            train.run(tiny_config(task="distill", **fields), tmp_path / "run", splits=splits or tiny_splits())
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "config.distill.teacher is empty" in said()
+    assert "no config.json" in said(distill__teacher="/nowhere")
+    assert "set --config.data.image_size=12" in said(distill__teacher=str(teacher), data__image_size=16)
+    images, labels = tiny_arrays(classes=5)
+    five = Splits(sources.from_arrays(images, labels), None)
+    assert "knows 4 classes" in said(five, distill__teacher=str(teacher))
+    bare = tiny_config(model__probe=False, train__steps=1)
+    train.run(bare, tmp_path / "bare", splits=tiny_splits())
+    assert "has no classifier" in said(distill__teacher=str(tmp_path / "bare"))
+
+
+# ---- simclr_jax.load ----------------------------------------------------------------------------
+
+
+def test_a_loaded_encoder_is_the_runs(pretrained):
+    """uint8, float, and any number of images at a time: the same features as the model's own."""
+    loaded = simclr_jax.load(pretrained)
+    images, _ = tiny_arrays(n=10)
+    model = simclr.create(**loaded.config.model, classes=4)
+    expected = model.apply(loaded.variables, images.astype(np.float32) / 255, method="features")
+    np.testing.assert_allclose(loaded(images), expected, atol=1e-5)
+    np.testing.assert_allclose(loaded(images), loaded(images.astype(np.float64) / 255), atol=1e-6)
+    np.testing.assert_allclose(loaded(images, batch_size=4), loaded(images), atol=1e-6)
+    assert loaded.logits(images).shape == (10, 4)
+    assert loaded(images, endpoint="projection_2").shape == (10, 128)
+    older = simclr_jax.load(pretrained, step=4)
+    assert older.step == 4
+    assert not np.array_equal(older(images), loaded(images))
+
+
+@pytest.mark.parametrize("method", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [24, 40])
+def test_preprocessing_is_the_evaluations(size, method):
+    """Crop and resize in JAX as on the host in TensorFlow, which feeds the scores."""
+    tf = load_tensorflow()
+    image = np.random.default_rng(0).integers(0, 256, (61, 47, 3), np.uint8)
+    host = host_augment.center_view(tf.constant(image), size, 0.875, method)
+    ours = augment.center_view(image[None].astype(np.float32) / 255, size, 0.875, method)[0]
+    np.testing.assert_allclose(ours, host, atol=2e-5)
+
+
+def test_load_and_call_say_what_is_wrong(pretrained, tmp_path):
+    with pytest.raises(SimclrError, match=r"no config\.json there"):
+        simclr_jax.load(tmp_path)
+    with pytest.raises(SimclrError, match="no checkpoint 7; there are: 4, 8, 12"):
+        simclr_jax.load(pretrained, step=7)
+    loaded = simclr_jax.load(pretrained)
+    image = np.zeros((1, 12, 12, 1), np.uint8)
+    for images, message in (
+        (image[0], r"must be \[n, h, w, 1\]"),
+        (np.repeat(image, 3, axis=3), r"must be \[n, h, w, 1\]"),
+        (image.astype(np.float32) + 255, r"must lie in \[0, 1\]"),
+        (np.full((1, 12, 12, 1), np.nan), r"must lie in \[0, 1\]"),
+        (image.astype(np.int64), "must be uint8 or float"),
+    ):
+        with pytest.raises(SimclrError, match=message):
+            loaded(images)
+    with pytest.raises(SimclrError, match="no endpoint 'h'; there are initial_conv"):
+        loaded(image, endpoint="h")
