@@ -20,6 +20,8 @@ def get_config():
 
     c.data.source = "tfds:imagenet2012"
     c.data.test_split = "validation"
+    c.data.image_size = 0
+    c.data.channels = 0
 
     c.augment.jitter = 0.0
     c.augment.grayscale = 0.0

@@ -74,8 +74,8 @@ def default() -> ConfigDict:
     data.train_split = "train"
     data.test_split = "test"
     data.holdout = 0.1  # share of the images kept for testing where a folder has no test split
-    data.image_size = 224  # side of the square the encoder sees, pixels; 0: as start.workdir has it
-    data.channels = 3  # gray and RGB images are converted to 1 or 3; arrays may have others; 0: as above
+    data.image_size = 224  # side of the square the encoder sees, pixels; 0: as start.workdir or the teacher has it
+    data.channels = 3  # gray and RGB images are converted to 1 or 3; arrays may have others; 0: likewise
     data.mean = ()  # subtracted from images in [0, 1], one value a channel; () for none, as in SimCLR
     data.std = ()
     data.memory_gb = 2.0  # TFDS sets up to this size (decoded) are held in memory
@@ -269,31 +269,38 @@ def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> Co
     """Takes from `config.start.workdir` what describes its encoder and its images.
 
     That is the architecture, the mean and std of images, and the image size and channels where they are
-    0. A run that goes on in `workdir` has them noted there, and needs its start no longer.
+    0; these a student without a start takes from its teacher. A run that goes on in `workdir` has all
+    noted there, and needs its start no longer.
 
     Raises:
       SimclrError: there is no run.
     """
-    start = config.start.workdir
-    if not start:
+    start, config = config.start.workdir, config.copy_and_resolve_references()
+    if start:
+        own = epath.Path(workdir or start) / FILE
+        source = from_json(own.read_text())[0] if workdir and own.exists() else None
+        if source is None or source.start.workdir != start:
+            source = _stored(start, "start.workdir")
+        headless = source.model.projection == "none" and config.task == "pretrain"  # it gets a new head
+        for field in ARCHITECTURE:
+            if not (headless and field.startswith("projection")):
+                set_field(config, f"model.{field}", source.model[field])
+        for field in ("mean", "std"):
+            set_field(config, f"data.{field}", source.data[field])
+    elif config.task == "distill" and config.distill.teacher:
+        source = _stored(config.distill.teacher, "distill.teacher")
+    else:
         return config
-    config, source = config.copy_and_resolve_references(), None
-    own, other = epath.Path(workdir or "") / FILE, epath.Path(start) / FILE
-    if workdir and own.exists():
-        source, _ = from_json(own.read_text())
-    if source is None or source.start.workdir != start:
-        if not other.exists():
-            raise SimclrError(f"config.start.workdir={start!r}: no {FILE} there; give the workdir of a run")
-        source, _ = from_json(other.read_text())
-    headless = source.model.projection == "none" and config.task == "pretrain"  # it gets a new head
-    for field in ARCHITECTURE:
-        if not (headless and field.startswith("projection")):
-            set_field(config, f"model.{field}", source.model[field])
-    for field in ("mean", "std"):
-        set_field(config, f"data.{field}", source.data[field])
     for field in ("image_size", "channels"):
         set_field(config, f"data.{field}", config.data[field] or source.data[field])
     return config
+
+
+def _stored(workdir: str, field: str) -> ConfigDict:
+    path = epath.Path(workdir) / FILE
+    if not path.exists():
+        raise SimclrError(f"config.{field}={workdir!r}: no {FILE} there; give the workdir of a run")
+    return from_json(path.read_text())[0]
 
 
 def set_field(config: ConfigDict, field: str, value: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from simclr_jax import sharding
 from simclr_jax.models import heads, resnet, simclr
-from simclr_jax.models.norm import BatchNorm
+from simclr_jax.models.norm import batch_norm
 
 
 def build(depth=18, width=1.0, stem="cifar", encoder="resnet", dtype="float32", **kwargs):
@@ -151,7 +151,7 @@ def test_normalize_images():
 def test_grouped_batch_norm_is_that_of_separate_batches():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((12, 3, 3, 5)).astype(np.float32) * 3 + 1
-    one, three = BatchNorm(True), BatchNorm(True, groups=3)
+    one, three = batch_norm(True), batch_norm(True, groups=3)
     variables = one.init(jax.random.key(0), x)
     call = lambda module, x: module.apply(variables, x, mutable=["batch_stats"])  # noqa: E731
     together, state = call(three, x)
@@ -166,7 +166,7 @@ def test_grouped_batch_norm_is_that_of_separate_batches():
 def test_groups_on_their_devices_need_no_collective():
     """As many groups as devices is the original's per-replica BatchNorm."""
     mesh = sharding.make_mesh(8)
-    norm = BatchNorm(True, groups=8)
+    norm = batch_norm(True, groups=8)
     x = jax.device_put(np.ones((16, 4, 4, 5), np.float32), sharding.by_batch(mesh))
     variables = jax.device_put(norm.init(jax.random.key(0), x), sharding.replicated(mesh))
 
@@ -196,7 +196,7 @@ def test_squeeze_and_excitation():
             conv = functools.partial(resnet._conv, dtype=jnp.float32, param_dtype=jnp.float32)
             return resnet.Block(
                 features=8, stride=1, project=False, bottleneck=True, sk_ratio=0.0, se_ratio=0.3,
-                conv=conv, norm=functools.partial(BatchNorm, train=False), drop=lambda x: x,
+                conv=conv, norm=functools.partial(batch_norm, False), drop=lambda x: x,
             )(x)  # fmt: skip
 
     variables = Excite().init(jax.random.key(0), x)

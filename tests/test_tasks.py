@@ -212,7 +212,7 @@ def test_a_teacher_that_does_not_fit_is_one_line(pretrained, teacher, tmp_path):
         return str(error.value)
 
     assert "config.distill.teacher is empty" in said()
-    assert "no config.json" in said(distill__teacher="/nowhere")
+    assert "distill.teacher='/nowhere': no config.json" in said(distill__teacher="/nowhere")
     assert "set --config.data.image_size=12" in said(distill__teacher=str(teacher), data__image_size=16)
     images, labels = tiny_arrays(classes=5)
     five = Splits(sources.from_arrays(images, labels), None)

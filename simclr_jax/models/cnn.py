@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.norm import BatchNorm
+from simclr_jax.models.norm import batch_norm
 
 
 class CNN(nn.Module):
@@ -35,7 +35,7 @@ class CNN(nn.Module):
             x = nn.Conv(features, (kernel, kernel), (2, 2), use_bias=False, name=f"conv{i}", **dtypes)(x)
             ends.setdefault("initial_conv", x)
             moves = train and (i > frozen or frozen_train)
-            x = nn.relu(BatchNorm(moves, self.norm_groups, name=f"norm{i}", **dtypes)(x))
+            x = nn.relu(batch_norm(moves, self.norm_groups, name=f"norm{i}", **dtypes)(x))
             x = ends[f"block_group{i}"] = jax.lax.stop_gradient(x) if i == frozen else x
         n, h, w, _ = x.shape
         # Quadrants of an odd map overlap in its middle row and column.

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.norm import BatchNorm
+from simclr_jax.models.norm import batch_norm
 
 DENSE_INIT = nn.initializers.normal(0.01)  # the original's, for every dense layer
 
@@ -37,7 +37,7 @@ class Projection(nn.Module):
             last = i == self.layers - 1
             dim = self.dim if last else h.shape[-1]
             x = nn.Dense(dim, use_bias=False, kernel_init=DENSE_INIT, name=f"dense{i}", **dtypes)(outputs[-1])
-            x = BatchNorm(train, self.norm_groups, use_bias=not last, name=f"norm{i}", **dtypes)(x)
+            x = batch_norm(train, self.norm_groups, use_bias=not last, name=f"norm{i}", **dtypes)(x)
             outputs.append(x if last else nn.relu(x))
         return outputs
 

@@ -1,30 +1,39 @@
 """BatchNorm over the global batch or over groups of it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+MOMENTUM, EPSILON = 0.9, 1e-5  # the original's
 
-class BatchNorm(nn.Module):
-    """x `[n, ..., c]`, each channel normalised (Ioffe & Szegedy, arXiv 1502.03167).
 
-    With `train` the mean and the biased variance are the batch's, and the moving ones take a tenth of
-    them; without, the moving ones are used. `groups` > 1 normalises each of that many contiguous parts
-    of the batch by itself, as the original does on that many replicas without `global_bn`; the moving
-    statistics then take the mean over groups. A number of groups, not "per device": the result does not
-    depend on the devices.
+def batch_norm(train: bool, groups: int = 1, **fields: Any) -> nn.Module:
+    """Normalises x `[n, ..., c]` by channel (Ioffe & Szegedy, arXiv 1502.03167).
+
+    Args:
+      train: by the mean and the biased variance of the batch, of which the moving ones take a tenth;
+        otherwise by the moving ones.
+      groups: contiguous parts of the batch, each normalised by itself, as the original does on that many
+        replicas without `global_bn`. A number, not "one a device": the result does not depend on them.
+      fields: use_bias, scale_init, dtype, param_dtype and name.
     """
+    if groups == 1:
+        return nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, epsilon=EPSILON, **fields)
+    return GroupedBatchNorm(train, groups, **fields)
+
+
+class GroupedBatchNorm(nn.Module):
+    """`batch_norm` in groups; the moving statistics take the mean of theirs. Flax has none."""
 
     train: bool
-    groups: int = 1
+    groups: int
     use_bias: bool = True
     scale_init: Callable = nn.initializers.ones
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
-    momentum: float = 0.9
-    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -33,23 +42,18 @@ class BatchNorm(nn.Module):
         moving_var = self.variable("batch_stats", "var", jnp.ones, (c,), self.param_dtype)
         scale = self.param("scale", self.scale_init, (c,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (c,), self.param_dtype) if self.use_bias else None
-
-        # Initial values need no groups, and the two images they are made with would not fill them.
-        groups = 1 if self.is_initializing() else self.groups
-        y = x if groups == 1 else x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
-        rank = y.ndim
-        if self.train:
-            axes = tuple(range(0 if groups == 1 else 1, rank - 1))
-            high = y.astype(jnp.promote_types(y.dtype, jnp.float32))
-            mean = jnp.mean(high, axes, keepdims=True)
-            var = jnp.maximum(jnp.mean(high * high, axes, keepdims=True) - mean * mean, 0)
-            if not self.is_initializing():
-                for moving, now in ((moving_mean, mean), (moving_var, var)):
-                    now = jnp.mean(now.reshape(-1, c), axis=0).astype(self.param_dtype)
-                    moving.value = self.momentum * moving.value + (1 - self.momentum) * now
-        else:
-            mean, var = (m.value.reshape((1,) * (rank - 1) + (c,)) for m in (moving_mean, moving_var))
-        y = (y - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale.reshape((1,) * (rank - 1) + (c,)))
-        if bias is not None:
-            y = y + bias.reshape((1,) * (rank - 1) + (c,))
+        grouped = self.train and not self.is_initializing()
+        groups = self.groups if grouped else 1
+        y = x.reshape(groups, x.shape[0] // groups, -1, c).astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean, var, scale, bias = (
+            None if v is None else v.reshape(1, 1, 1, c)
+            for v in (moving_mean.value, moving_var.value, scale, bias)
+        )
+        if grouped:
+            mean = jnp.mean(y, (1, 2), keepdims=True)
+            var = jnp.maximum(jnp.mean(y * y, (1, 2), keepdims=True) - mean * mean, 0)
+            for moving, now in ((moving_mean, mean), (moving_var, var)):
+                moving.value = MOMENTUM * moving.value + (1 - MOMENTUM) * jnp.mean(now, axis=(0, 1, 2))
+        y = (y - mean) * (jax.lax.rsqrt(var + EPSILON) * scale)
+        y = y if bias is None else y + bias
         return y.reshape(x.shape).astype(self.dtype)

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.norm import BatchNorm
+from simclr_jax.models.norm import batch_norm
 
 # depth: (blocks of each group, bottleneck)
 DEPTHS = {
@@ -183,7 +183,7 @@ class ResNet(nn.Module):
             return train and (part > frozen or frozen_train)
 
         def norm(part: int) -> Callable:
-            return partial(BatchNorm, train=moves(part), groups=self.norm_groups, **dtypes)
+            return partial(batch_norm, train=moves(part), groups=self.norm_groups, **dtypes)
 
         def done(part: int, x: jax.Array) -> jax.Array:
             return jax.lax.stop_gradient(x) if part == frozen else x

@@ -62,6 +62,14 @@ class SimCLR(nn.Module):
         return ends
 
 
+def init(model: SimCLR, rng: jax.Array, images: jax.Array, method: str = "__call__") -> dict[str, Any]:
+    """The first variables of a model, for images `[n, h, w, c]`: {"params": ..., "batch_stats": ...}."""
+    variables = model.init(rng, images, train=True, method=method)
+    # Flax starts statistics in float32 whatever param_dtype says.
+    keep = jnp.promote_types(images.dtype, jnp.float32)
+    return jax.tree.map(lambda x: x.astype(keep), variables)
+
+
 def part(path: str) -> int:
     """What of the encoder a parameter belongs to: 0 the stem, g block group g; heads come after all."""
     if not path.startswith("encoder/"):

@@ -36,7 +36,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     gather = lambda z: jax.lax.with_sharding_constraint(z, sharding.replicated(mesh))  # noqa: E731
 
     def init(rng: jax.Array) -> dict[str, Any]:
-        return model.init(rng, images.sample(), train=True)
+        return simclr.init(model, rng, images.sample())
 
     def forward(params, model_state, batch, rng, step):
         views = batch["views"]

@@ -53,7 +53,7 @@ def classifier(
     freezing = {"frozen": frozen, "frozen_train": not config.finetune.frozen_norm}
 
     def init(rng: jax.Array) -> dict[str, Any]:
-        return model.init(rng, images.sample(), train=True, method="classify")
+        return simclr.init(model, rng, images.sample(), method="classify")
 
     def forward(params, model_state, batch, rng, step):
         logits, model_state = model.apply(
