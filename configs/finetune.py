@@ -36,4 +36,5 @@ def get_config():
 
     c.train = config.duration(epochs=30)
     c.train.batch_size = 4096
+    c.eval.every = config.duration(epochs=5)
     return c

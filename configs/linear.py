@@ -37,4 +37,5 @@ def get_config():
 
     c.train = config.duration(epochs=90)
     c.train.batch_size = 4096
+    c.eval.every = config.duration(epochs=5)
     return c

@@ -39,4 +39,5 @@ def get_config():
 
     c.train = config.duration(epochs=60)
     c.train.batch_size = 1024
+    c.eval.every = config.duration(epochs=5)
     return c

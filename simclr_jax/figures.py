@@ -48,17 +48,22 @@ def views(path: epath.PathLike, originals: np.ndarray | None, pairs: np.ndarray)
         row[0].set_ylabel(name, color=INK)
         for axes, image in zip(row, images, strict=True):
             _show(axes, image)
-    figure.suptitle("What the encoder is asked to match: two random views of each image", color=INK)
+    title = "What the encoder is asked to match: two random views of each image"
+    figure.suptitle(title if pairs.shape[1] > 1 else "What the encoder sees of each image", color=INK)
     _save(figure, path)
 
 
 def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Loss, contrastive accuracy and kNN accuracy over the steps of metrics.jsonl."""
+    """Loss and accuracies over the steps of metrics.jsonl."""
+    contrastive = bool(rows) and "contrast_accuracy" in rows[-1]
     panels = (
-        ("loss", "contrastive loss × config.loss.scale", 1),
+        ("loss", "contrastive loss × config.loss.scale" if contrastive else "loss", 1),
         ("contrast_accuracy", "contrastive accuracy (%)", 100),
         ("knn_top1", "kNN while training, top-1 (%)", 100),
         ("probe_accuracy", "online probe, views of train (%)", 100),
+        ("accuracy", "accuracy, views of train (%)", 100),
+        ("agreement", "agreement with the teacher (%)", 100),
+        ("test_top1", "test, top-1 (%)", 100),
     )
     series = []
     for key, title, factor in panels:
