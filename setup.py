@@ -34,6 +34,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.20",
+        "safetensors>=0.4",
         "scikit-learn>=1.4",
         "tensorboard>=2.18",
         f"tensorflow-cpu>=2.19; {CPU_BUILD}",
@@ -43,9 +44,10 @@ setup(
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
+        "torch": ["torch>=2.10"],  # to read and write .pth
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb"],
-        "test": ["pillow", "pytest>=8", "ruff==0.17.6"],
+        "test": ["pillow", "pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -74,7 +74,9 @@ def default() -> ConfigDict:
     data.train_split = "train"
     data.test_split = "test"
     data.holdout = 0.1  # share of the images kept for testing where a folder has no test split
-    data.image_size = 224  # side of the square the encoder sees, pixels; 0: as start.workdir or the teacher has it
+    data.image_size = (
+        224  # side of the square the encoder sees, pixels; 0: as start.workdir or the teacher has it
+    )
     data.channels = 3  # gray and RGB images are converted to 1 or 3; arrays may have others; 0: likewise
     data.mean = ()  # subtracted from images in [0, 1], one value a channel; () for none, as in SimCLR
     data.std = ()

@@ -197,7 +197,8 @@ def test_distillation_without_labels_teaches(teacher, tmp_path):
 def test_distillation_loss_mixes_labels_by_alpha(teacher, tmp_path):
     images, labels = tiny_arrays()
     labels[::2] = -1
-    config = tiny_config(task="distill", distill__teacher=str(teacher), distill__alpha=0.25, train__steps=1)
+    config = tiny_config(task="distill", distill__teacher=str(teacher), distill__alpha=0.25, train__steps=1,
+                         mesh__devices=8)  # fmt: skip
     splits = Splits(sources.from_arrays(images, labels), None)
     last = train.run(config, tmp_path, splits=splits)["last"]
     expected = 0.25 * last["distillation_loss"] + 0.75 * last["label_loss"]

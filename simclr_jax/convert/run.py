@@ -24,6 +24,8 @@ def config_of(
     model: Mapping[str, Any], *, task: str = "pretrain", image_size: int = 0, channels: int = 3
 ) -> ConfigDict:
     """The default config with the fields `model`, and the image size its stem is made for unless given."""
+    if image_size < 0:
+        raise SimclrError(f"--image-size={image_size}: must be above 0, or left out")
     config = cfg.default()
     config.task = task
     for field, value in model.items():
@@ -37,9 +39,9 @@ def config_of(
 def _shapes(model_json: str, channels: int, classes: int, cut: bool) -> Any:
     """The model's variables as shapes; kept, as many checkpoints are of one architecture."""
     model = simclr.create(**json.loads(model_json), classes=classes)
-    images = jnp.zeros((2, 64, 64, channels))
+    images = jax.ShapeDtypeStruct((2, 64, 64, channels), jnp.float32)
     method = "classify" if cut else "__call__"
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False, method=method))
+    variables = jax.eval_shape(lambda x: simclr.init(model, jax.random.key(0), x, method), images)
     return jax.tree.map(lambda x: x.shape, variables)
 
 

@@ -77,13 +77,10 @@ class Block(nn.Module):
         else:
             self.conv1, self.bn1 = conv(before, features, 1), nn.BatchNorm2d(features)
             if self.selective:
-                low = max(int(features * sk_ratio), 32)
-                self.sk_conv, self.sk_bn = (
-                    conv(features, 2 * features, 3, stride),
-                    nn.BatchNorm2d(2 * features),
-                )
+                both, low = 2 * features, max(int(features * sk_ratio), 32)
+                self.sk_conv, self.sk_bn = conv(features, both, 3, stride), nn.BatchNorm2d(both)
                 self.sk_reduce, self.sk_reduce_bn = conv(features, low, 1), nn.BatchNorm2d(low)
-                self.sk_expand = conv(low, 2 * features, 1)
+                self.sk_expand = conv(low, both, 1)
             else:
                 self.conv2, self.bn2 = conv(features, features, 3, stride), nn.BatchNorm2d(features)
             self.conv3, self.bn3 = conv(features, after, 1), nn.BatchNorm2d(after)
@@ -95,12 +92,11 @@ class Block(nn.Module):
         """[n, before, h, w] to [n, after, h', w']."""
         shortcut = self.downsample(self.pool(x)) if self.project else x
         x = F.relu(self.bn1(self.conv1(x)))
-        if self.selective:
-            x = self.select(x)
+        if self.bottleneck:
+            x = self.select(x) if self.selective else F.relu(self.bn2(self.conv2(x)))
+            x = self.bn3(self.conv3(x))
         else:
             x = self.bn2(self.conv2(x))
-        if self.bottleneck:
-            x = self.bn3(self.conv3(x if self.selective else F.relu(x)))
         if self.excites:
             gate = F.relu(self.se_reduce(x.mean((2, 3), keepdim=True)))
             x = x * torch.sigmoid(self.se_expand(gate))
@@ -159,12 +155,12 @@ class SimCLRResNet(nn.Module):
                 out = after
             setattr(self, f"layer{group}", nn.Sequential(*blocks))
 
-        layers, self.held = fields["projection_layers"], fields["projection_held"]
-        self.whole = self.held == layers  # a classifier in the middle of the head may be all there is
+        # Of a head with a classifier in its middle, only the layers below that may be there.
+        self.layers, self.held = fields["projection_layers"], fields["projection_held"]
         sizes = [out]
         self.projection = nn.ModuleDict()
         for i in range(self.held):
-            last = i == layers - 1
+            last = i == self.layers - 1
             sizes.append(fields["projection_dim"] if last else out)
             norm = nn.BatchNorm1d(sizes[-1])
             if last:
@@ -192,9 +188,9 @@ class SimCLRResNet(nn.Module):
         ends["final_avg_pool"] = hidden[0]
         for i in range(self.held):
             x = self.projection[f"norm{i}"](self.projection[f"dense{i}"](hidden[-1]))
-            hidden.append(x if self.whole and i == self.held - 1 else F.relu(x))
+            hidden.append(x if i == self.layers - 1 else F.relu(x))
             ends[f"projection_{i + 1}"] = hidden[-1]
-        if self.whole:
+        if self.held == self.layers:
             ends["projection"] = hidden[-1]
         if self.fc is not None:
             ends["logits"] = self.fc(hidden[self.probe_layer])

@@ -1,0 +1,244 @@
+"""PyTorch's checkpoint files: their tensors by name, and the ResNet among them.
+
+A file never gets to run code: pickles are read by `weights_only`, and only by a PyTorch where that is safe.
+"""
+
+import json
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from simclr_jax.errors import SimclrError
+
+MARK = "simclr_jax"  # of what `torch.export` says of its files
+SAFE_TORCH = (2, 10)  # before, weights_only is no protection (CVE-2025-32434, CVE-2026-24747)
+COUNTER = "num_batches_tracked"
+# What lies in an encoder's way from image to features; whatever else stands beside it is a head.
+INSIDE = re.compile(r"(?:conv|bn|norm|layer|stem)\w*\.")
+# Only `torch.export` writes these.
+OURS = re.compile(r"(?:stem_conv0|projection\.dense0|layer1\.0\.s[ek]_(?:reduce|expand))\.")
+HEADS = re.compile(r"head|projector|projection|predictor|classifier|neck|prototypes|\.fc$|^fc$")
+
+
+class Found(NamedTuple):
+    """A state dict; nested ones are flattened with dots."""
+
+    shapes: dict[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+    marker: dict[str, Any] | None  # what `export` said of its file
+
+
+def open_file(where: str) -> Found:
+    path = pathlib.Path(where)
+    if not path.is_file():
+        what = "is a folder; give the file of a state dict" if path.is_dir() else "no such file"
+        raise SimclrError(f"{where}: {what}")
+    found = _open_safetensors(where) if path.suffix == ".safetensors" else _open_torch(where)
+    if found.marker is None and path.with_suffix(".json").is_file():
+        try:
+            text = path.with_suffix(".json").read_text()
+        except (OSError, ValueError):
+            text = ""
+        found = found._replace(marker=_marker(text))
+    return found
+
+
+def _marker(text: str | None) -> dict[str, Any] | None:
+    """The fields that `export` wrote, None where it is somebody else's JSON."""
+    try:
+        fields = json.loads(text or "")
+    except ValueError:
+        return None
+    return fields if isinstance(fields, dict) and MARK in fields else None
+
+
+def one_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _open_safetensors(where: str) -> Found:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(where, framework="np")
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise SimclrError(f"{where}: cannot be read; is the file whole? ({one_line(error)})") from None
+
+    def read(key: str) -> np.ndarray:
+        try:
+            return file.get_tensor(key)
+        # NumPy lacks the type; bfloat16 it has from JAX.
+        except (SafetensorError, TypeError, AttributeError, KeyError, ValueError):
+            kind = file.get_slice(key).get_dtype()
+            raise SimclrError(f"{where}: {key} is stored as {kind}; store it as float32") from None
+
+    return Found(shapes, read, _marker(metadata.get(MARK)))
+
+
+def import_torch(why: str) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise SimclrError(f"{why} needs PyTorch: pip install torch, or give .safetensors") from None
+    return torch
+
+
+def _open_torch(where: str) -> Found:
+    import pickle
+    import warnings
+
+    torch = import_torch(f"{where}: reading it")
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < SAFE_TORCH:
+        raise SimclrError(
+            f"{where}: PyTorch {torch.__version__} could be made to run code by a checkpoint: "
+            "pip install -U torch, or give .safetensors"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Never without weights_only: a pickle can run any code.
+            tree = torch.load(where, map_location="cpu", weights_only=True)
+        tensors = dict(_flatten(tree, torch.Tensor))
+    except pickle.UnpicklingError as error:
+        if unknown := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise SimclrError(
+                f"{where}: holds more than tensors ({unknown[1]}), and unpickling that could run code; "
+                "where you trust the file, save its state dict by itself (as .safetensors, say)"
+            ) from None
+        raise SimclrError(f"{where}: is no checkpoint of PyTorch's") from None
+    except (RuntimeError, OSError) as error:
+        problem = one_line(error).split(". ")[0]
+        raise SimclrError(f"{where}: cannot be read as a checkpoint ({problem})") from None
+    except Exception:  # what is no pickle can fail anywhere in the reader
+        raise SimclrError(f"{where}: is no checkpoint of PyTorch's") from None
+
+    def read(key: str) -> np.ndarray:
+        tensor = tensors[key].detach()
+        try:
+            return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        except (RuntimeError, TypeError) as error:
+            raise SimclrError(f"{where}: {key} is no ordinary tensor ({one_line(error)})") from None
+
+    return Found({key: tuple(tensor.shape) for key, tensor in tensors.items()}, read, None)
+
+
+def _flatten(tree: Any, kind: type, prefix: str = "", seen: set[int] | None = None) -> Iterable:
+    """(key, tensor) of nested dicts; a dict that occurs twice, within itself even, counts once."""
+    seen = set() if seen is None else seen
+    if not isinstance(tree, Mapping) or id(tree) in seen:
+        return
+    seen.add(id(tree))
+    for key, value in tree.items():
+        if isinstance(value, kind):
+            yield f"{prefix}{key}", value
+        else:
+            yield from _flatten(value, kind, f"{prefix}{key}.", seen)
+
+
+# ---- finding the encoder --------------------------------------------------------------------------
+
+
+def _prefixes(shapes: Mapping[str, Any]) -> list[str]:
+    """Of every encoder: named as torchvision does, or numbered by nn.Sequential."""
+    found = []
+    for last, first, second in (
+        ("layer1.0.conv1.weight", "conv1.weight", "bn1.weight"),
+        ("4.0.conv1.weight", "0.weight", "1.weight"),
+    ):
+        for key in shapes:
+            p = key.removesuffix(last)
+            if p != key and (not p or p.endswith(".")) and p + first in shapes and p + second in shapes:
+                found.append(p)
+    return found
+
+
+def choose(found: Found, prefix: str | None, where: str) -> str:
+    there = _prefixes(found.shapes)
+    if not there:
+        some = ", ".join(list(found.shapes)[:3]) or "no tensor at all"
+        raise SimclrError(
+            f"{where}: no ResNet in it (conv1.weight, bn1.weight, layer1.0.conv1.weight and so on, or the "
+            f"same numbered by nn.Sequential); it holds {some}"
+        )
+    listed = ", ".join(each or '""' for each in there)
+    if prefix is None:
+        if len(there) > 1:
+            raise SimclrError(f"{where}: holds {len(there)} encoders, {listed}: say which with --prefix")
+        return there[0]
+    for each in (prefix, f"{prefix}."):
+        if each in there:
+            return each
+    raise SimclrError(f"--prefix={prefix}: no encoder's in {where}; there is {listed}")
+
+
+def scope_of(found: Found, prefix: str, where: str) -> dict[str, str]:
+    """{torchvision's name: key} of the encoder's variables and of a classifier `fc` beside them.
+
+    In a file of `export`, of all there is.
+    """
+    shapes = found.shapes
+    numbered = f"{prefix}conv1.weight" not in shapes
+    # With ReLU and max-pool among the children the groups are 4 to 7, in lightly's own ResNet 2 to 5.
+    first = 2 if f"{prefix}2.0.conv1.weight" in shapes else 4
+    numbers = {"0": "conv1", "1": "bn1"} | {str(first + i): f"layer{i + 1}" for i in range(4)}
+    scope: dict[str, str] = {}
+    for key in shapes:
+        name = key.removeprefix(prefix)
+        if not key.startswith(prefix) or name.endswith(COUNTER):
+            continue
+        part, _, rest = name.partition(".")
+        if numbered and part.isdigit():
+            inside = int(part) < first + 4
+            name = f"{numbers.get(part, part)}.{rest}"
+        else:
+            inside = not numbered and bool(INSIDE.match(name) or OURS.match(name))
+        fc = part == "fc" and f"{prefix}fc.weight" in shapes and f"{prefix}fc.bias" in shapes
+        if not (inside or (fc and rest in ("weight", "bias")) or found.marker):
+            continue
+        if not found.marker:
+            name = re.sub(r"^(layer\d+\.\d+)\.shortcut\.", r"\1.downsample.", name)  # lightly's own ResNet
+        if name in scope:
+            raise SimclrError(f"{where}: {key} and {scope[name]} would be the same variable")
+        scope[name] = key
+    return scope
+
+
+def is_solo_learn(found: Found, prefix: str) -> bool:
+    """solo-learn pads the 3×3 stem by two; the encoder was called `encoder` in its first versions."""
+    parent, _, own = prefix.removesuffix(".").rpartition(".")
+    beside = {"backbone": ("projector",), "encoder": ("projector", "classifier")}.get(own)
+    parent = parent and f"{parent}."
+    return bool(beside) and all(
+        any(key.startswith(f"{parent}{each}.") for key in found.shapes) for each in beside
+    )
+
+
+def left_out(found: Found, prefix: str, taken: set[str]) -> list[str]:
+    """What the text says of tensors that were not taken, by the first part of the key that is not shared."""
+    counts: Counter[str] = Counter()
+    for key in found.shapes:
+        if key in taken or key.endswith(COUNTER):
+            continue
+        parts = key.split(".")
+        shared = 0
+        for mine, theirs in zip(prefix.split(".")[:-1], parts[:-1], strict=False):
+            if mine != theirs:
+                break
+            shared += 1
+        counts[".".join(parts[: shared + 1])] += 1
+    if not counts:
+        return []
+    listed = [f"{group} ({count})" for group, count in sorted(counts.items())]
+    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
+    total = sum(counts.values())
+    line = f"left out: {total} {'tensors' if total > 1 else 'tensor'} outside the encoder, "
+    line += f"{', '.join(listed[:8])}{more}"
+    if any(HEADS.search(group) for group in counts):
+        line += "; heads of other projects have biases or other BatchNorms than the one here"
+    return [line]
