@@ -141,7 +141,8 @@ def _check_model(flat: dict[str, Any]) -> None:
 
 
 def _check_task(flat: dict[str, Any]) -> None:
-    task = flat["task"]
+    task, block = flat["task"], "finetune.after_block"
+    _require(-1 <= flat[block] <= 4, flat, block, "a block group from 1 to 4, 0 for the stem, -1 for nothing")
     if task != "pretrain":
         _require(flat["model.probe"], flat, "model.probe", f"True for task={task!r}: it is the classifier")
     if task == "distill" and not flat["distill.teacher"]:

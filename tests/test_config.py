@@ -6,7 +6,7 @@ import pytest
 from conftest import tiny_config
 
 from simclr_jax import config as cfg
-from simclr_jax import losses, models, optim, tasks, validation
+from simclr_jax import augment, losses, models, optim, tasks, validation
 from simclr_jax.data import host_augment
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import heads, resnet
@@ -27,6 +27,16 @@ BAD = {
     "eval.crop": 0.0,
     "model.encoder": "vit",
     "model.depth": 20,
+    "model.blocks": (2, 2),
+    "model.variant": "timm",
+    "model.dropblock_keep": (0.9,),
+    "model.norm_groups": 3,
+    "model.probe_layer": 3,
+    "loss.semi_hard": True,
+    "finetune.after_block": 5,
+    "distill.alpha": 1.5,
+    "optimizer.decay_exclude": (1, 2),
+    "eval.resize": "nearest",
     "model.stem": "small",
     "model.dtype": "float16",
     "model.projection": "mlp",
@@ -99,6 +109,9 @@ def test_names_are_those_of_the_constructors():
     assert set(validation.ENCODERS) == set(models.ENCODERS)
     assert set(validation.DEPTHS) == set(resnet.DEPTHS)
     assert set(validation.PROJECTIONS) == set(heads.PROJECTIONS)
+    assert set(validation.STEMS) == set(resnet.STEMS)
+    assert set(validation.VARIANTS) == set(resnet.VARIANTS)
+    assert set(validation.RESIZES) == set(augment.RESIZES)
     assert set(validation.LOSSES) == set(losses.LOSSES)
     assert set(validation.OPTIMIZERS) == set(optim.OPTIMIZERS)
     for scaling in validation.SCALINGS:

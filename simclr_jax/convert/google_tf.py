@@ -57,6 +57,8 @@ def convert(
         lines.append(
             f"the classifier is taken to read layer {config.model.probe_layer} of the head (--probe-layer)"
         )
+    if found.note:
+        lines.append(found.note)
     if found.left_out:
         some = ", ".join(found.left_out[:3])
         lines.append(f"left out: {len(found.left_out)} variables that are no part of the model ({some} ...)")
@@ -238,6 +240,7 @@ def _saved_model(shapes: dict[str, tuple[int, ...]], reader: Any, where: str) ->
         lambda short: reader.get_tensor(full[mine[short]]),
         0,
         sorted(set(full) - set(mine.values())),
+        note="a SavedModel, told by its variables' names: not tested on the released ones",
     )
 
 

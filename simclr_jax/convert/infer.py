@@ -20,6 +20,7 @@ class Found(NamedTuple):
     read: Callable[[str], np.ndarray]
     step: int
     left_out: list[str]  # what is no part of the model
+    note: str = ""  # what the user should know of how it was read
 
 
 def infer(
