@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
+from simclr_jax import config as cfg
 from simclr_jax import main as command
 from simclr_jax import report, sharding, train, validation
 from simclr_jax.data import sources, splits
@@ -100,7 +101,7 @@ def main(argv: list[str]) -> None:
     part = argv[1] if len(argv) > 1 else "(none)"
     if part not in PARTS:
         raise SimclrError(f"part {part!r}: must be one of {', '.join(PARTS)}")
-    config = command.CONFIG.value
+    config = cfg.adopt_start(command.CONFIG.value)
     validation.validate(config)
     result = {"step": benchmark_step}[part](config)
     times = result["step_seconds"]

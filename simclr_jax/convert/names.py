@@ -62,61 +62,81 @@ def leaves(model: ConfigDict, variables: dict[str, Any]) -> list[Leaf]:
 
 
 def _layers(model: ConfigDict, params: dict[str, Any]) -> Iterator[Layer]:
-    numbers = {"conv2d": 0, "batch_normalization": 0}
+    yield from _Encoder(model).layers(params["encoder"])
+    yield from _heads(model, params)
 
-    def layer(kind: str, path: tuple[str, ...], tf2: str, torch: str, leaves=None) -> Layer:
-        k, numbers[kind] = numbers[kind], numbers[kind] + 1
+
+class _Encoder:
+    """Numbers convolutions and BatchNorms as the original creates them."""
+
+    def __init__(self, model: ConfigDict):
+        self.model = model
+        self.counts, self.bottleneck = blocks_of(model)
+        self.numbers = {"conv2d": 0, "batch_normalization": 0}
+
+    def layer(self, kind: str, path: tuple[str, ...], tf2: str, torch: str, leaves: tuple) -> Layer:
+        k = self.numbers[kind]
+        self.numbers[kind] += 1
         tf1 = f"base_model/{kind}_{k}" if k else f"base_model/{kind}"
-        leaves = leaves or (NORM if kind == "batch_normalization" else CONV)
         return Layer(("encoder", *path), tf1, f"resnet_model/{tf2}", torch, leaves)
 
-    def pair(conv: tuple[str, ...], norm: tuple[str, ...], tf2: tuple[str, str], torch: tuple[str, str]):
-        yield layer("conv2d", conv, tf2[0], torch[0])
-        yield layer("batch_normalization", norm, tf2[1], torch[1])
+    def conv(self, path: tuple[str, ...], tf2: str, torch: str, leaves: tuple = CONV) -> Layer:
+        return self.layer("conv2d", path, tf2, torch, leaves)
 
-    stem = "initial_conv_relu_max_pool"
-    three = bool(model.sk_ratio) and model.stem == "imagenet"
-    for i in range(2 if three else 0):
-        tf2 = (f"{stem}/{2 * i}/conv2d", f"{stem}/{2 * i + 1}/bn")
-        yield from pair((f"stem_conv{i}",), (f"stem_norm{i}",), tf2, (f"stem_conv{i}", f"stem_bn{i}"))
-    last = 4 if three else 0
-    tf2 = (f"{stem}/{last}/conv2d", f"{stem}/{last + 2}/bn")
-    yield from pair(("stem_conv",), ("stem_norm",), tf2, ("conv1", "bn1"))
+    def norm(self, path: tuple[str, ...], tf2: str, torch: str) -> Layer:
+        return self.layer("batch_normalization", path, tf2, torch, NORM)
 
-    counts, bottleneck = blocks_of(model)
-    for g, count in enumerate(counts):
-        for b in range(count):
-            ours, theirs = f"group{g + 1}_block{b + 1}", f"block_groups/{g}/layers/{b}"
-            torch = f"layer{g + 1}.{b}"
-            if "shortcut_conv" in params["encoder"][ours]:
-                group = "projection_layers" if bottleneck else "shortcut_layers"
-                at = 0 if not model.sk_ratio else 2 if g else 1  # after the pooling, which pads in group 2 on
-                tf2 = (f"{theirs}/{group}/{at}/conv2d", f"{theirs}/{group}/{at + 1}/bn")
-                names = (f"{torch}.downsample.0", f"{torch}.downsample.1")
-                yield from pair((ours, "shortcut_conv"), (ours, "shortcut_norm"), tf2, names)
-            group = "conv_relu_dropblock_layers" if bottleneck else "conv2d_bn_layers"
-            at = 0
-            for i in range(3 if bottleneck else 2):
-                if model.sk_ratio and bottleneck and i == 1:
-                    unit, here = f"{theirs}/{group}/{at}", (lambda name, ours=ours: (ours, name))
-                    tf2 = (f"{unit}/conv2d_fixed_padding/conv2d", f"{unit}/batch_norm_relu/bn")
-                    names = (f"{torch}.sk_conv", f"{torch}.sk_bn")
-                    yield from pair(here("sk_conv"), here("sk_norm"), tf2, names)
-                    tf2 = (f"{unit}/conv2d_0", f"{unit}/batch_norm_relu_1/bn")
-                    names = (f"{torch}.sk_reduce", f"{torch}.sk_reduce_bn")
-                    yield from pair(here("sk_reduce"), here("sk_reduce_norm"), tf2, names)
-                    yield layer("conv2d", here("sk_expand"), f"{unit}/conv2d_1", f"{torch}.sk_expand")
-                    at += 2  # DropBlock follows
-                    continue
-                tf2 = (f"{theirs}/{group}/{at}/conv2d", f"{theirs}/{group}/{at + 1}/bn")
-                names = (f"{torch}.conv{i + 1}", f"{torch}.bn{i + 1}")
-                yield from pair((ours, f"conv{i}"), (ours, f"norm{i}"), tf2, names)
-                at += 3 if bottleneck else 2
-            if model.se_ratio:
-                unit = f"{theirs}/{group}/{at}" if bottleneck else f"{theirs}/se_layer"
-                for part in ("se_reduce", "se_expand"):
-                    yield layer("conv2d", (ours, part), f"{unit}/{part}", f"{torch}.{part}", DENSE)
+    def layers(self, params: dict[str, Any]) -> Iterator[Layer]:
+        yield from self.stem()
+        for g, count in enumerate(self.counts):
+            for b in range(count):
+                yield from self.block(g, b, params)
 
+    def stem(self) -> Iterator[Layer]:
+        theirs = "initial_conv_relu_max_pool"
+        three = bool(self.model.sk_ratio) and self.model.stem == "imagenet"
+        for i in range(2 if three else 0):
+            yield self.conv((f"stem_conv{i}",), f"{theirs}/{2 * i}/conv2d", f"stem_conv{i}")
+            yield self.norm((f"stem_norm{i}",), f"{theirs}/{2 * i + 1}/bn", f"stem_bn{i}")
+        last = 4 if three else 0
+        yield self.conv(("stem_conv",), f"{theirs}/{last}/conv2d", "conv1")
+        yield self.norm(("stem_norm",), f"{theirs}/{last + 2}/bn", "bn1")
+
+    def block(self, g: int, b: int, params: dict[str, Any]) -> Iterator[Layer]:
+        ours, theirs, torch = (
+            f"group{g + 1}_block{b + 1}",
+            f"block_groups/{g}/layers/{b}",
+            f"layer{g + 1}.{b}",
+        )
+        if "shortcut_conv" in params[ours]:
+            unit = f"{theirs}/{'projection' if self.bottleneck else 'shortcut'}_layers"
+            at = 0 if not self.model.sk_ratio else 2 if g else 1  # after the pooling, which pads from group 2
+            yield self.conv((ours, "shortcut_conv"), f"{unit}/{at}/conv2d", f"{torch}.downsample.0")
+            yield self.norm((ours, "shortcut_norm"), f"{unit}/{at + 1}/bn", f"{torch}.downsample.1")
+        unit = f"{theirs}/{'conv_relu_dropblock' if self.bottleneck else 'conv2d_bn'}_layers"
+        at = 0
+        for i in range(3 if self.bottleneck else 2):
+            if self.model.sk_ratio and self.bottleneck and i == 1:
+                yield from self.selective(ours, f"{unit}/{at}", torch)
+                at += 2  # DropBlock follows
+                continue
+            yield self.conv((ours, f"conv{i}"), f"{unit}/{at}/conv2d", f"{torch}.conv{i + 1}")
+            yield self.norm((ours, f"norm{i}"), f"{unit}/{at + 1}/bn", f"{torch}.bn{i + 1}")
+            at += 3 if self.bottleneck else 2
+        if self.model.se_ratio:
+            unit = f"{unit}/{at}" if self.bottleneck else f"{theirs}/se_layer"
+            for part in ("se_reduce", "se_expand"):
+                yield self.conv((ours, part), f"{unit}/{part}", f"{torch}.{part}", DENSE)
+
+    def selective(self, ours: str, unit: str, torch: str) -> Iterator[Layer]:
+        yield self.conv((ours, "sk_conv"), f"{unit}/conv2d_fixed_padding/conv2d", f"{torch}.sk_conv")
+        yield self.norm((ours, "sk_norm"), f"{unit}/batch_norm_relu/bn", f"{torch}.sk_bn")
+        yield self.conv((ours, "sk_reduce"), f"{unit}/conv2d_0", f"{torch}.sk_reduce")
+        yield self.norm((ours, "sk_reduce_norm"), f"{unit}/batch_norm_relu_1/bn", f"{torch}.sk_reduce_bn")
+        yield self.conv((ours, "sk_expand"), f"{unit}/conv2d_1", f"{torch}.sk_expand")
+
+
+def _heads(model: ConfigDict, params: dict[str, Any]) -> Iterator[Layer]:
     layers = PROJECTIONS[model.projection](model.projection_layers)
     kind = "l" if model.projection == "linear" else "nl"
     for i in range(layers):
@@ -124,12 +144,12 @@ def _layers(model: ConfigDict, params: dict[str, Any]) -> Iterator[Layer]:
             break  # a classifier that sits in the middle of the head has no more of it
         tf1, tf2 = f"head_contrastive/{kind}_{i}", f"_projection_head/linear_layers/{i}"
         yield Layer(("projection", f"dense{i}"), f"{tf1}/dense", f"{tf2}/dense", f"projection.dense{i}", CONV)
-        norm = NORM if i < layers - 1 else (NORM[0], *NORM[2:])
-        names = (f"{tf1}/batch_normalization", f"{tf2}/bn_relu/bn", f"projection.norm{i}")
-        yield Layer(("projection", f"norm{i}"), *names, norm)
+        leaves = NORM if i < layers - 1 else (NORM[0], *NORM[2:])  # the last has no beta
+        theirs = (f"{tf1}/batch_normalization", f"{tf2}/bn_relu/bn", f"projection.norm{i}")
+        yield Layer(("projection", f"norm{i}"), *theirs, leaves)
     if "probe" in params:
-        names = ("head_supervised/linear_layer/dense", "supervised_head/linear_layer/dense", "fc")
-        yield Layer(("probe", "dense"), *names, DENSE)
+        theirs = ("head_supervised/linear_layer/dense", "supervised_head/linear_layer/dense", "fc")
+        yield Layer(("probe", "dense"), *theirs, DENSE)
 
 
 def get(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
