@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from simclr_jax.errors import SimclrError
+from simclr_jax.errors import SimclrError, one_line
 from simclr_jax.state import TrainState
 
 PARTS = ("params", "model_state", "opt_state", "extra")
@@ -57,7 +57,7 @@ class Checkpoints:
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise SimclrError(
                 f"{self._directory / str(step)}: does not hold this config's model and optimiser "
-                f"({str(error).splitlines()[0][:200]}); choose another --workdir"
+                f"({one_line(error)}); choose another --workdir"
             ) from None
         restored_step = jax.device_put(jax.numpy.full_like(like.step, step), like.step.sharding)
         return like.replace(step=restored_step, **{name: items[name] for name in names})
@@ -72,6 +72,12 @@ class Checkpoints:
         self._manager.close()
 
 
+def saved_steps(directory: epath.PathLike) -> list[int]:
+    """The steps whose checkpoints are complete, in order."""
+    directory = epath.Path(directory)
+    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
+
+
 def read_parameters(directory: epath.PathLike, step: int = 0) -> tuple[int, Any, Any]:
     """(step, params, model_state) of a run, as NumPy; of the newest checkpoint where step is 0.
 
@@ -79,10 +85,11 @@ def read_parameters(directory: epath.PathLike, step: int = 0) -> tuple[int, Any,
       SimclrError: there is no such checkpoint, or it cannot be read.
     """
     directory = epath.Path(directory).absolute()
-    found = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit()) if directory.exists() else []
+    found = saved_steps(directory)
     if not found or (step and step not in found):
-        there = ", ".join(map(str, found)) or "none"
-        raise SimclrError(f"{directory}: no checkpoint {step or ''}; there are: {there}".replace(" ;", ";"))
+        if not found:
+            raise SimclrError(f"{directory}: no checkpoint there; train that run first")
+        raise SimclrError(f"{directory}: no checkpoint {step}; there are: {', '.join(map(str, found))}")
     step, names = step or found[-1], ("params", "model_state")
     handler = ocp.CompositeCheckpointHandler(**{name: ocp.PyTreeCheckpointHandler() for name in PARTS})
     try:
@@ -94,30 +101,40 @@ def read_parameters(directory: epath.PathLike, step: int = 0) -> tuple[int, Any,
                 args[name] = ocp.args.PyTreeRestore(restore_args=as_numpy)
             items = reader.restore(directory / str(step), args=ocp.args.Composite(**args))
     except (ValueError, KeyError, AttributeError, OSError) as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise SimclrError(f"{directory / str(step)}: cannot be read ({problem})") from None
+        raise SimclrError(f"{directory / str(step)}: cannot be read ({one_line(error)})") from None
     return step, items["params"], items["model_state"]
 
 
-class Sigterm:
-    """Within `with`, SIGTERM sets `received` instead of killing the process.
+class Signals:
+    """Within `with`, SIGTERM sets `received` instead of killing the process, and no Ctrl-C gets lost.
 
-    For one process; on several, JAX's coordination service hears the signal (`preempted`).
+    For one process; on several, JAX's coordination service hears SIGTERM (`preempted`).
     """
 
     def __init__(self) -> None:
-        self.received = False
-        self._before: Any = None
+        self.received = False  # SIGTERM
+        self._interrupted = False
+        self._before: dict[int, Any] = {}
 
     def _note(self, *_: Any) -> None:
         self.received = True
 
-    def __enter__(self) -> "Sigterm":
+    def _interrupt(self, *_: Any) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raises the KeyboardInterrupt that Python swallows when it comes in a destructor, say."""
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> "Signals":
         # Outside the main thread signals are someone else's business.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            handlers = {signal.SIGTERM: self._note, signal.SIGINT: self._interrupt}
+            self._before = {number: signal.signal(number, handle) for number, handle in handlers.items()}
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handle in self._before.items():
+            signal.signal(number, handle)

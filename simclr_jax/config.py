@@ -65,7 +65,7 @@ def default() -> ConfigDict:
 
     c.start = start = ConfigDict()  # where the first parameters come from
     start.workdir = ""  # of another run, own or converted; "" for random parameters
-    start.step = 0  # of its checkpoints; 0: the newest
+    start.step = 0  # of its checkpoints; 0: the newest when the run began
 
     c.data = data = ConfigDict()
     data.source = ""  # tfds:NAME, folder:PATH, npz:PATH, builtin:mnist5k, or arrays given to run()
@@ -128,13 +128,14 @@ def default() -> ConfigDict:
     loss.margin = 0.8  # margin
     loss.sigma = 0.5  # dclw
 
-    c.finetune = finetune = ConfigDict()  # task supervised
+    c.finetune = finetune = ConfigDict()  # tasks supervised and distill
     finetune.after_block = -1  # freeze the encoder up to this block group; 0: the stem; 4: all; -1: nothing
     finetune.frozen_norm = True  # BatchNorm stands still in what is frozen
     finetune.zero_init = True  # the classifier starts at zero
 
     c.distill = distill = ConfigDict()  # task distill
     distill.teacher = ""  # workdir with a classifier: task supervised, or converted
+    distill.step = 0  # of its checkpoints; 0: the newest when the run began
     distill.temperature = 1.0  # SimCLRv2: 1 from big to small, 0.1 to itself
     distill.alpha = 1.0  # weight of the teacher's labels; 1 - alpha that of the true ones, where known
 
@@ -270,26 +271,29 @@ def from_json(text: str) -> tuple[ConfigDict, dict[str, Any]]:
 def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> ConfigDict:
     """Takes from `config.start.workdir` what describes its encoder and its images.
 
-    That is the architecture, the mean and std of images, and the image size and channels where they are
-    0; these a student without a start takes from its teacher. A run that goes on in `workdir` has all
-    noted there, and needs its start no longer.
+    That is the architecture, mean and std of images, how they are cropped and resized for evaluation
+    (where the config leaves the defaults), and the image size and channels where they are 0; these a
+    student without a start takes from its teacher. A run that goes on in `workdir` has all noted there,
+    the steps of start and teacher too, and needs its start no longer.
 
     Raises:
-      SimclrError: there is no run.
+      SimclrError: there is no run, or the config says otherwise.
     """
     start, config = config.start.workdir, config.copy_and_resolve_references()
+    own = _going_on(workdir)
+    if own is not None and own.start.workdir == start:
+        config.start.step = config.start.step or own.start.step
+    if own is not None and own.distill.teacher == config.distill.teacher:
+        config.distill.step = config.distill.step or own.distill.step
     if start:
-        own = epath.Path(workdir or start) / FILE
-        source = from_json(own.read_text())[0] if workdir and own.exists() else None
-        if source is None or source.start.workdir != start:
-            source = _stored(start, "start.workdir")
-        headless = source.model.projection == "none" and config.task == "pretrain"  # it gets a new head
-        for field in ARCHITECTURE:
-            if not (headless and field.startswith("projection")):
-                set_field(config, f"model.{field}", source.model[field])
-        for field in ("mean", "std"):
-            set_field(config, f"data.{field}", source.data[field])
-    elif config.task == "distill" and config.distill.teacher:
+        same = own is not None and own.start.workdir == start
+        source = own if same else _stored(start, "start.workdir")
+        _adopt_model(config, source)
+    elif config.task == "distill":
+        if not config.distill.teacher:
+            raise SimclrError(
+                "config.distill.teacher is empty: give the workdir of an encoder with a classifier"
+            )
         source = _stored(config.distill.teacher, "distill.teacher")
     else:
         return config
@@ -298,11 +302,36 @@ def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> Co
     return config
 
 
+def _adopt_model(config: ConfigDict, source: ConfigDict) -> None:
+    """Fields of `source` that are left at their defaults in `config`; a contradiction is refused."""
+    headless = source.model.projection == "none" and config.task == "pretrain"  # it gets a new head
+    architecture = [f"model.{f}" for f in ARCHITECTURE if not (headless and f.startswith("projection"))]
+    today, mine, theirs = flatten(default()), flatten(config), flatten(source)
+    for field in (*architecture, "data.mean", "data.std", "eval.crop", "eval.resize"):
+        if mine[field] == today[field]:
+            set_field(config, field, theirs[field])
+        elif mine[field] != theirs[field] and not field.startswith("eval."):
+            start = config.start.workdir
+            raise SimclrError(f"config.{field}={mine[field]!r}: {start} has {theirs[field]!r}; leave it out")
+
+
+def _going_on(workdir: epath.PathLike | None) -> ConfigDict | None:
+    """The config of a workdir that has a checkpoint."""
+    if not workdir:
+        return None
+    path, checkpoints = epath.Path(workdir) / FILE, epath.Path(workdir) / "checkpoints"
+    trained = checkpoints.exists() and any(child.name.isdigit() for child in checkpoints.iterdir())
+    return from_json(path.read_text())[0] if trained and path.exists() else None
+
+
 def _stored(workdir: str, field: str) -> ConfigDict:
     path = epath.Path(workdir) / FILE
     if not path.exists():
         raise SimclrError(f"config.{field}={workdir!r}: no {FILE} there; give the workdir of a run")
-    return from_json(path.read_text())[0]
+    try:
+        return from_json(path.read_text())[0]
+    except SimclrError as error:
+        raise SimclrError(f"config.{field}={workdir!r}: {str(error).partition(': choose')[0]}") from None
 
 
 def set_field(config: ConfigDict, field: str, value: Any) -> None:

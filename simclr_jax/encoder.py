@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +52,9 @@ class Encoder:
         Raises:
           SimclrError: the images are not such, or the model has no such endpoint.
         """
-        images = self._check(np.asarray(images))
+        if batch_size < 1:
+            raise SimclrError(f"batch_size={batch_size}: must be above 0")
+        images = self._check(images)
         parts = []
         for begin in range(0, len(images), batch_size):
             part = images[begin : begin + batch_size]
@@ -74,10 +77,17 @@ class Encoder:
         view = (data.image_size, evaluation.crop, evaluation.resize) if preprocess else ()
         return tuple(data.mean), tuple(data.std), view
 
-    def _check(self, images: np.ndarray) -> np.ndarray:
+    def _check(self, images: Any) -> np.ndarray:
+        try:
+            images = np.asarray(images)
+        except ValueError:
+            raise SimclrError(
+                "images must be of one size: [n, h, w, c]; resize them, or give one at a time"
+            ) from None
         channels = self.config.data.channels
         if images.ndim != 4 or images.shape[-1] != channels or not images.size:
-            raise SimclrError(f"images must be [n, h, w, {channels}], not {list(images.shape)}")
+            one = "; images[None] of a single one" if images.ndim == 3 else ""
+            raise SimclrError(f"images must be [n, h, w, {channels}], not {list(images.shape)}{one}")
         if images.dtype == np.uint8:
             return images
         if not np.issubdtype(images.dtype, np.floating):
@@ -97,7 +107,12 @@ def _apply(
     if view:
         images = augment.center_view(images, *view)
     images = simclr.normalize_images(images, mean, std, model.encoder.dtype)
-    ends = model.apply(variables, images, method="endpoints")
+    try:
+        ends = model.apply(variables, images, method="endpoints")
+    except flax.errors.ScopeParamShapeError:
+        raise SimclrError(
+            f"images of {images.shape[1:3]} pixels do not fit this encoder; preprocess=True"
+        ) from None
     if endpoint not in ends:
         raise SimclrError(f"no endpoint {endpoint!r}; there are {', '.join(ends)}")
     return ends[endpoint]
@@ -128,16 +143,27 @@ def read(workdir: epath.PathLike, step: int = 0) -> tuple[ConfigDict, dict[str, 
     return config, data, step, {"params": params, **model_state}
 
 
-def transplant(variables: dict[str, Any], workdir: epath.PathLike, step: int = 0) -> dict[str, Any]:
+def pin_steps(config: ConfigDict) -> ConfigDict:
+    """The config with the numbers of the checkpoints that "the newest" stands for as a run begins."""
+    config = config.copy_and_resolve_references()
+    for node, workdir in ((config.start, config.start.workdir), (config.distill, config.distill.teacher)):
+        if workdir and not node.step:
+            node.step = max(checkpoint.saved_steps(epath.Path(workdir) / "checkpoints"), default=0)
+    return config
+
+
+def transplant(
+    variables: dict[str, Any], workdir: epath.PathLike, step: int = 0, *, new_head: bool = False
+) -> dict[str, Any]:
     """Fresh variables with the encoder and the projection head of another run.
 
-    The classifier stays new, and so does the head where the other run has none.
+    The classifier stays new, and with `new_head` so does the head where the other run has none.
 
     Raises:
       SimclrError: the other run lacks one of the parameters, or has another shape of it.
     """
     _, _, _, other = read(workdir, step)
-    new = {"probe", *({"projection"} - other["params"].keys())}
+    new = {"probe", *({"projection"} - other["params"].keys() if new_head else ())}
 
     def take(path, leaf):
         if path[1].key in new:
@@ -147,7 +173,10 @@ def transplant(variables: dict[str, Any], workdir: epath.PathLike, step: int = 0
             source = source.get(key.key) if isinstance(source, dict) else None
         if source is None or source.shape != leaf.shape:
             there = "it is missing" if source is None else f"it has {list(source.shape)}"
-            raise SimclrError(f"{workdir}: {name} should be {list(leaf.shape)}, {there} there")
+            raise SimclrError(
+                f"{workdir}: {name} should be {list(leaf.shape)}, {there} there: "
+                "config.data.channels or config.model asks for another model than that run's"
+            )
         return jax.device_put(source.astype(leaf.dtype), leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(take, variables)

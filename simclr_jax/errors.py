@@ -1,4 +1,4 @@
-"""The two exceptions that end a command without a traceback."""
+"""The two exceptions that end a command without a traceback, and what is said of others."""
 
 
 class SimclrError(Exception):
@@ -10,3 +10,9 @@ class Preempted(Exception):  # noqa: N818 - not an error
 
     def __init__(self, step: int, steps: int):
         super().__init__(f"stopped at step {step} of {steps}, saved; the same command goes on")
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What another library's exception says, in one line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if lines[0].startswith("Traceback") else 0].strip()[:most]

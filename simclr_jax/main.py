@@ -65,7 +65,10 @@ def parse(argv: list[str], words: int = 0) -> list[str]:
         given = next(arg for arg in argv if arg.split("=")[0].endswith("config"))
         fail(f"{given}: {str(error).strip().splitlines()[-1].strip()}")
     except (SimclrError, flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        fail(error)
+        # What only says that 'abc' is no number does not say of which field.
+        given = [arg for arg in argv if "=" in arg and repr(arg.split("=", 1)[1]) in str(error)]
+        named = not given or given[0].split("=")[0].lstrip("-") in str(error)
+        fail(error if named else f"{given[0]}: {error}")
 
 
 def fail(error: object, code: int = FAILED) -> None:

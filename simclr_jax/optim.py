@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 # Patterns of parameter paths. Weight decay: every kernel, the supervised head's included; no bias, no
@@ -62,7 +63,28 @@ def _sgd(rate, *, weight_decay, momentum, nesterov, rate_in_momentum, decay_excl
 
 def _adam(rate, *, weight_decay, b1, b2, eps, decay_exclude, **_):
     decay = optax.add_decayed_weights(weight_decay, all_but(decay_exclude))
-    return optax.chain(decay, optax.adam(rate, b1, b2, eps))
+    return optax.chain(decay, _scale_by_adam(b1, b2, eps), optax.scale_by_learning_rate(rate))
+
+
+def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam as in the paper's last remark of section 2 and TensorFlow: eps joins √v before v is corrected.
+
+    optax.adam's eps joins it after, and so is up to 1/√(1 - b2) times smaller beside small gradients.
+    """
+
+    def init(params):
+        zeros = [jax.tree.map(jnp.zeros_like, params) for _ in range(2)]
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), *zeros)
+
+    def update(gradients, state, params=None):
+        count = state.count + 1
+        mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
+        square = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, gradients)
+        correct = jnp.sqrt(1 - b2**count) / (1 - b1**count)
+        updates = jax.tree.map(lambda m, v: correct * m / (jnp.sqrt(v) + eps), mean, square)
+        return updates, optax.ScaleByAdamState(count, mean, square)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _adamw(rate, *, weight_decay, b1, b2, eps, decay_exclude, **_):
@@ -95,7 +117,8 @@ def create(
       ratio `eta·‖w‖/‖g‖`, momentum over the scaled update, what `adapt_exclude` matches at the raw rate.
       Not `classic`: v ← momentum·v + g, and the trust ratio and the rate scale v.
     - sgd: momentum; with `rate_in_momentum` v ← momentum·v + rate·g, which differs as the rate changes.
-    - adam: decay is added to the gradient, as an L2 term of the loss would be; adamw: decoupled from it.
+    - adam: Kingma & Ba (arXiv 1412.6980) as TensorFlow has it, decay added to the gradient, as an L2 term of
+      the loss would be; adamw: Loshchilov & Hutter (arXiv 1711.05101), decay apart from it.
 
     Parameters in whose path a pattern of `decay_exclude` is found are not decayed. Those whose path is not
     `trainable` stay as they are.

@@ -68,6 +68,7 @@ def table(summary: Mapping[str, Any]) -> str:
         cells = [
             f"top-{k} {100 * test[f'top{k}']:.1f} ± {100 * test[f'top{k}_standard_error']:.1f}"
             for k in (1, 5)
+            if f"top{k}" in test
         ]
         return f"test, {test['images']:,} images, %:  " + "  ".join(cells)
     if not scores:

@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, figures, files, metrics, optim, report, sharding, validation
+from simclr_jax import checkpoint, encoder, figures, files, metrics, optim, report, sharding, validation
 from simclr_jax import config as cfg
 from simclr_jax import workdir as folder
 from simclr_jax.data import splits as data_splits
@@ -57,13 +57,16 @@ def run(
     with clock.phase("data"):
         splits = splits or data_splits.load(**config.data)
     validation.validate_run(config, splits.train.size, mesh.size)
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
-    latest = checkpoints.latest()
+    folder.check(workdir, config)
+    latest = max(checkpoint.saved_steps(workdir / "checkpoints"), default=None)
     identity = {"examples": splits.train.size, "fingerprint": splits.train.fingerprint}
     config = folder.claim(workdir, config, identity, trained=latest is not None, force=force)
+    if latest is None:
+        config = encoder.pin_steps(config)
     use_compile_cache(config.compile_cache)
 
     task = TASKS[config.task](config, splits, mesh)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
     if first_process:
         files.write(workdir / cfg.FILE, cfg.to_json(config, {**identity, "classes": list(task.classes)}))
     steps = cfg.total_steps(config, splits.train.size)
@@ -78,17 +81,17 @@ def run(
     rates: dict[str, float] = {}
     if first < steps:
         with contextlib.ExitStack() as stack:
-            sigterm = stack.enter_context(checkpoint.Sigterm())  # heard until all is saved
+            signals = stack.enter_context(checkpoint.Signals())  # heard until all is saved
             stack.callback(checkpoints.close)
             writers = start_writers(workdir, first, config)
             stack.callback(writers.close)
             step_fn = make_step(task, optimizer, rate, config.seed)
             state, rates = train(
                 state, first, steps, step_fn, config=config, task=task, mesh=mesh, workdir=workdir,
-                clock=clock, writers=writers, checkpoints=checkpoints, sigterm=sigterm,
+                clock=clock, writers=writers, checkpoints=checkpoints, signals=signals,
                 examples=splits.train.size,
             )  # fmt: skip
-        if sigterm.received:
+        if signals.received:
             raise Preempted(steps, steps)
     results = {}
     for name, (period, evaluate) in task.evals.items():
@@ -103,7 +106,7 @@ def run(
 def train(
     state: TrainState, first: int, steps: int, step_fn: Callable, *, config: ConfigDict, task: Task,
     mesh: Mesh, workdir: epath.Path, clock: metrics.Clock, writers: metrics.Writers,
-    checkpoints: checkpoint.Checkpoints, sigterm: checkpoint.Sigterm, examples: int,
+    checkpoints: checkpoint.Checkpoints, signals: checkpoint.Signals, examples: int,
 ) -> tuple[TrainState, dict[str, float]]:  # fmt: skip
     """Steps `first` to `steps`: batches in, logs, evaluations and checkpoints out.
 
@@ -145,6 +148,7 @@ def train(
 
     try:
         for step in range(first + 1, steps + 1):
+            signals.check()
             batch = batches.next(lambda: jax.block_until_ready(list(in_flight)))
             with jax.transfer_guard("disallow"):
                 state, numbers = compiled(state, batch)
@@ -157,7 +161,7 @@ def train(
 
             last = step == steps
             due = [fn for every, fn in task.evals.values() if every and (last or step % every == 0)]
-            stop = sigterm.received or checkpoints.preempted(step)
+            stop = signals.received or checkpoints.preempted(step)
             save = last or stop or (save_every and step % save_every == 0)
             log = last or due or (log_every and step % log_every == 0)
             if due or save:  # what follows is no training: let it finish, stop the watch
@@ -320,9 +324,10 @@ def check_finite(row: dict[str, Any], step: int, checkpoints: checkpoint.Checkpo
     """Stops a run whose numbers are no longer numbers, before they are saved."""
     broken = [name for name, value in row.items() if not np.isfinite(value)]
     if broken:
+        contrastive = " or raise config.loss.temperature" if "contrast_accuracy" in row else ""
         raise SimclrError(
-            f"{broken[0]} is {row[broken[0]]} at step {step}: lower config.optimizer.learning_rate "
-            f"or raise config.loss.temperature (last checkpoint: {checkpoints.latest()})"
+            f"{broken[0]} is {row[broken[0]]} at step {step}: lower config.optimizer.learning_rate"
+            f"{contrastive} (last checkpoint: {checkpoints.latest()})"
         )
 
 

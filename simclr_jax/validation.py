@@ -111,7 +111,7 @@ def _check_values(flat: dict[str, Any]) -> None:
     _require(both, flat, "data.std", "given together with data.mean")
     never_negative = [f for f in flat if f.endswith((".epochs", ".steps", ".examples"))]
     never_negative += ["mesh.devices", "data.threads", "seed", "optimizer.weight_decay",
-                       "start.step", "loss.margin", "model.sk_ratio", "model.se_ratio",
+                       "start.step", "distill.step", "loss.margin", "model.sk_ratio", "model.se_ratio",
                        "data.memory_gb", "augment.rotation", "augment.jitter_strength"]  # fmt: skip
     for field in never_negative:
         _require(flat[field] >= 0, flat, field, "0 or more")
@@ -145,8 +145,6 @@ def _check_task(flat: dict[str, Any]) -> None:
     _require(-1 <= flat[block] <= 4, flat, block, "a block group from 1 to 4, 0 for the stem, -1 for nothing")
     if task != "pretrain":
         _require(flat["model.probe"], flat, "model.probe", f"True for task={task!r}: it is the classifier")
-    if task == "distill" and not flat["distill.teacher"]:
-        raise SimclrError("config.distill.teacher is empty: give the workdir of an encoder with a classifier")
     labels = flat["loss.name"] in ("supcon",) and flat["loss.one_view"]
     _require(not labels, flat, "loss.one_view", "False for loss.name='supcon'")
     hard = not flat["loss.semi_hard"] or flat["loss.name"] in ("nt_logistic", "margin")
@@ -174,7 +172,8 @@ def _check_source(flat: dict[str, Any]) -> None:
         )
 
 
-def _check_size(flat: dict[str, Any]) -> None:
+def check_size(flat: dict[str, Any]) -> None:
+    """Raises SimclrError where images are smaller than the encoder's stride."""
     # The encoders' total stride: below it the last feature map would be less than a pixel.
     if flat["model.encoder"] == "cnn":
         least, why = 8, "the small CNN"
@@ -192,7 +191,7 @@ def validate(config: ConfigDict) -> None:
     _check_model(flat)
     _check_task(flat)
     _check_source(flat)
-    _check_size(flat)
+    check_size(flat)
 
 
 def validate_run(config: ConfigDict, examples: int, devices: int) -> None:

@@ -13,6 +13,17 @@ from simclr_jax.errors import SimclrError
 UNREADABLE = "unreadable_files.txt"
 
 
+def check(workdir: epath.Path, config: ConfigDict) -> None:
+    """Raises SimclrError where the workdir is a file, or would put figures among the training images."""
+    if workdir.exists() and not workdir.is_dir():
+        raise SimclrError(f"--workdir={workdir}: is a file; give a folder")
+    kind, _, where = config.data.source.partition(":")
+    images = epath.Path(config.data.data_dir or "") / where
+    inside = workdir == images or images in workdir.parents
+    if kind == "folder" and (inside or workdir.resolve() == images.resolve()):
+        raise SimclrError(f"--workdir={workdir}: lies in the folder of images {images}; choose one outside")
+
+
 def claim(
     workdir: epath.Path,
     config: ConfigDict,

@@ -5,8 +5,8 @@ import json
 import pytest
 from conftest import tiny_config
 
-from simclr_jax import config as cfg
 from simclr_jax import augment, losses, models, optim, tasks, validation
+from simclr_jax import config as cfg
 from simclr_jax.data import host_augment
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import heads, resnet

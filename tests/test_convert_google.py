@@ -12,7 +12,7 @@ from conftest import tiny_config, tiny_splits
 import simclr_jax
 from simclr_jax import train
 from simclr_jax.convert import __main__ as command
-from simclr_jax.convert import google_tf, names, run
+from simclr_jax.convert import google_tf, infer, names, run
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import simclr
@@ -69,7 +69,7 @@ def test_converted_encoder_gives_the_stored_outputs(name, reference, tmp_path):
 def test_there_and_back_is_the_identity(name, tmp_path):
     kind = name.split("_")[1]
     google_tf.convert(FIXTURES / name / CHECKPOINTS[name][1], tmp_path / "run")
-    prefix = google_tf.export(tmp_path / "run", tmp_path / "back", format=kind)
+    prefix = google_tf.export(tmp_path / "run", tmp_path / "back", format=kind).splitlines()[-1]
     before, after = variables_of(FIXTURES / name), variables_of(prefix)
     assert set(after) == set(before) | ({"global_step"} if kind == "tf1" else set())
     for each, array in before.items():
@@ -81,7 +81,7 @@ def test_tf2_checkpoint_is_found_by_the_originals_objects(tmp_path):
     """Restoring matches objects by the names of attributes, not by the file's keys."""
     tf = load_tensorflow()
     google_tf.convert(FIXTURES / "ckpt_tf1_bottle_sk", tmp_path / "run")
-    prefix = google_tf.export(tmp_path / "run", tmp_path / "back", format="tf2")
+    prefix = google_tf.export(tmp_path / "run", tmp_path / "back", format="tf2").splitlines()[-1]
 
     class Conv(tf.Module):
         def __init__(self):
@@ -161,7 +161,7 @@ def test_every_architecture_is_inferred_from_its_shapes(fields, kind):
     else:
         suffixed = {f"model/{name}{google_tf.VALUE}": shape for name, shape in shuffled.items()}
         found = google_tf.object_based(suffixed, None)
-    inferred, classes = google_tf.infer(found, "it")
+    inferred, classes = infer.infer(found, "it")
     assert classes == 7
     again = run.expected(inferred, classes)
     assert {getattr(leaf, kind): shape for leaf, shape in again.items()} == shapes
@@ -179,7 +179,7 @@ def test_a_classifier_in_the_middle_of_the_head_goes_there_and_back(tmp_path):
     for leaf, shape in wanted.items():
         names.put(variables, leaf.path, rng.random(shape, np.float32))
     run.write(tmp_path / "run", config, variables, step=5, origin="")
-    prefix = google_tf.export(tmp_path / "run", tmp_path / "back")
+    prefix = google_tf.export(tmp_path / "run", tmp_path / "back").splitlines()[-1]
     assert "head_contrastive/nl_1/dense/kernel" not in variables_of(prefix)
     google_tf.convert(prefix, tmp_path / "again")
     again = simclr_jax.load(tmp_path / "again")
@@ -193,7 +193,8 @@ def test_fine_tuning_starts_from_a_converted_checkpoint(tmp_path):
     google_tf.convert(FIXTURES / "ckpt_tf2_basic_cifar", tmp_path / "run")
     config = tiny_config(
         task="supervised", start__workdir=str(tmp_path / "run"), data__image_size=0, data__channels=0,
-        model__probe_layer=1, train__steps=2, finetune__after_block=4,
+        model__probe_layer=1, train__steps=2, finetune__after_block=4, model__encoder="resnet",
+        model__width=1.0, model__projection_dim=128,
     )  # fmt: skip
     summary = train.run(config, tmp_path / "tuned", splits=tiny_splits(channels=3, size=32))
     assert summary["steps"] == 2
@@ -206,12 +207,12 @@ def test_fine_tuning_starts_from_a_converted_checkpoint(tmp_path):
 # ---- SavedModel ---------------------------------------------------------------------------------
 
 
-def saved_model(tf, where, reference, rename=lambda name: name):
+def saved_model(tf, where, reference, rename=lambda name: name, leave_out=()):
     """The TF2 export's layout: keys that say nothing, variables with the names of their construction."""
     full = json.loads(str(reference["model_basic_cifar/varnames"]))
     weights = variables_of(FIXTURES / "ckpt_tf2_basic_cifar")
     module = tf.Module()
-    ordered = sorted(full)
+    ordered = sorted(path for path in full if not any(part in path for part in leave_out))
     np.random.default_rng(0).shuffle(ordered)
     module.trainable_variables_list = [
         tf.Variable(weights[f"model/{path}{google_tf.VALUE}"], name=rename(full[path].removesuffix(":0")))
@@ -234,9 +235,12 @@ def test_saved_model_is_read_by_the_variables_names(tmp_path, reference):
 def test_saved_model_with_ambiguous_names_is_refused(tmp_path, reference):
     tf = load_tensorflow()
     # Two models built in one process, say: one number twice.
-    saved_model(tf, tmp_path / "saved", reference, lambda name: name.replace("conv2d_3/", "conv2d_2/"))
+    saved_model(tf, tmp_path / "saved", reference, lambda name: name.replace("conv2d_14/", "conv2d_13/"))
     with pytest.raises(SimclrError, match="cannot be told apart"):
         google_tf.convert(tmp_path / "saved", tmp_path / "run")
+    saved_model(tf, tmp_path / "gap", reference, leave_out=("block_groups/0/layers/1/",))
+    with pytest.raises(SimclrError, match="have gaps"):
+        google_tf.convert(tmp_path / "gap", tmp_path / "run")
     saved_model(tf, tmp_path / "nameless", reference, lambda name: "variable")
     with pytest.raises(SimclrError, match="no names that tell"):
         google_tf.convert(tmp_path / "nameless", tmp_path / "run")
@@ -248,9 +252,9 @@ def test_saved_model_with_ambiguous_names_is_refused(tmp_path, reference):
 
 def mutations(rng, folder, sources):
     """A checkpoint with one thing wrong, as (what, path)."""
-    kind = rng.choice(
-        ["data cut", "index cut", "noise", "missing", "extra", "shape", "nan", "integers", "text"]
-    )
+    kinds = ["data cut", "index cut", "noise", "text", "missing", "several missing", "extra", "shape", "rank",
+             "nan", "integers"]  # fmt: skip
+    kind = kinds[rng.integers(len(kinds))]
     source, prefix = sources[rng.integers(len(sources))]
     if kind in ("data cut", "index cut", "noise"):
         shutil.copytree(source, folder)
@@ -267,19 +271,29 @@ def mutations(rng, folder, sources):
         folder.mkdir()
         (folder / "checkpoint").write_bytes(rng.bytes(50))
         return kind, folder
-    weights = variables_of(FIXTURES / "ckpt_tf1_bottle_sk")
-    name = str(rng.choice(sorted(weights)))
+    weights = variables_of(source)
+    names_ = [name for name, value in weights.items() if np.ndim(value)]
+    name = str(rng.choice(names_))
+    array = weights[name]
     if kind == "missing":
         del weights[name]
+    elif kind == "several missing":
+        for each in rng.choice(names_, 5, replace=False):
+            del weights[str(each)]
     elif kind == "extra":
-        weights[f"{name}_extra" if rng.random() < 0.5 else "base_model/conv2d_99/kernel"] = weights[name]
+        *parts, leaf = name.removesuffix(google_tf.VALUE).split("/")
+        below = 2 if parts[0] == "model" else 1  # in the model's own scope
+        parts[rng.integers(below, len(parts))] += "_99" if rng.random() < 0.5 else "_extra"
+        suffix = google_tf.VALUE if name.endswith(google_tf.VALUE) else ""
+        weights["/".join([*parts, leaf]) + suffix] = array
     elif kind == "shape":
-        array = weights[name]
         weights[name] = np.concatenate([array, array], axis=int(rng.integers(array.ndim)))
+    elif kind == "rank":
+        weights[name] = array[0] if rng.random() < 0.5 else array[None]
     elif kind == "nan":
-        weights[name] = np.full_like(weights[name], np.nan)
+        weights[name] = np.full_like(array, np.nan)
     else:
-        weights[name] = weights[name].astype(np.int32)
+        weights[name] = array.astype(np.int32)
     return f"{kind} {name}", save(folder, weights)
 
 
@@ -293,7 +307,7 @@ def test_two_hundred_broken_checkpoints(tmp_path, capsys):
         out = tmp_path / "out" / "run"
         arguments = ["google", str(path), "--out", str(out)]
         with pytest.raises(SystemExit) as stop:
-            command.main(arguments)
+            assert command.main(arguments), what
         said = capsys.readouterr().err.strip()
         assert stop.value.code == 2, what
         assert said.startswith("error: "), what
@@ -301,8 +315,67 @@ def test_two_hundred_broken_checkpoints(tmp_path, capsys):
         assert str(path) in said, (what, said)
         assert not list((tmp_path / "out").iterdir()), what
         shutil.rmtree(path)
-        seen.add(what.split()[0])
-    assert len(seen) == 9  # every kind of damage was among them
+        seen.add(what.split(" base_")[0].split(" head_")[0].split(" model")[0])
+    assert len(seen) == 11  # every kind of damage was among them
+
+
+def test_the_layer_given_must_exist(tmp_path):
+    """Negative ones count from the end, as in the original."""
+    source = FIXTURES / "ckpt_tf1_bottle_sk"
+    google_tf.convert(source, tmp_path / "last", probe_layer=-2)
+    assert simclr_jax.load(tmp_path / "last").config.model.probe_layer == 2
+    for layer in (4, -5):
+        with pytest.raises(SimclrError, match=f"--probe-layer={layer}: the projection head has 3 layers"):
+            google_tf.convert(source, tmp_path / "run", probe_layer=layer)
+    with pytest.raises(SimclrError, match=r"config\.data\.image_size=5: must be 32 or more"):
+        google_tf.convert(source, tmp_path / "run", image_size=5)
+
+
+def test_a_head_without_its_end_and_without_a_classifier(tmp_path):
+    weights = variables_of(FIXTURES / "ckpt_tf1_bottle_sk")
+    cut = {k: v for k, v in weights.items() if "nl_2" not in k and "head_supervised" not in k}
+    with pytest.raises(SimclrError, match="lacks the last layer of its projection head"):
+        google_tf.convert(save(tmp_path / "cut", cut), tmp_path / "run")
+
+
+def test_where_nothing_can_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    google_tf.convert(FIXTURES / "ckpt_tf1_bottle_sk", tmp_path / "run")
+    for words in (["google", str(FIXTURES / "ckpt_tf1_bottle_sk")], ["to-google", str(tmp_path / "run")],
+                  ["to-torch", str(tmp_path / "run")]):  # fmt: skip
+        with pytest.raises(SystemExit) as stop:
+            command.main([*words, "--out", str(tmp_path / "file" / "x.safetensors")])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.startswith(f"error: --out={tmp_path / 'file'}")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "run"]
+
+
+def test_ema_of_the_classifier_where_there_is_one(tmp_path):
+    weights = variables_of(FIXTURES / "ckpt_tf1_bottle_sk")
+    both = weights | {f"ema_model/{k}": 2 * v for k, v in weights.items()}
+    google_tf.convert(save(tmp_path / "both", both), tmp_path / "run", ema=True)
+    kernel = simclr_jax.load(tmp_path / "run").variables["params"]["probe"]["dense"]["kernel"]
+    np.testing.assert_array_equal(kernel, 2 * weights["head_supervised/linear_layer/dense/kernel"])
+
+
+def test_hub_modules_and_folders_without_the_file_checkpoint(tmp_path):
+    """TF1's hub modules are name-based in a SavedModel's folders."""
+    hub = tmp_path / "hub"
+    shutil.copytree(FIXTURES / "ckpt_tf1_bottle_sk", hub / "variables")
+    for file in (hub / "variables").glob("model.ckpt-0*"):
+        file.rename(hub / "variables" / file.name.replace("model.ckpt-0", "variables"))
+    (hub / "saved_model.pb").write_bytes(b"")
+    google_tf.convert(hub, tmp_path / "from_hub")
+    (hub / "variables" / "checkpoint").unlink()
+    google_tf.convert(hub / "variables", tmp_path / "from_folder")
+    a, b = simclr_jax.load(tmp_path / "from_hub"), simclr_jax.load(tmp_path / "from_folder")
+    assert jax.tree.all(jax.tree.map(np.array_equal, a.variables, b.variables))
+
+
+@pytest.mark.parametrize(("inner", "low"), [(67, 58), (512, 37), (100, 33)])
+def test_a_ratio_gives_its_width_again(inner, low):
+    ratio = infer._ratio(inner, low, 32, (0.0625,))
+    assert max(32, int(inner * ratio)) == low
 
 
 def test_what_is_no_checkpoint(tmp_path):

@@ -178,7 +178,7 @@ def test_groups_on_their_devices_need_no_collective():
 
 
 def block(**kwargs):
-    """A stage's second block (no shortcut convolution) and a map for it."""
+    """A small bottleneck ResNet, its variables and images."""
     resnet50 = resnet.create(depth=50, blocks=(2, 1, 1, 1), width=0.125, stem="cifar", **kwargs)
     x = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
     variables = jax.jit(lambda: resnet50.init(jax.random.key(0), x, train=False))()

@@ -62,8 +62,8 @@ def oracle(name, gradients, rate, weight_decay, nesterov=False, **options):
             if name == "adam":
                 first[k] = 0.9 * first[k] + 0.1 * g
                 second[k] = 0.999 * second[k] + 0.001 * g**2
-                mean, square = first[k] / (1 - 0.9 ** (i + 1)), second[k] / (1 - 0.999 ** (i + 1))
-                exact[k] = w - rate[i] * mean / (np.sqrt(square) + options["eps"])
+                step = rate[i] * np.sqrt(1 - 0.999 ** (i + 1)) / (1 - 0.9 ** (i + 1))
+                exact[k] = w - step * first[k] / (np.sqrt(second[k]) + options["eps"])
                 continue
             inside = rate[i] if options.get("rate_in_momentum") else 1.0
             first[k] = v = 0.9 * first[k] + inside * g

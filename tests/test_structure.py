@@ -105,7 +105,7 @@ def test_config_builds_its_model_and_one_step(path, monkeypatch):
     if config.start.workdir or config.task != "pretrain":  # of another run: architecture and image size
         config.start.workdir, config.data.image_size, config.data.channels = "", 224, 3
     if config.task == "distill":
-        monkeypatch.setattr(encoder, "load", lambda workdir: small_teacher())
+        monkeypatch.setattr(encoder, "load", lambda workdir, step: small_teacher())
     validation.validate(config)
     n, batch = 100_000, config.train.batch_size
     source = sources.Source("array", "none", n, tuple("abcdefghij"), None, None, "")

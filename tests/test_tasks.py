@@ -3,6 +3,7 @@
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_arrays, tiny_config, tiny_splits
@@ -14,7 +15,7 @@ from simclr_jax.convert import run
 from simclr_jax.data import host_augment, sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.data.tf import load as load_tensorflow
-from simclr_jax.errors import SimclrError
+from simclr_jax.errors import Preempted, SimclrError
 from simclr_jax.models import simclr
 from simclr_jax.tasks import TASKS
 
@@ -119,23 +120,52 @@ def test_the_classifier_is_really_new(pretrained, zero):
 
 
 def test_the_start_decides_the_architecture(pretrained):
-    config = fine_tuning(pretrained, model__width=0.5, model__projection_layers=2, model__encoder="resnet")
-    config.data.mean, config.data.std = (0.5,), (0.2,)
+    config = cfg.default()
+    config.task, config.start.workdir, config.data.source = "supervised", str(pretrained), "arrays"
+    config.data.image_size = config.data.channels = 0
     adopted = cfg.adopt_start(config)
     assert (adopted.model.encoder, adopted.model.width, adopted.model.projection_layers) == ("cnn", 0.25, 3)
-    assert (adopted.data.image_size, adopted.data.channels, adopted.data.mean) == (12, 1, ())
+    assert (adopted.data.image_size, adopted.data.channels) == (12, 1)
     validation.validate(adopted)
+    with pytest.raises(SimclrError, match=r"model\.width=0\.5: .* has 0\.25; leave it out"):
+        cfg.adopt_start(fine_tuning(pretrained, model__width=0.5))
     with pytest.raises(SimclrError, match=r"start\.workdir='/nowhere': no config\.json there"):
         cfg.adopt_start(fine_tuning("/nowhere"))
 
 
-def test_a_fine_tuning_goes_on_without_its_start(pretrained, tmp_path):
-    shutil.copytree(pretrained, tmp_path / "start")
-    config = fine_tuning(tmp_path / "start", train__steps=8)
-    train.run(config, tmp_path / "run", splits=tiny_splits())
-    shutil.rmtree(tmp_path / "start")
-    summary = train.run(config, tmp_path / "run", splits=tiny_splits())
-    assert summary["resumed_from"] == 8
+def test_evaluation_and_normalisation_are_the_starts(tmp_path):
+    """A converted torchvision encoder's, say."""
+    config = tiny_config(eval__resize="bilinear", eval__crop=0.9, data__mean=(0.4,), data__std=(0.3,))
+    (tmp_path / cfg.FILE).write_text(cfg.to_json(config, {}))
+    adopted = cfg.adopt_start(fine_tuning(tmp_path))
+    assert (adopted.eval.resize, adopted.eval.crop) == ("bilinear", 0.9)
+    assert (adopted.data.mean, adopted.data.std) == ((0.4,), (0.3,))
+    assert cfg.adopt_start(fine_tuning(tmp_path, eval__crop=0.8)).eval.crop == 0.8
+
+
+@pytest.mark.parametrize("task", ["supervised", "distill"])
+def test_stopped_and_resumed_is_never_stopped(task, pretrained, teacher, tmp_path, monkeypatch):
+    """To the bit; meanwhile the start is gone, and the teacher has trained on."""
+    start, master = tmp_path / "start", tmp_path / "teacher"
+    shutil.copytree(pretrained, start)
+    shutil.copytree(teacher, master)
+    if task == "supervised":
+        config = fine_tuning(start, model__probe_layer=1, train__steps=9)
+    else:
+        config = tiny_config(task="distill", distill__teacher=str(master), train__steps=9)
+    train.run(config, tmp_path / "whole", splits=tiny_splits())
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "preempted", lambda self, step: step == 5)
+        with pytest.raises(Preempted):
+            train.run(config, tmp_path / "parts", splits=tiny_splits())
+    shutil.rmtree(start)
+    shutil.copytree(master / "checkpoints" / "60", master / "checkpoints" / "61")
+    summary = train.run(config, tmp_path / "parts", splits=tiny_splits())
+    assert summary["resumed_from"] == 5
+    whole, parts = variables_after(tmp_path / "whole"), variables_after(tmp_path / "parts")
+    assert jax.tree.all(jax.tree.map(np.array_equal, whole, parts))
+    if task == "distill":
+        assert summary["config"]["distill"]["step"] == 60
 
 
 @pytest.mark.parametrize("headless", [False, True])
@@ -170,6 +200,9 @@ def test_pretraining_goes_on_from_another_encoder(pretrained, tmp_path, headless
 
 def test_supervised_needs_labels(tmp_path):
     images, _ = tiny_arrays()
+    bare = Splits(sources.from_arrays(images), None)
+    with pytest.raises(SimclrError, match=r"supcon.*: needs labels"):
+        TASKS["pretrain"](tiny_config(loss__name="supcon"), bare, sharding.make_mesh(1))
     with pytest.raises(SimclrError, match="has no labels"):
         train.run(
             tiny_config(task="supervised"), tmp_path / "run", splits=Splits(sources.from_arrays(images), None)
@@ -195,14 +228,29 @@ def test_distillation_without_labels_teaches(teacher, tmp_path):
 
 
 def test_distillation_loss_mixes_labels_by_alpha(teacher, tmp_path):
+    """Against NumPy, on logits of which half the images have no label."""
     images, labels = tiny_arrays()
     labels[::2] = -1
-    config = tiny_config(task="distill", distill__teacher=str(teacher), distill__alpha=0.25, train__steps=1,
-                         mesh__devices=8)  # fmt: skip
+    config = tiny_config(task="distill", distill__teacher=str(teacher), distill__alpha=0.25,
+                         distill__temperature=2.0, train__steps=1, mesh__devices=8)  # fmt: skip
     splits = Splits(sources.from_arrays(images, labels), None)
-    last = train.run(config, tmp_path, splits=splits)["last"]
-    expected = 0.25 * last["distillation_loss"] + 0.75 * last["label_loss"]
-    assert last["loss"] == pytest.approx(expected, rel=1e-5)
+    task = TASKS["distill"](config, splits, sharding.make_mesh(8))
+    rng = np.random.default_rng(0)
+    student, master = rng.standard_normal((2, 6, 4)).astype(np.float32)
+    label = np.array([0, -1, 3, -1, 2, -1], np.int32)
+    outputs = {"logits": jnp.asarray(student), "teacher": jnp.asarray(master)}
+    total, metrics = task.loss(outputs, {"label": label}, 0)
+
+    def log_softmax(x):
+        return x - np.log(np.exp(x.astype(np.float64)).sum(axis=1, keepdims=True))
+
+    copied = -4 * np.mean(np.sum(np.exp(log_softmax(master / 2)) * log_softmax(student / 2), axis=1))
+    known = -np.mean([log_softmax(student)[i, label[i]] for i in (0, 2, 4)])
+    assert float(metrics["distillation_loss"]) == pytest.approx(copied, rel=1e-5)
+    assert float(metrics["label_loss"]) == pytest.approx(known, rel=1e-5)
+    assert float(total) == pytest.approx(0.25 * copied + 0.75 * known, rel=1e-5)
+    summary = train.run(config, tmp_path, splits=splits)  # on eight devices
+    assert np.isfinite(summary["last"]["loss"])
 
 
 def test_a_teacher_that_does_not_fit_is_one_line(pretrained, teacher, tmp_path):
@@ -216,6 +264,8 @@ def test_a_teacher_that_does_not_fit_is_one_line(pretrained, teacher, tmp_path):
     assert "distill.teacher='/nowhere': no config.json" in said(distill__teacher="/nowhere")
     assert "set --config.data.image_size=12" in said(distill__teacher=str(teacher), data__image_size=16)
     images, labels = tiny_arrays(classes=5)
+    bare = Splits(sources.from_arrays(images), None)
+    assert "no labels to mix in" in said(bare, distill__teacher=str(teacher), distill__alpha=0.5)
     five = Splits(sources.from_arrays(images, labels), None)
     assert "knows 4 classes" in said(five, distill__teacher=str(teacher))
     bare = tiny_config(model__probe=False, train__steps=1)

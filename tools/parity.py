@@ -115,6 +115,26 @@ def lars(ref) -> Iterator[Row]:
     yield Row("LARS, momentum", difference, 1e-6)
 
 
+def adam(ref) -> Iterator[Row]:
+    """Five steps of Adam beside TensorFlow's own operation, gradients of every size."""
+    tf = load_tensorflow()
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal(64).astype(np.float32)
+    gradients = (rng.standard_normal((5, 64)) * 10.0 ** rng.integers(-8, 1, 64)).astype(np.float32)
+    theirs, m, v = (tf.Variable(x) for x in (start, np.zeros_like(start), np.zeros_like(start)))
+    tx, ours = optim.create("adam", lambda step: 0.01, eps=1e-7), {"kernel": start}
+    state, update = tx.init(ours), jax.jit(tx.update)
+    for i, gradient in enumerate(gradients, 1):
+        tf.raw_ops.ResourceApplyAdam(
+            var=theirs.handle, m=m.handle, v=v.handle, beta1_power=tf.constant(0.9**i, tf.float32),
+            beta2_power=tf.constant(0.999**i, tf.float32), lr=0.01, beta1=0.9, beta2=0.999, epsilon=1e-7,
+            grad=gradient,
+        )  # fmt: skip
+        updates, state = update({"kernel": gradient}, state, ours)
+        ours = jax.tree.map(np.add, ours, updates)
+    yield Row("Adam, variables after 5 steps, eps 1e-7", apart(ours["kernel"], theirs), 5e-6)
+
+
 def schedules(ref) -> Iterator[Row]:
     """Warm-up and cosine of CIFAR and ImageNet, and their numbers of steps."""
     for name in ("cifar", "imagenet"):
@@ -165,7 +185,7 @@ def models(ref) -> Iterator[Row]:
 
 
 def _training_mode(ref, name, config, variables) -> Iterator[Row]:
-    prefix, x = f"model_{name}/train/", ref[f"model_{name}/x"]
+    prefix, x, features = f"model_{name}/train/", ref[f"model_{name}/x"], {}
     # The precision of the oracle: what float32 leaves of a batch of 4 is told beside what float64 says.
     for dtype, tolerance in (("float32", 2e-4 if name == "bottle_sk" else 1e-5), ("float64", None)):
         with jax.enable_x64(dtype == "float64"):
@@ -173,6 +193,7 @@ def _training_mode(ref, name, config, variables) -> Iterator[Row]:
             mine = jax.tree.map(lambda a, dtype=dtype: np.asarray(a, dtype), variables)
             call = jax.jit(lambda v, x, m=model: m.apply(v, x, train=True, mutable=["batch_stats"]))
             outputs, moved = call(mine, x.astype(dtype))
+        features[dtype] = outputs["features"]
         pooled = apart(outputs["features"], ref[f"{prefix}final_avg_pool"])
         statistics = 0.0
         for leaf in names.leaves(config.model, variables):
@@ -181,6 +202,10 @@ def _training_mode(ref, name, config, variables) -> Iterator[Row]:
         allowed = tolerance or (2e-4 if name == "bottle_sk" else 1e-5)
         yield Row(f"{name}, training in {dtype}, final_avg_pool", pooled, allowed)
         yield Row(f"{name}, training in {dtype}, moving statistics", statistics, allowed)
+    rounding = apart(features["float32"], features["float64"])
+    yield Row(
+        f"{name}, training, our float32 beside our float64", rounding, 1e-4 if name == "bottle_sk" else 1e-5
+    )
 
 
 def training(ref) -> Iterator[Row]:
@@ -301,6 +326,7 @@ def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
 PARTS: dict[str, Callable] = {
     "nt_xent": nt_xent,
     "lars": lars,
+    "adam": adam,
     "schedules": schedules,
     "models": models,
     "training": training,

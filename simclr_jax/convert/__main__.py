@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     torch.add_argument("--prefix", help="of the encoder's keys, where there are several encoders")
 
     for each in (google, torch):
-        each.add_argument("--out", required=True, metavar="WORKDIR")
+        each.add_argument("--out", required=True, metavar="WORKDIR", help="new local folder")
         each.add_argument(
             "--image-size", type=int, default=0, metavar="N", help="pixels (224, CIFAR stem 32)"
         )
@@ -36,11 +36,13 @@ def parser() -> argparse.ArgumentParser:
     )
 
     back = kinds.add_parser("to-google", help="a workdir to a checkpoint that the original loads")
-    back.add_argument("--format", choices=("tf1", "tf2"), default="tf1", help="name-based or object-based")
+    back.add_argument(
+        "--format", choices=("tf1", "tf2"), default="tf1", help="name-based (default) or object-based"
+    )
     out = kinds.add_parser("to-torch", help="a workdir to a state dict (.pth or .safetensors)")
     for each, what in ((back, "FOLDER"), (out, "FILE")):
         each.add_argument("workdir")
-        each.add_argument("--out", required=True, metavar=what)
+        each.add_argument("--out", required=True, metavar=what, help="new, local")
         each.add_argument("--step", type=int, default=0, metavar="N", help="of its checkpoints (the newest)")
     return top
 

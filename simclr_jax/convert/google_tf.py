@@ -4,6 +4,7 @@ In: TF1 name-based (SimCLR v1 and v2 as released), TF2 object-based, and SavedMo
 leave no doubt. The architecture is inferred from the variables' shapes.
 """
 
+import pathlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from simclr_jax import encoder
 from simclr_jax.convert import names, run
 from simclr_jax.convert.infer import Found, infer
 from simclr_jax.data.tf import load as load_tensorflow
-from simclr_jax.errors import SimclrError
+from simclr_jax.errors import SimclrError, one_line
 
 SCOPES = ("base_model/", "head_contrastive/", "head_supervised/")  # of the model in TF1
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -80,14 +81,7 @@ def open_checkpoint(where: str, ema: bool = False) -> Found:
     if saved_model:
         prefix = str(path / "variables" / "variables")
     elif path.is_dir():
-        try:
-            prefix = tf.train.latest_checkpoint(where)
-        except UNREADABLE:
-            prefix = None
-        if prefix is None:
-            raise SimclrError(
-                f"{where}: neither a checkpoint (no good file `checkpoint` in it) nor a SavedModel"
-            )
+        prefix = _newest(path)
     else:
         prefix = re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", where)
     if not epath.Path(f"{prefix}.index").exists():
@@ -96,24 +90,31 @@ def open_checkpoint(where: str, ema: bool = False) -> Found:
         reader = tf.train.load_checkpoint(prefix)
         shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
     except UNREADABLE as error:
-        raise SimclrError(f"{where}: cannot be read as a checkpoint ({_line(error)})") from None
-    if saved_model:
+        raise SimclrError(f"{where}: cannot be read as a checkpoint ({one_line(error)})") from None
+    if saved_model and GRAPH in shapes:  # TF1's hub modules have names instead
         return _saved_model(shapes, reader, where)
     if any(name.startswith(TF2_SCOPES) for name in shapes):
         return object_based(shapes, reader.get_tensor)
     return name_based(shapes, reader.get_tensor, ema, where)
 
 
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _newest(folder: epath.Path) -> str:
+    """The prefix that the file `checkpoint` names, or the only one."""
+    try:
+        named = load_tensorflow().train.latest_checkpoint(str(folder))
+    except UNREADABLE:
+        named = None
+    only = [str(path).removesuffix(".index") for path in folder.glob("*.index")]
+    if named or len(only) == 1:
+        return named or only[0]
+    raise SimclrError(f"{folder}: neither a checkpoint (no good file `checkpoint` in it) nor a SavedModel")
 
 
 def _read(found: Found, name: str, where: str) -> np.ndarray:
-    load_tensorflow()
     try:
         return np.asarray(found.read(name))
     except UNREADABLE as error:
-        raise SimclrError(f"{where}: {name} cannot be read; is the file whole? ({_line(error)})") from None
+        raise SimclrError(f"{where}: {name} cannot be read; is the file whole? ({one_line(error)})") from None
 
 
 def _step(shapes: Mapping[str, tuple], read: Callable, name: str) -> int:
@@ -130,9 +131,10 @@ def name_based(shapes: dict[str, tuple[int, ...]], read: Callable, ema: bool, wh
     mine = {}
     for name in shapes:
         short = name.removeprefix(prefix)
-        # The classifier is trained on the moving average, but has none of its own.
-        inside = (name.startswith(prefix) and short.startswith(SCOPES)) or short.startswith(SCOPES[2])
-        if inside and not name.endswith(("/Momentum", "/Adam", "/Adam_1")):
+        # Where the classifier has no moving average, its own weights go with that of the rest.
+        averaged = name.startswith(prefix) and short.startswith(SCOPES)
+        lacking = short.startswith(SCOPES[2]) and prefix + name not in shapes
+        if (averaged or lacking) and not name.endswith(("/Momentum", "/Adam", "/Adam_1")):
             mine[short] = name
     if not mine:
         raise SimclrError(f"{where}: no variable of SimCLR in it (base_model/...)")
@@ -187,7 +189,7 @@ def _tf2_order(name: str) -> tuple:
             key.append(0 if part in ("projection_layers", "shortcut_layers") else 1)
         elif part == "se_layer":
             key.append(2)
-    return (*key, name) if all(isinstance(k, int) for k in key) else (9, name)
+    return tuple(key), name
 
 
 def _saved_model(shapes: dict[str, tuple[int, ...]], reader: Any, where: str) -> Found:
@@ -199,7 +201,7 @@ def _saved_model(shapes: dict[str, tuple[int, ...]], reader: Any, where: str) ->
     try:
         graph.ParseFromString(reader.get_tensor(GRAPH))
     except UNREADABLE as error:
-        raise SimclrError(f"{where}: has no readable object graph ({_line(error)})") from None
+        raise SimclrError(f"{where}: has no readable object graph ({one_line(error)})") from None
     full = {}
     for node in graph.nodes:
         for attribute in node.attributes:
@@ -213,6 +215,9 @@ def _saved_model(shapes: dict[str, tuple[int, ...]], reader: Any, where: str) ->
             kind = match[1].removeprefix("sync_")
             parsed[name] = (scope, kind, int(match[2] or 0), match[3])
             ranked.setdefault((scope, kind), set()).add(int(match[2] or 0))
+    for (_, kind), numbers in ranked.items():
+        if max(numbers) - min(numbers) >= len(numbers):
+            raise SimclrError(f"{where}: the numbers in the names of its {kind} variables have gaps")
     mine: dict[str, str] = {}
     for name in full:
         if name in parsed:
@@ -248,7 +253,7 @@ def _saved_model(shapes: dict[str, tuple[int, ...]], reader: Any, where: str) ->
 
 
 def export(workdir: epath.PathLike, out: epath.PathLike, *, format: str = "tf1", step: int = 0) -> str:
-    """Writes the folder `out` with a checkpoint that the original code loads; returns its prefix.
+    """Writes the folder `out` with a checkpoint that the original loads; returns notes and its prefix.
 
     Args:
       format: "tf1" (name-based, `model.ckpt-STEP`) or "tf2" (object-based, `ckpt-1`).
@@ -259,27 +264,41 @@ def export(workdir: epath.PathLike, out: epath.PathLike, *, format: str = "tf1",
     """
     run.check_free(out)
     config, _, step, variables = encoder.read(workdir, step)
-    _representable(config, workdir)
-    tf, out = load_tensorflow(), epath.Path(out)
-    arrays = {leaf: names.get(variables, leaf.path) for leaf in names.leaves(config.model, variables)}
-    out.mkdir(parents=True, exist_ok=True)
-    if format == "tf2":
-        root = tf.train.Checkpoint(model=_tree(tf, arrays), global_step=tf.Variable(step, dtype=tf.int64))
-        return tf.train.CheckpointManager(root, str(out), max_to_keep=1).save()
+    notes = _representable(config, workdir)
+    arrays = {
+        leaf: np.asarray(names.get(variables, leaf.path), np.float32)  # the original has no other type
+        for leaf in names.leaves(config.model, variables)
+    }
+    name = f"model.ckpt-{step}" if format == "tf1" else "ckpt-1"
+    with run.new_folder(out) as folder:
+        if format == "tf1":
+            _write_name_based(folder, name, arrays, step)
+        else:
+            _write_object_based(folder, arrays, step)
+    return "\n".join([*notes, str(pathlib.Path(out) / name)])
+
+
+def _write_name_based(folder: pathlib.Path, name: str, arrays: Mapping, step: int) -> None:
+    tf = load_tensorflow()
     tensors = {leaf.tf1: array for leaf, array in arrays.items()} | {"global_step": np.int64(step)}
-    prefix = str(out / f"model.ckpt-{step}")
     tf.raw_ops.SaveV2(
-        prefix=prefix,
+        prefix=str(folder / name),
         tensor_names=list(tensors),
         shape_and_slices=[""] * len(tensors),
         tensors=[tf.constant(array) for array in tensors.values()],
     )
-    state = f'model_checkpoint_path: "model.ckpt-{step}"\nall_model_checkpoint_paths: "model.ckpt-{step}"\n'
-    (out / "checkpoint").write_text(state)
-    return prefix
+    state = f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "{name}"\n'
+    (folder / "checkpoint").write_text(state)
 
 
-def _representable(config: ConfigDict, workdir: epath.PathLike) -> None:
+def _write_object_based(folder: pathlib.Path, arrays: Mapping, step: int) -> None:
+    tf = load_tensorflow()
+    root = tf.train.Checkpoint(model=_tree(tf, arrays), global_step=tf.Variable(step, dtype=tf.int64))
+    tf.train.CheckpointManager(root, str(folder), max_to_keep=1).save()
+
+
+def _representable(config: ConfigDict, workdir: epath.PathLike) -> list[str]:
+    """What the user should know of the model there; refuses one that the original has not."""
     model = config.model
     for field, value, remedy in (
         ("encoder", "resnet", "only ResNets have a place there"),
@@ -293,10 +312,12 @@ def _representable(config: ConfigDict, workdir: epath.PathLike) -> None:
         raise SimclrError(
             f"{workdir}: model.stem='cifar_pad2', which the original lacks; export it with to-torch"
         )
+    notes = []
     if any(config.data.mean):
-        print(
-            "note: the original takes images in [0, 1]; this encoder wants data.mean and data.std taken out"
-        )
+        notes.append("note: the original takes images in [0, 1]; this encoder wants mean and std taken out")
+    if model.blocks or model.width != int(model.width):
+        notes.append("note: no flag of the original builds these blocks or this width; its classes do")
+    return notes
 
 
 def _tree(tf: Any, arrays: Mapping[names.Leaf, np.ndarray]) -> Any:

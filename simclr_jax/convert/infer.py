@@ -34,13 +34,17 @@ def infer(
     head = _infer_head(found)
     classes, cut = head.pop("classes"), head.pop("cut", 0)
     layers = 0 if head["projection"] == "none" else head["projection_layers"]
+    if cut and not classes:
+        raise SimclrError(f"{where}: lacks the last layer of its projection head, and has no classifier")
     if probe_layer is None:
-        probe_layer = 1 if re.search(r"finetuned_10?pct", where) and layers > 1 else 0
-    if probe_layer > layers or (cut and probe_layer > cut):
-        raise SimclrError(f"--probe-layer={probe_layer}: the projection head has {cut or layers} layers")
+        probe_layer = cut or int(bool(re.search(r"finetuned_10?pct", where)) and layers > 1)
+    wanted, probe_layer = probe_layer, probe_layer + (layers + 1) * (probe_layer < 0)  # -1: the last
+    if not 0 <= probe_layer <= layers or (cut and probe_layer != cut):
+        there = f"the classifier reads layer {cut}" if cut else f"the projection head has {layers} layers"
+        raise SimclrError(f"--probe-layer={wanted}: {there}")
     channels, fields = _infer_encoder(found, where)
     config = run.config_of(
-        {**fields, **head, "probe": bool(classes), "probe_layer": cut or probe_layer},
+        {**fields, **head, "probe": bool(classes), "probe_layer": probe_layer},
         task="supervised" if cut or (classes and not layers) else "pretrain",
         image_size=image_size,
         channels=channels,
@@ -55,15 +59,16 @@ def _infer_encoder(found: Found, where: str) -> tuple[int, dict[str, Any]]:
         for name, shape in found.shapes.items()
         if name.startswith(("base_model/", "resnet_model/")) and name.endswith("/kernel")
     ]
+    for name, shape, _ in convs:
+        if len(shape) != 4 or shape[0] != shape[1] or not all(shape):
+            raise SimclrError(f"{where}: {name} has the shape {list(shape)}, which is no convolution's")
     at = 0
 
     def peek(offset: int = 0) -> tuple[int, int, int]:
         """(kernel size, channels in, channels out) of the next convolution."""
         if at + offset >= len(convs):
             raise SimclrError(f"{where}: its {len(convs)} convolutions end in the middle of a block")
-        name, shape, _ = convs[at + offset]
-        if len(shape) != 4 or shape[0] != shape[1] or not all(shape):
-            raise SimclrError(f"{where}: {name} has the shape {list(shape)}, which is no convolution's")
+        _, shape, _ = convs[at + offset]
         return shape[0], shape[2], shape[3]
 
     kernel, channels, out = peek()
@@ -106,18 +111,21 @@ def _infer_encoder(found: Found, where: str) -> tuple[int, dict[str, Any]]:
         raise SimclrError(f"{where}: has the stem of selective kernels, but none in its blocks")
     if excite:
         fields["se_ratio"] = _ratio(inner, convs[-2][1][3], 1, (0.0625, 0.25))
-    depths = [depth for depth, kind in DEPTHS.items() if kind == (tuple(blocks), bottleneck)]
-    fields["depth"] = depths[0] if depths else 50 if bottleneck else 18
-    fields["blocks"] = () if depths else tuple(blocks)
-    return channels, fields
+    return channels, fields | depth_of(tuple(blocks), bottleneck)
+
+
+def depth_of(blocks: tuple[int, ...], bottleneck: bool) -> dict[str, Any]:
+    """The fields depth and blocks for the blocks of each group."""
+    for depth, kind in DEPTHS.items():
+        if kind == (blocks, bottleneck):
+            return {"depth": depth, "blocks": ()}
+    return {"depth": 50 if bottleneck else 18, "blocks": blocks}
 
 
 def _ratio(inner: int, low: int, least: int, usual: tuple[float, ...]) -> float:
     """The ratio that gives `low` = max(least, int(inner · ratio)); a usual one where several do."""
-    for ratio in (*usual, low / inner):
-        if max(least, int(inner * ratio)) == low:
-            return ratio
-    return low / inner
+    possible = (*usual, low / inner, (low + 0.5) / inner)  # low / inner may round to less
+    return next((r for r in possible if max(least, int(inner * r)) == low), low / inner)
 
 
 def _head_name(found: Found, i: int) -> str:

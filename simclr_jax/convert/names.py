@@ -52,7 +52,7 @@ def leaves(model: ConfigDict, variables: dict[str, Any]) -> list[Leaf]:
       SimclrError: it is no ResNet.
     """
     if model.encoder != "resnet":
-        raise SimclrError(f"model.encoder={model.encoder!r}: only ResNets have a place in other formats")
+        raise SimclrError(f"the encoder is a {model.encoder!r}: only ResNets have a place in other formats")
     found = []
     for layer in _layers(model, variables["params"]):
         for collection, ours, tf, torch in layer.leaves:

@@ -1,9 +1,11 @@
 """Writes and checks the ordinary workdir that every conversion ends in."""
 
+import contextlib
 import functools
 import json
-import shutil
-from collections.abc import Mapping
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,10 +14,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, encoder, files
+from simclr_jax import checkpoint, encoder, files, validation
 from simclr_jax import config as cfg
 from simclr_jax.convert import names
-from simclr_jax.errors import SimclrError
+from simclr_jax.errors import SimclrError, one_line
 from simclr_jax.models import simclr
 from simclr_jax.state import TrainState
 
@@ -24,14 +26,13 @@ def config_of(
     model: Mapping[str, Any], *, task: str = "pretrain", image_size: int = 0, channels: int = 3
 ) -> ConfigDict:
     """The default config with the fields `model`, and the image size its stem is made for unless given."""
-    if image_size < 0:
-        raise SimclrError(f"--image-size={image_size}: must be above 0, or left out")
     config = cfg.default()
     config.task = task
     for field, value in model.items():
         cfg.set_field(config, f"model.{field}", value)
     config.data.channels = channels
     config.data.image_size = image_size or (224 if config.model.stem == "imagenet" else 32)
+    validation.check_size(cfg.flatten(config))
     return config
 
 
@@ -78,32 +79,41 @@ def write(
     """Writes an ordinary workdir as a whole: a failure leaves nothing behind.
 
     Raises:
-      SimclrError: something is there already.
+      SimclrError: something is there already, or it cannot be written.
     """
-    out = epath.Path(out)
-    check_free(out)
-    half = out.with_name(out.name + ".half")
-    if half.exists():
-        shutil.rmtree(half)
     params = variables["params"]
     model_state = {name: tree for name, tree in variables.items() if name != "params"}
-    try:
-        checkpoints = checkpoint.Checkpoints(half / "checkpoints")
-        checkpoints.save(TrainState(jnp.int32(step), params, model_state, ()))
+    with new_folder(out) as folder:
+        checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+        checkpoints.save(TrainState(np.int32(min(step, 2**31 - 1)), params, model_state, ()))
         checkpoints.close()
-        files.write(half / cfg.FILE, cfg.to_json(config, {"converted_from": origin}))
-        encoder.load(half)
-        half.rename(out)
-    finally:
-        if half.exists():
-            shutil.rmtree(half)
+        files.write(epath.Path(folder) / cfg.FILE, cfg.to_json(config, {"converted_from": origin}))
+        encoder.load(folder)
 
 
-def check_free(out: epath.PathLike) -> None:
-    """Raises SimclrError where the output exists."""
-    out = epath.Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+def check_free(out: epath.PathLike) -> pathlib.Path:
+    """The local path `out`; raises SimclrError where there is something."""
+    if "://" in str(out):
+        raise SimclrError(f"--out={out}: must be a local folder; copy it from there")
+    path = pathlib.Path(out).expanduser().resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SimclrError(f"--out={out}: exists already; choose another, or remove it")
+    return path
+
+
+@contextlib.contextmanager
+def new_folder(out: epath.PathLike) -> Iterator[pathlib.Path]:
+    """A folder to write into that becomes `out` when all went well, and is gone when not."""
+    path = check_free(out)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as half:
+            folder = pathlib.Path(half) / path.name
+            folder.mkdir()
+            yield folder
+            folder.rename(path)
+    except OSError as error:
+        raise SimclrError(f"--out={out}: cannot be written ({one_line(error)})") from None
 
 
 def assemble(
@@ -124,7 +134,10 @@ def assemble(
         array = found[each]
         if array.shape != shape:
             raise SimclrError(f"{where}: {each} has the shape {list(array.shape)}, should be {list(shape)}")
-        if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
+        if not (np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"):
+            raise SimclrError(f"{where}: {each} is of type {array.dtype}, not of a float type")
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
             raise SimclrError(f"{where}: {each} holds values that are no finite numbers")
         names.put(variables, leaf.path, array)
     return variables

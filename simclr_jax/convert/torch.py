@@ -5,6 +5,7 @@ torchvision's names for models of variant "torch"; for the original's, the same 
 have none, beside a PyTorch module that reads them.
 """
 
+import contextlib
 import json
 import pathlib
 import re
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from simclr_jax import encoder
 from simclr_jax.augment import RESIZES
 from simclr_jax.convert import names, run
+from simclr_jax.convert.infer import depth_of
 from simclr_jax.convert.torch_files import (
     COUNTER,
     MARK,
@@ -26,13 +28,12 @@ from simclr_jax.convert.torch_files import (
     import_torch,
     is_solo_learn,
     left_out,
-    one_line,
     open_file,
     scope_of,
 )
-from simclr_jax.errors import SimclrError
+from simclr_jax.errors import SimclrError, one_line
 from simclr_jax.models.heads import PROJECTIONS
-from simclr_jax.models.resnet import DEPTHS, STEMS, VARIANTS
+from simclr_jax.models.resnet import STEMS, VARIANTS
 
 MARK_VERSION = 1
 MODULE = "simclr_resnet.py"  # copy of torch_module.py beside a file of the original's kind
@@ -97,14 +98,6 @@ def _to_torch(array: np.ndarray) -> np.ndarray:
 # ---- what the shapes tell, or the marker ----------------------------------------------------------
 
 
-def _depth(blocks: tuple[int, ...], bottleneck: bool) -> dict[str, Any]:
-    depths = [depth for depth, kind in DEPTHS.items() if kind == (blocks, bottleneck)]
-    return {
-        "depth": depths[0] if depths else 50 if bottleneck else 18,
-        "blocks": () if depths else blocks,
-    }
-
-
 def _config_of_shapes(
     shapes: Mapping[str, tuple[int, ...]], cifar: str, image_size: int, where: str
 ) -> tuple[ConfigDict, int, list[str]]:
@@ -123,9 +116,14 @@ def _config_of_shapes(
     bottleneck = "layer1.0.conv3.weight" in shapes
     projects = any(name.startswith("layer1.0.downsample.") for name in shapes)
     stem = "imagenet" if conv[2] == 7 else cifar
+    if not bottleneck and projects and stem == "imagenet":
+        # Whether its max-pool pads as torchvision's or as the original's, weights do not tell.
+        raise SimclrError(
+            f"{where}: has a shortcut in layer1.0, which neither torchvision's ResNets nor to-torch's have"
+        )
     classes = (shapes.get("fc.weight") or (0,))[0]
     model = {
-        **_depth(tuple(len(groups[g]) for g in (1, 2, 3, 4)), bottleneck),
+        **depth_of(tuple(len(groups[g]) for g in (1, 2, 3, 4)), bottleneck),
         "width": conv[0] / 64,
         "stem": stem,
         "variant": "torch" if bottleneck or not projects else "original",
@@ -160,7 +158,7 @@ def _config_of_marker(
         blocks = tuple(int(count) for count in marker["blocks"])
         classes, layers = int(marker["classes"]), int(marker["projection_layers"])
         model = {
-            **_depth(blocks, bool(marker["bottleneck"])),
+            **depth_of(blocks, bool(marker["bottleneck"])),
             **{field: float(marker[field]) for field in ("width", "sk_ratio", "se_ratio")},
             **{field: str(marker[field]) for field in ("stem", "variant", "projection")},
             "projection_layers": layers or 1,
@@ -174,7 +172,7 @@ def _config_of_marker(
         for field in ("mean", "std"):
             config.data[field] = tuple(float(value) for value in marker[field])
         config.eval.crop, config.eval.resize = float(marker["crop"]), str(marker["resize"])
-        step = max(0, int(marker["step"]))
+        step = min(max(0, int(marker["step"])), 2**31 - 1)
         known = (
             model["stem"] in STEMS
             and model["variant"] in VARIANTS
@@ -186,7 +184,8 @@ def _config_of_marker(
             and len(config.data.mean) in (0, channels)
             and all(0 <= model[field] <= 100 for field in ("sk_ratio", "se_ratio"))
             and classes >= 0
-            and 0 <= model["probe_layer"] <= layers <= 100
+            and 0 <= layers <= 100
+            and 0 <= model["probe_layer"] <= PROJECTIONS[model["projection"]](layers)
             and sum(blocks) <= 1000
             and channels <= 1000
             and 0 < config.eval.crop <= 1
@@ -334,4 +333,5 @@ def _write(
     finally:
         whole = len(done) == len(halves)
         for each in [*halves.values(), *([] if whole else done)]:
-            each.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                each.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simclr_jax.errors import SimclrError
+from simclr_jax.errors import SimclrError, one_line
 
 MARK = "simclr_jax"  # of what `torch.export` says of its files
 SAFE_TORCH = (2, 10)  # before, weights_only is no protection (CVE-2025-32434, CVE-2026-24747)
@@ -56,10 +56,6 @@ def _marker(text: str | None) -> dict[str, Any] | None:
     return fields if isinstance(fields, dict) and MARK in fields else None
 
 
-def one_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def _open_safetensors(where: str) -> Found:
     from safetensors import SafetensorError, safe_open
 
@@ -85,7 +81,7 @@ def import_torch(why: str) -> Any:
     try:
         import torch
     except ImportError:
-        raise SimclrError(f"{why} needs PyTorch: pip install torch, or give .safetensors") from None
+        raise SimclrError(f"{why} needs PyTorch: pip install 'torch>=2.10', or give .safetensors") from None
     return torch
 
 

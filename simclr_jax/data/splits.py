@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simclr_jax.data.decode import EXTENSIONS
-from simclr_jax.data.sources import Source, Stream, from_arrays, from_files, from_records
+from simclr_jax.data.sources import NO_LABEL, Source, Stream, from_arrays, from_files, from_records
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import SimclrError
 
+UNLABELLED = ("unlabelled", "unlabeled")  # subfolder of images without a label, beside those of classes
 TEST_NAMES = ("test", "val", "validation", "valid")  # of a folder's test split, first found
 
 
@@ -139,20 +140,23 @@ def _images_below(folder: Path) -> list[str]:
 def _scan(root: Path, known: tuple[str, ...] = ()) -> tuple[list[str], list[int] | None, tuple[str, ...]]:
     """(paths, labels, classes) of a folder: its subfolders of images are classes, unless it has images too.
 
-    A single subfolder tells no classes apart, but in a test split it can be one of the `known` ones.
+    A single subfolder tells no classes apart, but in a test split it can be one of the `known` ones. What is
+    in a subfolder `unlabelled` has no label.
     """
     inside = sorted(p for p in root.iterdir() if not p.name.startswith("."))
     by_class = {p.name: _images_below(p) for p in inside if p.is_dir()}
     by_class = {name: paths for name, paths in by_class.items() if paths}
     loose = any(p.is_file() and p.suffix.lower() in EXTENSIONS for p in inside)
-    if known and by_class and not loose and set(by_class) <= set(known):
+    names = tuple(name for name in by_class if name not in UNLABELLED)
+    if known and by_class and not loose and set(names) <= set(known):
         classes = known
-    elif loose or len(by_class) < 2:
+    elif loose or len(names) < 2:
         return _images_below(root), None, ()
     else:
-        classes = tuple(by_class)
+        classes = names
+    number = dict.fromkeys(UNLABELLED, NO_LABEL) | {name: i for i, name in enumerate(classes)}
     paths = [path for files in by_class.values() for path in files]
-    labels = [classes.index(name) for name, files in by_class.items() for _ in files]
+    labels = [number[name] for name, files in by_class.items() for _ in files]
     return paths, labels, classes
 
 

@@ -257,7 +257,7 @@ def create(
       width: multiplies every channel count, fractions too.
       stem: "imagenet" (7×7 stride 2, max-pool), "cifar" (3×3 stride 1; SimCLR, B.9) or "cifar_pad2"
         (solo-learn's, padded by two).
-      variant: "original" or "torch".
+      variant: "original", or "torch": torchvision's function; the first weights are the original's too.
       sk_ratio: of selective kernels; 0 for none, 0.0625 in SimCLRv2.
       se_ratio: of squeeze-and-excitation; 0 for none.
       dropblock_keep: probability, for each group, that DropBlock keeps a unit; () for no DropBlock.
@@ -266,16 +266,16 @@ def create(
     """
     counts, bottleneck = DEPTHS[depth]
     return ResNet(
-        tuple(blocks) or counts,
-        bottleneck,
-        width,
-        stem,
-        variant,
-        sk_ratio,
-        se_ratio,
-        tuple(dropblock_keep),
-        dropblock_size,
-        norm_groups,
-        dtype,
-        param_dtype,
+        blocks=tuple(blocks) or counts,
+        bottleneck=bottleneck,
+        width=width,
+        stem=stem,
+        variant=variant,
+        sk_ratio=sk_ratio,
+        se_ratio=se_ratio,
+        dropblock_keep=tuple(dropblock_keep),
+        dropblock_size=dropblock_size,
+        norm_groups=norm_groups,
+        dtype=dtype,
+        param_dtype=param_dtype,
     )

@@ -26,7 +26,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
       SimclrError: the teacher has no classifier, or takes other images or has other classes than the data.
     """
     options = config.distill
-    teacher = encoder.load(options.teacher)
+    teacher = encoder.load(options.teacher, options.step)
     _check(teacher, config, splits)
     mean, std = teacher.config.data.mean, teacher.config.data.std
 
@@ -60,13 +60,19 @@ def _check(teacher: encoder.Encoder, config: ConfigDict, splits: Splits) -> None
         mine, its = config.data[field], teacher.config.data[field]
         if mine != its:
             raise SimclrError(f"{where}: takes images of {field} {its}; set --config.data.{field}={its}")
-    numbered = all(name.isdigit() for name in teacher.classes)
+    if config.distill.alpha < 1 and not splits.train.classes:
+        raise SimclrError(
+            f"config.distill.alpha={config.distill.alpha}: {splits.train.name} has no labels to mix in; use 1"
+        )
     for split in splits:
         if split is None or not split.classes:
             continue
+        # Numbers say nothing of what the classes are; names must agree.
+        numbered = any(all(n.isdigit() for n in names) for names in (teacher.classes, split.classes))
         same = len(teacher.classes) == len(split.classes) if numbered else teacher.classes == split.classes
         if not same:
             raise SimclrError(
                 f"{where}: knows {len(teacher.classes)} classes ({', '.join(teacher.classes[:3])} ...), "
-                f"{split.name} has {len(split.classes)} ({', '.join(split.classes[:3])} ...)"
+                f"{split.name} has {len(split.classes)} ({', '.join(split.classes[:3])} ...): "
+                "give images of the teacher's classes under its names, or without labels"
             )

@@ -11,6 +11,7 @@ from simclr_jax import config as cfg
 from simclr_jax import encoder, figures, losses, sharding
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
+from simclr_jax.errors import SimclrError
 from simclr_jax.evals import knn
 from simclr_jax.evals.features import Features, extract
 from simclr_jax.evals.scores import score
@@ -25,7 +26,13 @@ NEIGHBOURS = 8  # beside each query in the retrieval figure
 
 
 def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
-    """The task of `config`, on the images of `splits`."""
+    """The task of `config`, on the images of `splits`.
+
+    Raises:
+      SimclrError: the loss needs labels, and there are none.
+    """
+    if config.loss.name == "supcon" and not splits.train.classes:
+        raise SimclrError(f"config.loss.name='supcon': needs labels, and {splits.train.name} has none")
     classes, start = splits.train.classes, config.start
     images = Images(config, splits, views=2)
     model = simclr.create(**config.model, classes=len(classes))
@@ -68,7 +75,9 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         trainable=lambda path: True,
         evals=_Evaluations(config, splits, mesh, model, init, images).evals(),
         classes=classes,
-        start=lambda v: encoder.transplant(v, start.workdir, start.step) if start.workdir else v,
+        start=lambda v: (
+            encoder.transplant(v, start.workdir, start.step, new_head=True) if start.workdir else v
+        ),
         preview=images.preview,
         unreadable=images.unreadable,
     )

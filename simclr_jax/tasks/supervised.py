@@ -95,14 +95,15 @@ def _evals(config: ConfigDict, splits: Splits, mesh: Mesh, model: simclr.SimCLR,
         found = extract(lambda x: logits(variables, x), images.every(splits.test), mesh)
         known = found.labels >= 0
         scores, labels = found.features[known], found.labels[known]
-        return {k: top_k_accuracy(scores, labels, k) for k in (1, 5)}, len(labels)
+        ks = [k for k in (1, 5) if k < scores.shape[1] and len(labels)]  # top-5 of 5 classes is no news
+        return {k: top_k_accuracy(scores, labels, k) for k in ks}, len(labels)
 
     def running(state, context: Context) -> dict[str, float]:
         return {f"test_top{k}": p for k, p in measure(state)[0].items()}
 
     def final(state, context: Context) -> dict[str, float]:
         accuracy, n = measure(state)
-        results = {"test/images": n}
+        results = {"test/images": n} if n else {}
         for k, p in accuracy.items():
             results |= {f"test/top{k}": p, f"test/top{k}_standard_error": math.sqrt(p * (1 - p) / n)}
         return results
