@@ -403,10 +403,11 @@ BAD = {
     "stem": (edited(conv1__weight=np.zeros((8, 3, 5, 5), F)), "stems are 7×7 or 3×3"),
     "wide": (edited(layer1__0__conv1__weight=np.zeros((16, 8, 3, 3), F)), "layer1.0.conv1.weight has"),
     "not finite": (edited(layer4__0__bn1__running_var=F([np.nan] * 64)), "no finite numbers"),
-    "integers": (edited(layer4__0__bn1__bias=np.zeros(64, np.int32)), "no finite numbers"),
+    "integers": (edited(layer4__0__bn1__bias=np.zeros(64, np.int32)), "not of a float type"),
     "overflow": (edited(layer4__0__bn1__bias=np.full(64, 1e300)), "no finite numbers"),
     "no ResNet": ({"patch_embed.proj.weight": np.zeros((2, 2), F)}, "no ResNet in it .*patch_embed"),
     "empty": ({}, "no tensor at all"),
+    "another's": (edited(**{"layer1.0.downsample.0.weight": F([1])}), "has a shortcut in layer1.0"),
     "ours, bare": (edited(projection__dense0__weight=F([1])), "put the .json beside it"),
     "se": (edited(layer1__0__se_module__fc1__weight=F([1])), "have no place"),
     "a scalar fc": (edited(fc__weight=F(1)), "have no place"),
@@ -492,7 +493,11 @@ def test_cnn_has_no_place(tmp_path):
 def test_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "weights.pth").write_bytes(b"x")
-    refused(tmp_path, tmp_path / "weights.pth", r"needs PyTorch: pip install torch, or give \.safetensors")
+    refused(
+        tmp_path,
+        tmp_path / "weights.pth",
+        r"needs PyTorch: pip install 'torch>=2\.10', or give \.safetensors",
+    )
     with pytest.raises(SimclrError, match="needs PyTorch"):
         convert_torch.export(tmp_path, tmp_path / "out.pth")
 

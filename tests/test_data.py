@@ -154,6 +154,16 @@ def test_train_classes_without_a_test_folder(tmp_path):
     assert (found.train.size, found.test.size) == (8, 2)
 
 
+def test_a_folder_of_unlabelled_images_beside_the_classes(tmp_path):
+    for name in ("a", "b", "unlabelled"):
+        for i in range(4):
+            save(tmp_path / "train" / name / f"{i}.png")
+    train = folder(tmp_path, holdout=0.0).train
+    assert train.classes == ("a", "b")
+    _, labels = train.fetch(np.arange(train.size))
+    assert sorted(labels.tolist()) == [-1] * 4 + [0] * 4 + [1] * 4
+
+
 def test_a_class_that_train_lacks(tmp_path):
     for split, name in (("train", "a"), ("train", "b"), ("test", "a"), ("test", "z")):
         save(tmp_path / split / name / "x.png")

@@ -1,5 +1,6 @@
 """Whole runs: the same on any number of devices, the same after a kill, what they write and refuse."""
 
+import contextlib
 import json
 import os
 import random
@@ -360,6 +361,29 @@ def test_the_cache_is_put_where_the_config_says(tmp_path, monkeypatch):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "simclr_jax" / "xla")
     finally:
         train.use_compile_cache(before)
+
+
+def test_workdirs_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SimclrError, match="is a file; give a folder"):
+        run(tmp_path / "file")
+    config = tiny_config(data__source=f"folder:{tmp_path}")
+    with pytest.raises(SimclrError, match="lies in the folder of images"):
+        train.run(config, tmp_path / "run", splits=tiny_splits())
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_interrupt_that_python_swallows_comes_again():
+    """As it does when it comes while an object is finalised."""
+    before = signal.getsignal(signal.SIGINT)
+    with checkpoint.Signals() as signals:
+        signals.check()
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        with pytest.raises(KeyboardInterrupt):
+            signals.check()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.usefixtures("cache_everything")

@@ -119,7 +119,8 @@ def _config_of_shapes(
     if not bottleneck and projects and stem == "imagenet":
         # Whether its max-pool pads as torchvision's or as the original's, weights do not tell.
         raise SimclrError(
-            f"{where}: has a shortcut in layer1.0, which neither torchvision's ResNets nor to-torch's have"
+            f"{where}: has a shortcut in layer1.0, which torchvision's ResNets of basic blocks have not; "
+            "if to-torch wrote it, put the .json beside it"
         )
     classes = (shapes.get("fc.weight") or (0,))[0]
     model = {
