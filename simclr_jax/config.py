@@ -127,6 +127,7 @@ def default() -> ConfigDict:
     loss.semi_hard = False  # nt_logistic, margin: one semi-hard negative a row instead of all
     loss.margin = 0.8  # margin
     loss.sigma = 0.5  # dclw
+    loss.dense_mb = 512.0  # logits a device may hold at once; above, nt_xent goes tile by tile
 
     c.finetune = finetune = ConfigDict()  # tasks supervised and distill
     finetune.after_block = -1  # freeze the encoder up to this block group; 0: the stem; 4: all; -1: nothing

@@ -111,7 +111,8 @@ def _check_values(flat: dict[str, Any]) -> None:
     _require(both, flat, "data.std", "given together with data.mean")
     never_negative = [f for f in flat if f.endswith((".epochs", ".steps", ".examples"))]
     never_negative += ["mesh.devices", "data.threads", "seed", "optimizer.weight_decay",
-                       "start.step", "distill.step", "loss.margin", "model.sk_ratio", "model.se_ratio",
+                       "start.step", "distill.step", "loss.dense_mb",
+                       "loss.margin", "model.sk_ratio", "model.se_ratio",
                        "data.memory_gb", "augment.rotation", "augment.jitter_strength"]  # fmt: skip
     for field in never_negative:
         _require(flat[field] >= 0, flat, field, "0 or more")

@@ -6,6 +6,8 @@
 Parts:
   step   the train step of any config: source images a second, from synthetic batches that are already on
          the device, or with --data=real through the input pipeline of the config.
+  loss   NT-Xent's value and gradient, dense and in tiles side by side: time and temporary memory for each
+         number of images in --sizes=1024,4096.
 """
 
 import json
@@ -20,17 +22,19 @@ import numpy as np
 from absl import app, flags, logging
 
 from simclr_jax import config as cfg
+from simclr_jax import losses, report, sharding, train, validation
 from simclr_jax import main as command
-from simclr_jax import report, sharding, train, validation
 from simclr_jax.data import sources, splits
 from simclr_jax.data.prefetch import Prefetch
 from simclr_jax.errors import SimclrError
+from simclr_jax.losses import tiled
 from simclr_jax.tasks import TASKS
 
 STEPS = flags.DEFINE_integer("steps", 20, "steps to time, after two to warm up", lower_bound=1)
 DATA = flags.DEFINE_enum("data", "synthetic", ["synthetic", "real"], "where batches come from")
 JSON = flags.DEFINE_string("json", None, "file to write the figures to")
-PARTS = ("step",)
+SIZES = flags.DEFINE_list("sizes", ["1024", "4096"], "images a batch, of the part loss")
+PARTS = ("step", "loss")
 
 
 def synthetic_splits(config) -> splits.Splits:
@@ -95,6 +99,61 @@ def benchmark_step(config) -> dict:
     }
 
 
+def benchmark_loss(config) -> dict:
+    """Seconds and temporary memory of NT-Xent's value and gradient, dense and in tiles, side by side."""
+    mesh = sharding.make_mesh(config.mesh.devices)
+    gather = lambda z: jax.lax.with_sharding_constraint(z, sharding.replicated(mesh))  # noqa: E731
+    ways = {
+        "dense": lambda z: losses.nt_xent(z, config.loss.temperature, gather=gather),
+        "tiled": lambda z: tiled.nt_xent(z, config.loss.temperature, mesh=mesh, axis=sharding.AXIS),
+    }
+    rows = []
+    for n in map(int, SIZES.value):
+        rng = np.random.default_rng(0)
+        z = sharding.put_batch(rng.standard_normal((n, 2, config.model.projection_dim), np.float32), mesh)
+        compiled = {
+            name: jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(z).compile()
+            for name, loss in ways.items()
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(STEPS.value + 1):
+            for name, run in compiled.items():
+                begin = time.perf_counter()
+                jax.block_until_ready(run(z))
+                seconds[name].append(time.perf_counter() - begin)
+        for name, run in compiled.items():
+            memory = run.memory_analysis().temp_size_in_bytes / 1e6
+            rows.append(
+                {
+                    "images": n,
+                    "loss": name,
+                    "seconds": statistics.median(seconds[name][1:]),
+                    "temporary_mb": memory,
+                }
+            )
+    return {"part": "loss", "rows": rows, **report.environment()}
+
+
+def show_step(result: dict) -> None:
+    """One line."""
+    times = result["step_seconds"]
+    print(
+        f"step, {result['data']} data, {result['device']['count']} × {result['device']['kind']}: "
+        f"{result['images_per_second']:.1f} images/s "
+        f"(step {1e3 * times['median']:.1f} ms, {1e3 * times['min']:.1f} to "
+        f"{1e3 * times['max']:.1f}; compile {result['compile_seconds']:.1f} s)"
+    )
+
+
+def show_loss(result: dict) -> None:
+    """A table."""
+    for row in result["rows"]:
+        print(
+            f"{row['images']:>7} images, {row['loss']}: {1e3 * row['seconds']:.1f} ms, "
+            f"{row['temporary_mb']:.1f} MB temporary a device"
+        )
+
+
 def main(argv: list[str]) -> None:
     """Runs the part that is named."""
     logging.set_verbosity(logging.WARNING)
@@ -103,14 +162,8 @@ def main(argv: list[str]) -> None:
         raise SimclrError(f"part {part!r}: must be one of {', '.join(PARTS)}")
     config = cfg.adopt_start(command.CONFIG.value)
     validation.validate(config)
-    result = {"step": benchmark_step}[part](config)
-    times = result["step_seconds"]
-    print(
-        f"{part}, {result['data']} data, {result['device']['count']} × {result['device']['kind']}: "
-        f"{result['images_per_second']:.1f} images/s "
-        f"(step {1e3 * times['median']:.1f} ms, {1e3 * times['min']:.1f} to "
-        f"{1e3 * times['max']:.1f}; compile {result['compile_seconds']:.1f} s)"
-    )
+    result = {"step": benchmark_step, "loss": benchmark_loss}[part](config)
+    {"step": show_step, "loss": show_loss}[part](result)
     where = Path(JSON.value or Path(tempfile.gettempdir()) / f"simclr_jax_{part}.json")
     where.write_text(json.dumps(result, indent=2) + "\n")
     print(where)

@@ -1,5 +1,7 @@
 """SimCLR pretraining: views, encoder, projection, contrastive loss, online probe, scores."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from simclr_jax.errors import SimclrError
 from simclr_jax.evals import knn
 from simclr_jax.evals.features import Features, extract
 from simclr_jax.evals.scores import score
+from simclr_jax.losses import tiled
 from simclr_jax.losses.classification import classification
 from simclr_jax.models import simclr
 from simclr_jax.tasks.images import Images
@@ -36,11 +39,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     classes, start = splits.train.classes, config.start
     images = Images(config, splits, views=2)
     model = simclr.create(**config.model, classes=len(classes))
-    fields = config.loss.to_dict()
-    scale = fields.pop("scale")
-    contrast = losses.create(fields.pop("name"), **fields)
-    # With the columns replicated the step has one all-gather and moves no images.
-    gather = lambda z: jax.lax.with_sharding_constraint(z, sharding.replicated(mesh))  # noqa: E731
+    contrast, scale = _contrastive_loss(config, mesh), config.loss.scale
 
     def init(rng: jax.Array) -> dict[str, Any]:
         return simclr.init(model, rng, images.sample())
@@ -58,7 +57,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         return jax.tree.map(lambda x: x.reshape(n, v, *x.shape[1:]), outputs), model_state
 
     def loss(outputs, batch, step):
-        value, metrics = contrast(outputs["projection"], batch["label"], gather=gather)
+        value, metrics = contrast(outputs["projection"], batch["label"])
         total = value * scale
         metrics["loss"] = total
         if "logits" in outputs:
@@ -81,6 +80,21 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         preview=images.preview,
         unreadable=images.unreadable,
     )
+
+
+def _contrastive_loss(config: ConfigDict, mesh: Mesh) -> Callable:
+    """(z [n, 2, d], label [n]) -> loss, metrics; NT-Xent in tiles where all its logits would be too many."""
+    fields = config.loss.to_dict()
+    del fields["scale"]
+    name, budget = fields.pop("name"), fields.pop("dense_mb")
+    logits = (2 * config.train.batch_size) ** 2 / mesh.size
+    if name == "nt_xent" and not fields["one_view"] and 4e-6 * logits > budget:
+        options = {"normalize": fields["normalize"], "mesh": mesh, "axis": sharding.AXIS}
+        return lambda z, label: tiled.nt_xent(z, fields["temperature"], **options)
+    dense = losses.create(name, **fields)
+    # With the columns replicated the step has one all-gather and moves no images.
+    gather = lambda z: jax.lax.with_sharding_constraint(z, sharding.replicated(mesh))  # noqa: E731
+    return functools.partial(dense, gather=gather)
 
 
 class _Evaluations:
