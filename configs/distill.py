@@ -36,6 +36,6 @@ def get_config():
     c.optimizer.weight_decay = 1e-4
     c.optimizer.warmup = config.duration(epochs=20)
 
-    c.train = config.duration(epochs=400)
+    c.train.epochs = 400.0
     c.train.batch_size = 4096
     return c

@@ -35,7 +35,7 @@ def get_config():
     c.optimizer.weight_decay = 0.0
     c.optimizer.warmup = config.duration()
 
-    c.train = config.duration(epochs=90)
+    c.train.epochs = 90.0
     c.train.batch_size = 4096
     c.eval.every = config.duration(epochs=5)
     return c

@@ -32,6 +32,6 @@ def get_config():
     c.optimizer.weight_decay = 1e-4
     c.optimizer.warmup = config.duration(epochs=40)
 
-    c.train = config.duration(epochs=800)
+    c.train.epochs = 800.0
     c.train.batch_size = 4096
     return c

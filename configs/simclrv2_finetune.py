@@ -36,7 +36,7 @@ def get_config():
     c.optimizer.weight_decay = 0.0
     c.optimizer.warmup = config.duration()
 
-    c.train = config.duration(epochs=60)
+    c.train.epochs = 60.0
     c.train.batch_size = 1024
     c.eval.every = config.duration(epochs=5)
     return c

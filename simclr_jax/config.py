@@ -111,6 +111,7 @@ def default() -> ConfigDict:
     model.dropblock_keep = ()  # probability of keeping a unit, for each group; () for no DropBlock
     model.dropblock_size = 7  # pixels of the feature map
     model.norm_groups = 1  # parts of the batch that BatchNorm takes apart; 1: the whole global batch
+    model.remat = False  # a ResNet's blocks keep their inputs alone and are computed again backwards
     model.dtype = "float32"  # of the computation; parameters and statistics are at least float32
     model.projection = "nonlinear"
     model.projection_layers = 2  # 2 in SimCLR v1, 3 in v2
@@ -159,6 +160,7 @@ def default() -> ConfigDict:
 
     c.train = duration(epochs=100)
     c.train.batch_size = 4096  # source images a step, over all devices; each gives two views
+    c.train.microbatch = 0  # images whose activations exist at a time, a divisor; 0: the whole batch
 
     c.mesh = ConfigDict({"devices": 0})  # accelerators of the data mesh; 0: all
 

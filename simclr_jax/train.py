@@ -25,6 +25,7 @@ from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import Preempted, SimclrError
 from simclr_jax.state import TrainState
+from simclr_jax.step import make_step
 from simclr_jax.tasks import TASKS, Context, Task
 
 
@@ -85,7 +86,8 @@ def run(
             stack.callback(checkpoints.close)
             writers = start_writers(workdir, first, config)
             stack.callback(writers.close)
-            step_fn = make_step(task, optimizer, rate, config.seed)
+            microbatches = config.train.batch_size // (config.train.microbatch or config.train.batch_size)
+            step_fn = make_step(task, optimizer, rate, config.seed, microbatches)
             state, rates = train(
                 state, first, steps, step_fn, config=config, task=task, mesh=mesh, workdir=workdir,
                 clock=clock, writers=writers, checkpoints=checkpoints, signals=signals,
@@ -192,33 +194,6 @@ def train(
         rates = meter.totals(step - first)
         clock.seconds["train"] = meter.seconds
     return state, rates
-
-
-def make_step(
-    task: Task, optimizer: optax.GradientTransformation, rate: optax.Schedule, seed: int
-) -> Callable:
-    """(state, batch) -> (state after one update, metrics): the function that is compiled."""
-
-    def step_fn(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def loss_fn(params):
-            everything = {**params, **state.fixed}
-            outputs, model_state = task.forward(everything, state.model_state, batch, rng, state.step)
-            loss, numbers = task.loss(outputs, batch, state.step)
-            return loss, (numbers, model_state)
-
-        gradients, (numbers, model_state) = jax.grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        numbers |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": rate(state.step)}
-        return state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            model_state=model_state,
-            opt_state=opt_state,
-        ), numbers
-
-    return step_fn
 
 
 def init_state(

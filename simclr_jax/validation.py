@@ -141,6 +141,14 @@ def _check_model(flat: dict[str, Any]) -> None:
     _require(batch % groups == 0, flat, "model.norm_groups", f"a divisor of config.train.batch_size={batch}")
 
 
+def _check_microbatch(flat: dict[str, Any]) -> None:
+    batch, micro, groups = (flat[f] for f in ("train.batch_size", "train.microbatch", "model.norm_groups"))
+    divides = micro >= 0 and (not micro or batch % micro == 0)
+    _require(divides, flat, "train.microbatch", f"0 or a divisor of config.train.batch_size={batch}")
+    fits = not micro or micro % groups == 0
+    _require(fits, flat, "train.microbatch", f"divisible by config.model.norm_groups={groups}")
+
+
 def _check_task(flat: dict[str, Any]) -> None:
     task, block = flat["task"], "finetune.after_block"
     _require(-1 <= flat[block] <= 4, flat, block, "a block group from 1 to 4, 0 for the stem, -1 for nothing")
@@ -190,6 +198,7 @@ def validate(config: ConfigDict) -> None:
     _check_types(flat)
     _check_values(flat)
     _check_model(flat)
+    _check_microbatch(flat)
     _check_task(flat)
     _check_source(flat)
     check_size(flat)
@@ -203,7 +212,8 @@ def validate_run(config: ConfigDict, examples: int, devices: int) -> None:
             f"config.train.batch_size={batch}: larger than the training set ({examples} images); "
             f"at most --config.train.batch_size={examples // devices * devices}"
         )
-    for field, value in (("train.batch_size", batch), ("eval.batch_size", config.eval.batch_size)):
+    sizes = {"train.batch_size": batch, "train.microbatch": config.train.microbatch}
+    for field, value in (sizes | {"eval.batch_size": config.eval.batch_size}).items():
         if value % devices:
             near = value // devices * devices or devices
             raise SimclrError(

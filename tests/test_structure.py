@@ -29,6 +29,7 @@ FLOORS = (
     ("checkpoint", "evals", "workdir", "validation"),
     ("encoder",),
     ("tasks", "convert"),
+    ("step",),
     ("train",),
     ("main",),
 )  # fmt: skip

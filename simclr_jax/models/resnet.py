@@ -160,6 +160,7 @@ class ResNet(nn.Module):
     dropblock_keep: Sequence[float] = ()
     dropblock_size: int = 7
     norm_groups: int = 1
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -195,7 +196,7 @@ class ResNet(nn.Module):
             for i in range(count):
                 features, stride = width(64 * 2 ** (group - 1)), 2 if group > 1 and i == 0 else 1
                 changes = stride > 1 or x.shape[-1] != features * (4 if self.bottleneck else 1)
-                x = Block(
+                x = (nn.remat(Block) if self.remat else Block)(
                     features=features,
                     stride=stride,
                     project=i == 0 and (changes or self.variant == "original"),
@@ -247,6 +248,7 @@ def create(
     dropblock_keep: Sequence[float] = (),
     dropblock_size: int = 7,
     norm_groups: int = 1,
+    remat: bool = False,
     dtype=jnp.float32,
     param_dtype=jnp.float32,
 ) -> ResNet:
@@ -262,6 +264,7 @@ def create(
       se_ratio: of squeeze-and-excitation; 0 for none.
       dropblock_keep: probability, for each group, that DropBlock keeps a unit; () for no DropBlock.
       norm_groups: parts of the batch that BatchNorm takes by themselves.
+      remat: keep the blocks' inputs alone and compute their insides again in the backward pass.
       dtype, param_dtype: of the computation; of parameters and statistics.
     """
     counts, bottleneck = DEPTHS[depth]
@@ -276,6 +279,7 @@ def create(
         dropblock_keep=tuple(dropblock_keep),
         dropblock_size=dropblock_size,
         norm_groups=norm_groups,
+        remat=remat,
         dtype=dtype,
         param_dtype=param_dtype,
     )

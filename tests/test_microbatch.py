@@ -1,0 +1,111 @@
+"""Gradients of a big batch from the activations of a small one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config, tiny_splits
+
+from simclr_jax import config as cfg
+from simclr_jax import sharding, step, train, validation
+from simclr_jax.errors import SimclrError
+from simclr_jax.models import resnet
+from simclr_jax.tasks import TASKS
+
+
+def prepared(devices=1, **fields):
+    """(task, state, optimizer, rate, a batch of the pipeline) of a small run."""
+    config = tiny_config(mesh__devices=devices, **fields)
+    mesh, splits = sharding.make_mesh(devices), tiny_splits()
+    task = TASKS[config.task](config, splits, mesh)
+    optimizer, rate = train.build_optimizer(config, 80, cfg.total_steps(config, 80), task)
+    state = train.init_state(task, optimizer, 0, mesh)
+    return task, state, optimizer, rate, sharding.put_batch(next(task.input(0)), mesh)
+
+
+def apart(a, b):
+    """The largest difference over the largest value."""
+    leaves = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return max(float(np.max(np.abs(np.asarray(x) - np.asarray(y)))) for x, y in leaves) / max(
+        float(np.max(np.abs(x))) for x, _ in leaves
+    )
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_equal_to_the_whole_batch_with_grouped_batch_norm(devices):
+    """In float64: gradient, metrics and moving statistics. Groups are contiguous, microbatches are not."""
+    with jax.enable_x64(True):
+        float64 = {"model__dtype": "float64"}
+        task, state, *_, batch = prepared(devices, **float64)
+        rng, count = jax.random.key(0), 4
+        cached = jax.jit(lambda s, b: step.cached_gradient(task, s, b, rng, count))(state, batch)
+        grouped_task, *_ = prepared(**float64, model__norm_groups=count)
+        order = np.arange(16).reshape(-1, count).T.reshape(-1)
+        permuted = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[order]), batch)
+        here = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), state)
+        whole = jax.jit(lambda s, b: step.whole_gradient(grouped_task, s, b, rng))(here, permuted)
+        for one, other in zip(cached, whole, strict=True):
+            assert apart(one, other) < 1e-9
+        # Contrast reaches across microbatches: one of them by itself has another gradient.
+        alone = jax.tree.map(lambda x: x[::count], permuted)
+        other, *_ = jax.jit(lambda s, b: step.whole_gradient(task, s, b, rng))(here, alone)
+        assert apart(cached[0], other) > 1e-2
+
+
+def test_activations_are_of_one_microbatch():
+    """ResNet-18 at 32 px: 4096 images in microbatches of 256 need what 256 need, but for the input itself."""
+
+    def temporaries(batch, microbatch):
+        config = tiny_config(
+            model__encoder="resnet", model__depth=18, model__stem="cifar", model__width=1.0,
+            data__image_size=32, data__channels=3, loss__dense_mb=0.0,
+        )  # fmt: skip
+        task = TASKS["pretrain"](config, tiny_splits(), sharding.make_mesh(1))
+        optimizer, rate = train.build_optimizer(config, 80, 12, task)
+
+        def init():
+            variables = task.init(jax.random.key(0))
+            params = variables.pop("params")
+            return train.TrainState(jnp.int32(0), params, variables, optimizer.init(params))
+
+        shapes = {
+            "views": jax.ShapeDtypeStruct((batch, 2, 32, 32, 3), jnp.float32),
+            "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+        }
+        step_fn = step.make_step(task, optimizer, rate, 0, batch // microbatch)
+        compiled = jax.jit(step_fn, donate_argnums=0).lower(jax.eval_shape(init), shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    batch_itself = 4096 * 2 * 32 * 32 * 3 * 4
+    assert temporaries(4096, 256) - batch_itself < 1.3 * temporaries(256, 256)
+
+
+def test_a_run_in_microbatches(tmp_path):
+    config = tiny_config(train__microbatch=4, train__steps=6)
+    summary = train.run(config, tmp_path, splits=tiny_splits())
+    assert np.isfinite(summary["last"]["loss"])
+    for microbatch, message in ((3, "a divisor of"), (-4, "a divisor of")):
+        with pytest.raises(SimclrError, match=rf"train\.microbatch={microbatch}: must be 0 or {message}"):
+            validation.validate(tiny_config(train__microbatch=microbatch))
+    with pytest.raises(SimclrError, match=r"train\.microbatch=4: must be divisible by the 8 devices"):
+        validation.validate_run(config, 80, 8)
+    with pytest.raises(SimclrError, match=r"divisible by config\.model\.norm_groups=8"):
+        validation.validate(tiny_config(train__microbatch=4, model__norm_groups=8))
+
+
+def test_rematerialised_blocks_have_the_same_gradient():
+    x = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
+    models = [
+        resnet.create(depth=18, blocks=(1, 1, 1, 1), width=0.125, stem="cifar", remat=r)
+        for r in (False, True)
+    ]
+    variables = jax.jit(lambda: models[0].init(jax.random.key(0), x, train=False))()
+    gradients = []
+    for model in models:
+
+        def loss(params, model=model):
+            ends, state = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+            return jnp.sum(ends["final_avg_pool"] ** 2), state
+
+        gradients.append(jax.jit(jax.grad(loss, has_aux=True))(variables["params"]))
+    assert apart(*gradients) < 1e-5
