@@ -85,6 +85,7 @@ def default() -> ConfigDict:
     data.threads = 0  # of the input pipeline; 0: all cores
 
     c.augment = augment = ConfigDict()
+    augment.device = "none"  # what the accelerator does: none, or photometric (colour and blur)
     augment.crop_area = (0.08, 1.0)  # share of the image, range
     augment.crop_aspect = (3 / 4, 4 / 3)  # width over height, range
     augment.crop_min_covered = 0.1  # the original's: no crop below this share, so 0.1 wins over 0.08

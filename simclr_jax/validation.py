@@ -25,6 +25,7 @@ LOSSES = ("nt_xent", "nt_logistic", "margin", "supcon", "dcl", "dclw")
 OPTIMIZERS = ("lars", "sgd", "adam", "adamw")
 SCALINGS = ("none", "linear", "sqrt")
 BRIGHTNESS = ("v1", "v2")
+AUGMENT_DEVICES = ("none", "photometric")
 RESIZES = ("bicubic", "bilinear")
 
 
@@ -74,6 +75,7 @@ def _check_values(flat: dict[str, Any]) -> None:
         "optimizer.name": OPTIMIZERS,
         "optimizer.scaling": SCALINGS,
         "augment.brightness": BRIGHTNESS,
+        "augment.device": AUGMENT_DEVICES,
         "eval.resize": RESIZES,
     }
     for field, names in one_of.items():

@@ -1,5 +1,6 @@
 """The config: what is refused and how, durations, config.json."""
 
+import inspect
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from simclr_jax import config as cfg
 from simclr_jax.data import host_augment
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import heads, resnet
+from simclr_jax.tasks import images
 
 BAD = {
     "task": "pretrian",
@@ -168,7 +170,13 @@ def test_older_workdir_keeps_its_behaviour(monkeypatch):
 
 
 def test_augmentation_defaults_are_those_of_the_functions():
-    assert host_augment.Options(**cfg.default().augment) == host_augment.Options()
+    fields = cfg.default().augment.to_dict()
+    del fields["device"]
+    assert host_augment.Options(**fields) == host_augment.Options()
+    defaults = inspect.signature(augment.photometric).parameters
+    assert {name: defaults[name].default for name in images.PHOTOMETRIC} == {
+        name: fields[name] for name in images.PHOTOMETRIC
+    }
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 1, "config": 3}'])

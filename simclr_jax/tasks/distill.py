@@ -12,6 +12,7 @@ from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.losses.classification import classification, distillation
 from simclr_jax.models import simclr
+from simclr_jax.tasks.images import Images
 from simclr_jax.tasks.supervised import classifier
 from simclr_jax.tasks.task import Task
 
@@ -41,12 +42,13 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
             metrics |= {"label_loss": labelled, "accuracy": accuracy}
         return total, metrics
 
+    images = Images(config, splits, views=1)
     student = classifier(config, splits, mesh, teacher.classes, loss)
 
     def forward(params, model_state, batch, rng, step):
         outputs, model_state = student.forward(params, model_state, batch, rng, step)
-        images = simclr.normalize_images(batch["views"][:, 0], mean, std, teacher.model.encoder.dtype)
-        outputs["teacher"] = teacher.model.apply(params["teacher"], images, method="classify")
+        seen = simclr.normalize_images(images.augmented(batch)[:, 0], mean, std, teacher.model.encoder.dtype)
+        outputs["teacher"] = teacher.model.apply(params["teacher"], seen, method="classify")
         return outputs, model_state
 
     return student._replace(forward=forward, fixed=lambda: {"teacher": teacher.variables})

@@ -8,8 +8,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from simclr_jax import augment, figures
 from simclr_jax import config as cfg
-from simclr_jax import figures
 from simclr_jax.data import order, pipeline
 from simclr_jax.data.host_augment import Options
 from simclr_jax.data.sources import Source
@@ -17,6 +17,9 @@ from simclr_jax.data.splits import Splits
 from simclr_jax.models import simclr
 
 SHOWN = 8  # images in the figure of views
+PHOTOMETRIC = (  # fields of config.augment
+    "jitter", "jitter_strength", "brightness", "grayscale", "blur", "blur_kernel", "blur_sigma",
+)  # fmt: skip
 
 
 class Images:
@@ -29,6 +32,13 @@ class Images:
         self.shape = (data.image_size, data.image_size, data.channels)
         self._reading = {"size": data.image_size, "channels": data.channels, "threads": data.threads}
         self._share = {"process": jax.process_index(), "processes": jax.process_count()}
+
+    def augmented(self, batch: pipeline.Batch) -> jax.Array:
+        """The views `[n, v, h, w, c]` of a batch; on the accelerator what the config wants done there."""
+        if self.config.augment.device == "none":
+            return batch["views"]
+        fields = {field: self.config.augment[field] for field in PHOTOMETRIC}
+        return augment.photometric(batch["views"], batch["position"], self.config.seed, **fields)
 
     def prepare(self, images: jax.Array) -> jax.Array:
         """Images `[n, h, w, c]` in [0, 1] as the encoder takes them."""
@@ -46,11 +56,17 @@ class Images:
             stop=cfg.total_steps(self.config, self.splits.train.size),
             batch=self.config.train.batch_size,
             seed=self.config.seed,
-            options=Options(**self.config.augment),
+            options=self._host_options(),
             views=self.views,
             **self._reading,
             **self._share,
         )
+
+    def _host_options(self) -> Options:
+        fields = self.config.augment.to_dict()
+        if fields.pop("device") == "photometric":
+            fields |= {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}
+        return Options(**fields)
 
     def every(self, split: Source, index: np.ndarray | None = None) -> Iterator[pipeline.Batch]:
         """Every image of a split once, or those in `index`, without augmentation; this process's rows."""
@@ -78,7 +94,8 @@ class Images:
         path, train = workdir / "figures" / "views.png", self.splits.train
         if not self.config.eval.figures or path.exists():
             return
-        views, originals = batch["views"][:SHOWN], None
+        some = {name: batch[name][:SHOWN] for name in ("views", "position")}
+        views, originals = np.asarray(jax.jit(self.augmented)(some)), None
         if isinstance(train, Source):
             batch_size = self.config.train.batch_size
             step = int(batch["position"][0]) // batch_size

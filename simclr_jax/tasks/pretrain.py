@@ -45,7 +45,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         return simclr.init(model, rng, images.sample())
 
     def forward(params, model_state, batch, rng, step):
-        views = batch["views"]
+        views = images.augmented(batch)
         n, v = views.shape[:2]
         outputs, model_state = model.apply(
             {"params": params, **model_state},

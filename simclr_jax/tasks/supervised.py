@@ -58,7 +58,7 @@ def classifier(
     def forward(params, model_state, batch, rng, step):
         logits, model_state = model.apply(
             {"params": params, **model_state},
-            images.prepare(batch["views"][:, 0]),
+            images.prepare(images.augmented(batch)[:, 0]),
             train=True,
             mutable=[*model_state],
             method="classify",
