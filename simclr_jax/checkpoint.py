@@ -86,9 +86,9 @@ def read_parameters(directory: epath.PathLike, step: int = 0) -> tuple[int, Any,
     """
     directory = epath.Path(directory).absolute()
     found = saved_steps(directory)
-    if not found or (step and step not in found):
-        if not found:
-            raise SimclrError(f"{directory}: no checkpoint there; train that run first")
+    if not found:
+        raise SimclrError(f"{directory}: no checkpoint there; train that run first")
+    if step and step not in found:
         raise SimclrError(f"{directory}: no checkpoint {step}; there are: {', '.join(map(str, found))}")
     step, names = step or found[-1], ("params", "model_state")
     handler = ocp.CompositeCheckpointHandler(**{name: ocp.PyTreeCheckpointHandler() for name in PARTS})

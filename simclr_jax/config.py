@@ -74,9 +74,7 @@ def default() -> ConfigDict:
     data.train_split = "train"
     data.test_split = "test"
     data.holdout = 0.1  # share of the images kept for testing where a folder has no test split
-    data.image_size = (
-        224  # side of the square the encoder sees, pixels; 0: as start.workdir or the teacher has it
-    )
+    data.image_size = 224  # side of the square the encoder sees, pixels; 0: that of start or teacher
     data.channels = 3  # gray and RGB images are converted to 1 or 3; arrays may have others; 0: likewise
     data.mean = ()  # subtracted from images in [0, 1], one value a channel; () for none, as in SimCLR
     data.std = ()
@@ -213,6 +211,11 @@ def total_steps(config: ConfigDict, examples: int) -> int:
     """Steps of the whole run: n·epochs // batch + 1 for epochs, as the original counts them."""
     by_epochs = not (config.train.steps or config.train.examples)
     return count_steps(config.train, examples, config.train.batch_size) + by_epochs
+
+
+def microbatches(config: ConfigDict) -> int:
+    """Parts of a batch whose activations exist one after the other."""
+    return config.train.batch_size // (config.train.microbatch or config.train.batch_size)
 
 
 # ---- fields -------------------------------------------------------------------------------------

@@ -157,11 +157,14 @@ def transplant(
 ) -> dict[str, Any]:
     """Fresh variables with the encoder and the projection head of another run.
 
-    The classifier stays new, and with `new_head` so does the head where the other run has none.
+    The classifier stays new, and with `new_head` so does the head where the other run has none. All stay
+    as they are where `workdir` is empty.
 
     Raises:
       SimclrError: the other run lacks one of the parameters, or has another shape of it.
     """
+    if not workdir:
+        return variables
     _, _, _, other = read(workdir, step)
     new = {"probe", *({"projection"} - other["params"].keys() if new_head else ())}
 

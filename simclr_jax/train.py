@@ -86,8 +86,7 @@ def run(
             stack.callback(checkpoints.close)
             writers = start_writers(workdir, first, config)
             stack.callback(writers.close)
-            microbatches = config.train.batch_size // (config.train.microbatch or config.train.batch_size)
-            step_fn = make_step(task, optimizer, rate, config.seed, microbatches)
+            step_fn = make_step(task, optimizer, rate, config.seed, cfg.microbatches(config))
             state, rates = train(
                 state, first, steps, step_fn, config=config, task=task, mesh=mesh, workdir=workdir,
                 clock=clock, writers=writers, checkpoints=checkpoints, signals=signals,

@@ -73,8 +73,7 @@ def benchmark_step(config) -> dict:
     prefetch = Prefetch(task.input(0), put) if real else None
 
     begin = time.perf_counter()
-    microbatches = config.train.batch_size // (config.train.microbatch or config.train.batch_size)
-    step_fn = train.make_step(task, optimizer, rate, config.seed, microbatches)
+    step_fn = train.make_step(task, optimizer, rate, config.seed, cfg.microbatches(config))
     compiled = jax.jit(step_fn, donate_argnums=0).lower(state, fixed).compile()
     compile_seconds = time.perf_counter() - begin
     seconds = []

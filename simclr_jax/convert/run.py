@@ -136,7 +136,8 @@ def assemble(
             raise SimclrError(f"{where}: {each} has the shape {list(array.shape)}, should be {list(shape)}")
         if not (np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"):
             raise SimclrError(f"{where}: {each} is of type {array.dtype}, not of a float type")
-        array = array.astype(np.float32)
+        with np.errstate(over="ignore"):  # infinity is refused below
+            array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise SimclrError(f"{where}: {each} holds values that are no finite numbers")
         names.put(variables, leaf.path, array)

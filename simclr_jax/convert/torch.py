@@ -71,17 +71,10 @@ def convert(
         stem, step = "cifar_pad2" if is_solo_learn(found, prefix) else "cifar", 0
         config, classes, notes = _config_of_shapes(shapes, stem, image_size, where)
     wanted = run.expected(config, classes)
-    arrays = {name: _to_ours(_float32(found.read(key))) for name, key in scope.items()}
+    arrays = {name: _to_ours(found.read(key)) for name, key in scope.items()}
     run.write(out, config, run.assemble(arrays, wanted, "torch", where), step=step, origin=where)
     lines = [run.describe(config, classes), *notes, *left_out(found, prefix, set(scope.values()))]
     return "\n".join(lines)
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
-        with np.errstate(over="ignore"):  # infinity is refused later
-            return array.astype(np.float32)
-    return array
 
 
 def _to_ours(array: np.ndarray) -> np.ndarray:

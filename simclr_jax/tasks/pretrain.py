@@ -74,9 +74,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         trainable=lambda path: True,
         evals=_Evaluations(config, splits, mesh, model, init, images).evals(),
         classes=classes,
-        start=lambda v: (
-            encoder.transplant(v, start.workdir, start.step, new_head=True) if start.workdir else v
-        ),
+        start=lambda v: encoder.transplant(v, start.workdir, start.step, new_head=True),
         preview=images.preview,
         unreadable=images.unreadable,
     )

@@ -75,7 +75,7 @@ def classifier(
         trainable=lambda path: simclr.part(path) > frozen,
         evals=_evals(config, splits, mesh, model, images),
         classes=classes,
-        start=lambda v: encoder.transplant(v, start.workdir, start.step) if start.workdir else v,
+        start=lambda v: encoder.transplant(v, start.workdir, start.step),
         preview=images.preview,
         unreadable=images.unreadable,
     )
