@@ -1,88 +1,99 @@
-"""What is done to images on the accelerator, as pure JAX functions.
+"""SimCLR's random augmentations on the accelerator, as pure JAX functions.
 
-The random ones are keyed by (seed, position in the run, view), so that a view does not depend on the devices,
-on the batch around it, or on whether the run was interrupted.
+They are keyed by (seed, position in the run, view), so that a view does not depend on the devices, on the
+batch around it, or on whether the run was interrupted.
 """
 
 import functools
 import itertools
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
 
-from simclr_jax.errors import SimclrError
-
-RESIZES = ("bicubic", "bilinear")
+from simclr_jax import geometry
 
 
-def center_view(images: jax.Array, size: int, crop: float = 0.875, method: str = "bicubic") -> jax.Array:
-    """The evaluation view `[n, size, size, c]` of images `[n, h, w, c]`, float in [0, 1].
-
-    Above 32 px the central square of `crop` times the shorter side, then resized; as the original does
-    it on the host (`data.host_augment.center_view`).
-    """
-    return center_crop(images, size, crop if size > 32 else None, method)
-
-
-def center_crop(images: jax.Array, size: int, crop: float | None, method: str = "bicubic") -> jax.Array:
-    """The central square of `crop` times the shorter side, or the whole, as `[n, size, size, c]`."""
-    height, width = images.shape[1:3]
-    if crop is not None:
-        side = round(crop * min(height, width))
-        if not side:
-            raise SimclrError(f"images of {height} × {width} pixels are too small to crop")
-        top, left = (height - side + 1) // 2, (width - side + 1) // 2
-        images = images[:, top : top + side, left : left + side]
-    if images.shape[1:3] != (size, size):
-        images = resize(images, (size, size), method)
-    return jnp.clip(images, 0, 1)
-
-
-def resize(images: jax.Array, size: tuple[int, int], method: str = "bicubic") -> jax.Array:
-    """Images `[n, h, w, c]` resized to `[n, *size, c]`.
-
-    Args:
-      method: "bicubic", TensorFlow's (it may overshoot), or "bilinear", antialiased as PyTorch's.
-    """
-    if method == "bilinear":
-        shape = (images.shape[0], *size, images.shape[3])
-        return jax.image.resize(images, shape, "linear", antialias=True)
-    rows, columns = (
-        jnp.asarray(bicubic_weights(n, out), images.dtype)
-        for n, out in zip(images.shape[1:3], size, strict=True)
-    )
-    images = jnp.einsum("ah,nhwc->nawc", rows, images, precision=Precision.HIGHEST)
-    return jnp.einsum("bw,nawc->nabc", columns, images, precision=Precision.HIGHEST)
-
-
-def bicubic_weights(size: int, out: int) -> np.ndarray:
-    """The `[out, size]` matrix of Keys' cubic convolution (1981, a = -1/2) between pixel centres.
-
-    TensorFlow takes its weights from a table of 1024 steps a pixel, which moves an image by up to 1e-3:
-    so does this. Taps outside the image get no weight, the others sum to one.
-    """
-    at = ((np.arange(out, dtype=np.float32) + np.float32(0.5)) * np.float32(size / out)) - np.float32(0.5)
-    first = np.floor(at).astype(int)
-    offset = np.rint((at - first) * 1024) / 1024
-    weights = np.zeros((out, size))
-    for tap in range(-1, 3):
-        x = np.abs(offset - tap)
-        near, far = (1.5 * x - 2.5) * x**2 + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-        inside = (first + tap >= 0) & (first + tap < size)
-        weight = np.where(x <= 1, near, far)
-        weights[np.arange(out)[inside], (first + tap)[inside]] += weight[inside]
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-# ---- colour and blur of training views ----------------------------------------------------------
-
-
-def photometric(
-    views: jax.Array,
+def random_views(
+    images: jax.Array,
     position: jax.Array,
     seed: int,
+    *,
+    size: int,
+    views: int = 2,
+    crop_area: tuple[float, float] = (0.08, 1.0),
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    crop_min_covered: float = 0.1,
+    resize: str = "bicubic",
+    flip: float = 0.5,
+    rotation: float = 0.0,
+    scaling: tuple[float, float] = (1.0, 1.0),
+    **colour: Any,
+) -> jax.Array:
+    """Views `[n, views, size, size, c]` in [0, 1]: the whole of SimCLR's pipeline (appendix A).
+
+    The operations and distributions of `data.host_augment.random_view`, other random numbers.
+
+    Args:
+      images: `[n, h, w, c]` uint8.
+      position: `[n]` uint32, step · batch + row.
+      seed, crop_area, ...: the fields of a config; `colour` those of `photometric`.
+    """
+    height, width = images.shape[1:3]
+    plain = not rotation and tuple(scaling) == (1.0, 1.0)
+    radians = math.radians(rotation)
+
+    def one(image: jax.Array, key: jax.Array) -> jax.Array:
+        for_box, for_rest = jax.random.split(key)
+        u = jax.random.uniform(for_rest, (3,))
+        image = image.astype(jnp.float32) / 255
+        if not plain:
+            zoom = scaling[0] + (scaling[1] - scaling[0]) * u[2]
+            image = geometry.rotate_and_scale(image, radians * (2 * u[1] - 1), zoom)
+        box = {"area": crop_area, "aspect": crop_aspect, "min_covered": crop_min_covered}
+        begin, extent = geometry.crop_box(for_box, height, width, **box)
+        rows = geometry.resampling(height, size, begin[0], extent[0], resize)
+        columns = geometry.resampling(width, size, begin[1], extent[1], resize)
+        columns = jnp.where(u[0] < flip, columns[::-1], columns)
+        return geometry.resample(image, rows, columns)
+
+    keys = _view_keys(seed, position, views)
+    of_geometry, of_colour = jnp.moveaxis(jax.vmap(jax.vmap(jax.random.split))(keys), 2, 0)
+    cropped = jax.vmap(jax.vmap(one, (None, 0)))(images, of_geometry)
+    return _coloured(cropped, of_colour, **colour)
+
+
+def photometric(views: jax.Array, position: jax.Array, seed: int, **colour: Any) -> jax.Array:
+    """Colour jitter, grayscale and blur (SimCLR, arXiv 2002.05709, appendix A), as in `data.host_augment`.
+
+    Args:
+      views: cropped and flipped, `[n, v, h, w, c]`, uint8, or float in [0, 1].
+      position: `[n]` uint32, step · batch + row.
+      seed, colour: fields of a config: jitter, jitter_strength, brightness, grayscale, blur, blur_kernel,
+        blur_sigma.
+
+    Returns:
+      views of the same shape, in [0, 1]. Images of one channel get no saturation, hue or grayscale; those
+      with neither one nor three get the blur only.
+    """
+    if views.dtype == jnp.uint8:
+        views = views.astype(jnp.float32) / 255
+    return _coloured(views, _view_keys(seed, position, views.shape[1]), **colour)
+
+
+def _view_keys(seed: int, position: jax.Array, views: int) -> jax.Array:
+    """A key `[n, views]` for every view."""
+    of_view = lambda p, v: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p), v)  # noqa: E731
+    numbers = jnp.arange(views, dtype=jnp.uint32)
+    return jax.vmap(jax.vmap(of_view, (None, 0)), (0, None))(position, numbers)
+
+
+def _coloured(
+    views: jax.Array,
+    keys: jax.Array,
     *,
     jitter: float = 0.8,
     jitter_strength: float = 1.0,
@@ -92,17 +103,6 @@ def photometric(
     blur_kernel: float = 0.1,
     blur_sigma: tuple[float, float] = (0.1, 2.0),
 ) -> jax.Array:
-    """Colour jitter, grayscale and blur (SimCLR, arXiv 2002.05709, appendix A), as in `data.host_augment`.
-
-    Args:
-      views: cropped and flipped, `[n, v, h, w, c]`, float in [0, 1].
-      position: `[n]` uint32, step · batch + row.
-      seed, ...: the fields of a config.
-
-    Returns:
-      views of the same shape, in [0, 1]. Images of one channel get no saturation, hue or grayscale; those
-      with neither one nor three get the blur only.
-    """
     one = functools.partial(
         _photometric,
         jitter=jitter,
@@ -113,9 +113,6 @@ def photometric(
         kernel=int(views.shape[2] * blur_kernel),
         sigmas=blur_sigma,
     )
-    of_view = lambda p, v: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p), v)  # noqa: E731
-    numbers = jnp.arange(views.shape[1], dtype=jnp.uint32)
-    keys = jax.vmap(jax.vmap(of_view, (None, 0)), (0, None))(position, numbers)
     return jax.vmap(jax.vmap(one))(views, keys)
 
 

@@ -62,9 +62,13 @@ class Checkpoints:
         restored_step = jax.device_put(jax.numpy.full_like(like.step, step), like.step.sharding)
         return like.replace(step=restored_step, **{name: items[name] for name in names})
 
-    def preempted(self, step: int) -> bool:
-        """Whether a pod's scheduler has announced the end; all processes agree on the step."""
-        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+    def preempted(self, call: int) -> bool:
+        """Whether a pod's scheduler has announced the end; all processes agree on the call.
+
+        Args:
+          call: goes up by one a time; JAX agrees on the number to stop at in advance.
+        """
+        return jax.process_count() > 1 and self._manager.reached_preemption(call)
 
     def close(self) -> None:
         """Waits until what was saved is on disk."""

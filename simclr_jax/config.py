@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_dict
 
 from simclr_jax.errors import SimclrError
 
-SCHEMA = 2  # of config.json; raise it when a field is added, renamed or changes its meaning
+SCHEMA = 3  # of config.json; raise it when a field is added, renamed or changes its meaning
 FILE = "config.json"
 
 # What may differ between a run and its resumption: it does not decide the trained parameters.
@@ -27,6 +27,7 @@ FREE = (
     "eval",
     "log",
     "mesh",
+    "train.steps_per_call",
 )
 
 # Fields of `model` that say which parameters there are.
@@ -78,15 +79,18 @@ def default() -> ConfigDict:
     data.channels = 3  # gray and RGB images are converted to 1 or 3; arrays may have others; 0: likewise
     data.mean = ()  # subtracted from images in [0, 1], one value a channel; () for none, as in SimCLR
     data.std = ()
-    data.memory_gb = 2.0  # TFDS sets up to this size (decoded) are held in memory
+    data.memory_gb = 2.0  # sets up to this size (decoded) are held in memory
+    data.stored_size = 0  # augment.device=all: side of the squares that image files become; 0: image_size
     data.shuffle_buffer = 16384  # images; sequential (TFRecord) sources only
     data.threads = 0  # of the input pipeline; 0: all cores
 
     c.augment = augment = ConfigDict()
-    augment.device = "none"  # what the accelerator does: none, or photometric (colour and blur)
+    augment.device = "none"  # what the accelerator does: none, photometric (colour and blur), or all, on
+    #   images that it holds in memory: no TensorFlow, many steps a call
     augment.crop_area = (0.08, 1.0)  # share of the image, range
     augment.crop_aspect = (3 / 4, 4 / 3)  # width over height, range
     augment.crop_min_covered = 0.1  # the original's: no crop below this share, so 0.1 wins over 0.08
+    augment.resize = "bicubic"  # of the crop; or "bilinear", antialiased as in PyTorch
     augment.flip = 0.5  # probability of a left-right flip
     augment.rotation = 0.0  # degrees, drawn from ±rotation; before the crop, black outside
     augment.scaling = (1.0, 1.0)  # range of a zoom, drawn with the rotation
@@ -159,6 +163,8 @@ def default() -> ConfigDict:
 
     c.train = duration(epochs=100)
     c.train.batch_size = 4096  # source images a step, over all devices; each gives two views
+    c.train.steps_per_call = 0  # augment.device=all: steps that the accelerator makes by itself, at most;
+    #   0: 16, and 1 on CPU, where XLA's convolutions are slow within a loop
     c.train.microbatch = 0  # images whose activations exist at a time, a divisor; 0: the whole batch
 
     c.mesh = ConfigDict({"devices": 0})  # accelerators of the data mesh; 0: all

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import augment, checkpoint
+from simclr_jax import checkpoint, geometry
 from simclr_jax import config as cfg
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import simclr
@@ -105,7 +105,7 @@ def _apply(
     mean, std, view = options
     images = simclr.normalize_images(images, (), (), jnp.float32)
     if view:
-        images = augment.center_view(images, *view)
+        images = geometry.center_view(images, *view)
     images = simclr.normalize_images(images, mean, std, model.encoder.dtype)
     try:
         ends = model.apply(variables, images, method="endpoints")

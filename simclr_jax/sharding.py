@@ -36,9 +36,13 @@ def by_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, jax.P(AXIS))
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Puts this process's rows of a batch (a pytree of NumPy arrays `[n_local, ...]`) on the mesh."""
-    where = by_batch(mesh)
+def put_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
+    """Puts this process's rows of a batch (a pytree of NumPy arrays `[n_local, ...]`) on the mesh.
+
+    Args:
+      axis: the batch's; 1 where several batches lie behind each other, `[k, n_local, ...]`.
+    """
+    where = NamedSharding(mesh, jax.P(*[None] * axis, AXIS))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
 
 

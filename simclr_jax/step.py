@@ -23,6 +23,7 @@ def make_step(
 
     def step_fn(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        batch = task.fetch(state.fixed, batch)
         take = whole_gradient if microbatches == 1 else functools.partial(cached_gradient, count=microbatches)
         gradients, numbers, model_state = take(task, state, batch, rng)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -35,6 +36,31 @@ def make_step(
         ), numbers
 
     return step_fn
+
+
+def repeated(step_fn: Callable) -> Callable:
+    """(state, batches [k, n, ...], count) -> (state after `count` ≤ k updates, metrics of the last).
+
+    `count` is an input of the program: however a run is cut into calls, the same instructions make a step,
+    so that an interrupted run stays equal to the bit.
+    """
+
+    def steps_fn(
+        state: TrainState, batches: Any, count: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        fixed, state = state.fixed, state.replace(fixed={})
+
+        def one(state: TrainState, i: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+            batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batches)
+            state, numbers = step_fn(state.replace(fixed=fixed), batch)
+            return state.replace(fixed={}), numbers
+
+        shapes = jax.eval_shape(one, state, jnp.int32(0))[1]
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        state, numbers = jax.lax.fori_loop(0, count, lambda i, carry: one(carry[0], i), (state, nothing))
+        return state.replace(fixed=fixed), numbers
+
+    return steps_fn
 
 
 def whole_gradient(task: Task, state: TrainState, batch: Any, rng: jax.Array) -> tuple[Any, Any, Any]:

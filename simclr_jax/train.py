@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -19,13 +19,14 @@ from ml_collections import ConfigDict
 from simclr_jax import checkpoint, encoder, figures, files, metrics, optim, report, sharding, validation
 from simclr_jax import config as cfg
 from simclr_jax import workdir as folder
+from simclr_jax.data import memory
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.prefetch import Prefetch
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import Preempted, SimclrError
 from simclr_jax.state import TrainState
-from simclr_jax.step import make_step
+from simclr_jax.step import make_step, repeated
 from simclr_jax.tasks import TASKS, Context, Task
 
 
@@ -57,6 +58,10 @@ def run(
     mesh = sharding.make_mesh(config.mesh.devices)
     with clock.phase("data"):
         splits = splits or data_splits.load(**config.data)
+        if config.augment.device == "all":
+            data = config.data
+            side, fields = data.stored_size or data.image_size, ("channels", "memory_gb", "threads")
+            splits = memory.hold(splits, side=side, **{field: data[field] for field in fields})
     validation.validate_run(config, splits.train.size, mesh.size)
     folder.check(workdir, config)
     latest = max(checkpoint.saved_steps(workdir / "checkpoints"), default=None)
@@ -118,22 +123,29 @@ def train(
     log_every = cfg.every_steps(config.log.every, examples, batch_size)
     save_every = cfg.every_steps(config.checkpoint.every, examples, batch_size)
 
+    periods = [log_every, save_every, *(every for every, _ in task.evals.values())]
+    plan = list(calls(first, steps, task.steps_per_call, periods))
+
     with clock.phase("first_batch"):
         host_batches = task.input(first)
         host_batch = next(host_batches)
         if first_process:
             task.preview(workdir, host_batch)
-        batch = sharding.put_batch(host_batch, mesh)
+        host_batches = itertools.chain([host_batch], host_batches)
+        inputs = call_inputs(host_batches, plan, task.steps_per_call, mesh)
+        arguments = next(inputs)
     with clock.phase("compile"):
-        compiled = jax.jit(step_fn, donate_argnums=0).lower(state, batch).compile()
+        program = step_fn if task.steps_per_call == 1 else repeated(step_fn)
+        compiled = jax.jit(program, donate_argnums=0).lower(state, *arguments).compile()
     if first_process:
         compile_time = f"compiled in {clock.seconds['compile']:.1f} s (lower + compile)"
         print(f"{compile_time}; {memory_line(compiled)}", flush=True)
 
-    batches = Prefetch(itertools.chain([host_batch], host_batches), lambda b: sharding.put_batch(b, mesh))
+    batches = Prefetch(itertools.chain([arguments], inputs))
     progress = metrics.Progress(first, steps, enabled=first_process)
     meter = metrics.Meter(batch_size, lambda: batches.wait_seconds)
-    in_flight: collections.deque = collections.deque()  # the numbers of the steps under way
+    in_flight: collections.deque = collections.deque()  # the numbers of the calls under way
+    step = first
     waiting: tuple | None = None  # a log whose numbers are read once the next step runs
 
     def write_log(log: tuple | None, **more: float) -> None:
@@ -148,13 +160,14 @@ def train(
         check_finite(row, step, checkpoints)
 
     try:
-        for step in range(first + 1, steps + 1):
+        for call, count in enumerate(plan):
             signals.check()
-            batch = batches.next(lambda: jax.block_until_ready(list(in_flight)))
+            arguments = batches.next(lambda: jax.block_until_ready(list(in_flight)))
             with jax.transfer_guard("disallow"):
-                state, numbers = compiled(state, batch)
+                state, numbers = compiled(state, *arguments)
+            step += count
             in_flight.append(numbers)
-            if len(in_flight) > 2:  # never more than two steps ahead of the device
+            if len(in_flight) > 2:  # never more than two calls ahead of the device
                 jax.block_until_ready(in_flight.popleft())
             progress.step(step)
             write_log(waiting)
@@ -162,7 +175,7 @@ def train(
 
             last = step == steps
             due = [fn for every, fn in task.evals.values() if every and (last or step % every == 0)]
-            stop = signals.received or checkpoints.preempted(step)
+            stop = signals.received or checkpoints.preempted(call)
             save = last or stop or (save_every and step % save_every == 0)
             log = last or due or (log_every and step % log_every == 0)
             if due or save:  # what follows is no training: let it finish, stop the watch
@@ -195,6 +208,27 @@ def train(
     return state, rates
 
 
+def calls(first: int, steps: int, most: int, periods: Iterable[int]) -> Iterator[int]:
+    """How many steps each call of the program makes: at most `most`, and none past where something is due."""
+    while first < steps:
+        after = min(first + most, steps, *(first + p - first % p for p in periods if p))
+        yield after - first
+        first = after
+
+
+def call_inputs(host_batches: Iterator[Any], plan: list[int], most: int, mesh: Mesh) -> Iterator[tuple]:
+    """What each call of the program takes beside the state, on the mesh."""
+    for count in plan:
+        group = list(itertools.islice(host_batches, count))
+        if most == 1:
+            yield (sharding.put_batch(group[0], mesh),)
+        else:  # always of one shape; the program stops after `count`
+            group += group[-1:] * (most - count)
+            stacked = jax.tree.map(lambda *x: np.stack(x), *group)
+            placed_count = jax.device_put(np.int32(count), sharding.replicated(mesh))
+            yield sharding.put_batch(stacked, mesh, axis=1), placed_count
+
+
 def init_state(
     task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, *, fresh: bool = True
 ) -> TrainState:
@@ -209,7 +243,7 @@ def init_state(
         params=params,
         model_state=variables,
         opt_state=jax.jit(optimizer.init, out_shardings=everywhere)(params),
-        fixed=jax.device_put(task.fixed(), everywhere),
+        fixed=task.fixed(),
     )
 
 

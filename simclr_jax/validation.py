@@ -25,7 +25,7 @@ LOSSES = ("nt_xent", "nt_logistic", "margin", "supcon", "dcl", "dclw")
 OPTIMIZERS = ("lars", "sgd", "adam", "adamw")
 SCALINGS = ("none", "linear", "sqrt")
 BRIGHTNESS = ("v1", "v2")
-AUGMENT_DEVICES = ("none", "photometric")
+AUGMENT_DEVICES = ("none", "photometric", "all")
 RESIZES = ("bicubic", "bilinear")
 
 
@@ -76,6 +76,7 @@ def _check_values(flat: dict[str, Any]) -> None:
         "optimizer.scaling": SCALINGS,
         "augment.brightness": BRIGHTNESS,
         "augment.device": AUGMENT_DEVICES,
+        "augment.resize": RESIZES,
         "eval.resize": RESIZES,
     }
     for field, names in one_of.items():
@@ -115,7 +116,8 @@ def _check_values(flat: dict[str, Any]) -> None:
     never_negative += ["mesh.devices", "data.threads", "seed", "optimizer.weight_decay",
                        "start.step", "distill.step", "loss.dense_mb",
                        "loss.margin", "model.sk_ratio", "model.se_ratio",
-                       "data.memory_gb", "augment.rotation", "augment.jitter_strength"]  # fmt: skip
+                       "data.memory_gb", "data.stored_size", "augment.rotation",
+                       "augment.jitter_strength", "train.steps_per_call"]  # fmt: skip
     for field in never_negative:
         _require(flat[field] >= 0, flat, field, "0 or more")
     _require(flat["seed"] < 2**31, flat, "seed", "below 2**31")

@@ -6,7 +6,7 @@ import json
 import pytest
 from conftest import tiny_config
 
-from simclr_jax import augment, losses, models, optim, tasks, validation
+from simclr_jax import augment, geometry, losses, models, optim, tasks, validation
 from simclr_jax import config as cfg
 from simclr_jax.data import host_augment
 from simclr_jax.errors import SimclrError
@@ -113,7 +113,7 @@ def test_names_are_those_of_the_constructors():
     assert set(validation.PROJECTIONS) == set(heads.PROJECTIONS)
     assert set(validation.STEMS) == set(resnet.STEMS)
     assert set(validation.VARIANTS) == set(resnet.VARIANTS)
-    assert set(validation.RESIZES) == set(augment.RESIZES)
+    assert set(validation.RESIZES) == set(geometry.RESIZES)
     assert set(validation.LOSSES) == set(losses.LOSSES)
     assert set(validation.OPTIMIZERS) == set(optim.OPTIMIZERS)
     for scaling in validation.SCALINGS:
@@ -173,10 +173,10 @@ def test_augmentation_defaults_are_those_of_the_functions():
     fields = cfg.default().augment.to_dict()
     del fields["device"]
     assert host_augment.Options(**fields) == host_augment.Options()
-    defaults = inspect.signature(augment.photometric).parameters
-    assert {name: defaults[name].default for name in images.PHOTOMETRIC} == {
-        name: fields[name] for name in images.PHOTOMETRIC
-    }
+    defaults = {**inspect.signature(augment.random_views).parameters}
+    defaults |= inspect.signature(augment._coloured).parameters
+    assert {name: defaults[name].default for name in fields} == fields
+    assert set(images.PHOTOMETRIC) <= set(inspect.signature(augment._coloured).parameters)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 1, "config": 3}'])

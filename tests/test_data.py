@@ -491,7 +491,7 @@ def test_tfds_split_that_is_not_there(tfds_dir):
 
 
 def test_prefetch_gives_all_then_says_that_it_is_over():
-    batches = Prefetch(iter(range(5)), lambda b: 10 * b)
+    batches = Prefetch(10 * b for b in range(5))
     assert [batches.next() for _ in range(5)] == [0, 10, 20, 30, 40]
     for _ in range(2):
         with pytest.raises(SimclrError, match="input ended"):
@@ -503,7 +503,7 @@ def test_prefetch_passes_errors_on():
         yield 1
         raise KeyError("no such image")
 
-    batches = Prefetch(broken(), lambda b: b)
+    batches = Prefetch(broken())
     assert batches.next() == 1
     with pytest.raises(KeyError, match="no such image"):
         batches.next()
@@ -516,10 +516,10 @@ def test_prefetch_counts_only_the_time_the_device_is_idle():
             time.sleep(0.1)
             yield i
 
-    hidden = Prefetch(slow(), lambda b: b)
+    hidden = Prefetch(slow())
     for _ in range(4):
         hidden.next(lambda: time.sleep(0.25))  # the device works longer than the input takes
-    bare = Prefetch(slow(), lambda b: b)
+    bare = Prefetch(slow())
     for _ in range(4):
         bare.next()
     assert bare.wait_seconds > 0.3

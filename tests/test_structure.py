@@ -24,7 +24,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Each room may import those on lower floors, and within itself.
 FLOORS = (
     ("errors", "version", "files"),
-    ("config", "sharding", "state", "losses", "models", "optim", "augment", "data", "metrics",
+    ("geometry", "sharding"),
+    ("config", "state", "losses", "models", "optim", "augment", "data", "metrics",
      "figures", "report"),
     ("checkpoint", "evals", "workdir", "validation"),
     ("encoder",),
@@ -34,7 +35,7 @@ FLOORS = (
     ("main",),
 )  # fmt: skip
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
-PURE = ("losses", "models", "optim", "augment")  # never TensorFlow, flags or the config
+PURE = ("losses", "models", "optim", "augment", "geometry")  # never TensorFlow, flags or the config
 TENSORFLOW = ("data/tf.py", "data/splits.py", "convert/google_tf.py")
 
 

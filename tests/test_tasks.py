@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_arrays, tiny_config, tiny_splits
 
 import simclr_jax
-from simclr_jax import augment, checkpoint, encoder, sharding, train, validation
+from simclr_jax import checkpoint, encoder, geometry, sharding, train, validation
 from simclr_jax import config as cfg
 from simclr_jax.convert import run
 from simclr_jax.data import host_augment, sources
@@ -299,7 +299,7 @@ def test_preprocessing_is_the_evaluations(size, method):
     tf = load_tensorflow()
     image = np.random.default_rng(0).integers(0, 256, (61, 47, 3), np.uint8)
     host = host_augment.center_view(tf.constant(image), size, 0.875, method)
-    ours = augment.center_view(image[None].astype(np.float32) / 255, size, 0.875, method)[0]
+    ours = geometry.center_view(image[None].astype(np.float32) / 255, size, 0.875, method)[0]
     np.testing.assert_allclose(ours, host, atol=2e-5)
 
 

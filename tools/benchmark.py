@@ -70,7 +70,7 @@ def benchmark_step(config) -> dict:
     state = train.init_state(task, optimizer, config.seed, mesh)
     put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
     fixed = put(synthetic_batch(config))
-    prefetch = Prefetch(task.input(0), put) if real else None
+    prefetch = Prefetch(map(put, task.input(0))) if real else None
 
     begin = time.perf_counter()
     step_fn = train.make_step(task, optimizer, rate, config.seed, cfg.microbatches(config))

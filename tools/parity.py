@@ -18,8 +18,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from simclr_jax import augment, losses, optim, sharding, train
 from simclr_jax import config as cfg
+from simclr_jax import geometry, losses, optim, sharding, train
 from simclr_jax.convert import google_tf, names, run
 from simclr_jax.data import host_augment, sources
 from simclr_jax.data.splits import Splits
@@ -266,7 +266,7 @@ def images(ref) -> Iterator[Row]:
         worst = {"TensorFlow": 0.0, "JAX": 0.0}
         for i in range(4):
             image, expected = ref[f"data/img{i}_uint8"], ref[f"data/eval_crop{size}_img{i}"]
-            ours = augment.center_crop(image[None].astype(np.float32) / 255, size, 0.875)[0]
+            ours = geometry.center_crop(image[None].astype(np.float32) / 255, size, 0.875)[0]
             worst["JAX"] = max(worst["JAX"], apart(ours, expected))
             ours = host_augment.center_crop(tf.constant(image), size, 0.875)
             worst["TensorFlow"] = max(worst["TensorFlow"], apart(ours, expected))
@@ -289,7 +289,7 @@ def images(ref) -> Iterator[Row]:
             amounts[place] = (amount - low) / (high - low)
             ours = host_augment.color_jitter(x, amounts, 0.0, 1.0)
             yield Row(f"{name} {amount:g}, clipped", apart(ours, np.clip(ref[key], 0, 1)), 2e-6)
-    small = augment.resize(ref["data/img0"][None], (17, 13), "bicubic")[0]
+    small = geometry.resize(ref["data/img0"][None], (17, 13), "bicubic")[0]
     yield Row("bicubic 37×53 to 17×13, JAX", apart(small, ref["data/tf2_bicubic_17x13"]), 1e-5)
 
 

@@ -18,6 +18,7 @@ class Options(NamedTuple):
     crop_area: tuple[float, float] = (0.08, 1.0)
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     crop_min_covered: float = 0.1
+    resize: str = "bicubic"
     flip: float = 0.5
     rotation: float = 0.0
     scaling: tuple[float, float] = (1.0, 1.0)
@@ -87,12 +88,17 @@ def random_crop_box(shape, key, options: Options):
 
 
 def random_resized_crop(image, key, size: int, options: Options):
-    """A crop of random area and aspect (`random_crop_box`), resized (bicubic) to `[size, size, c]`."""
+    """A crop of random area and aspect (`random_crop_box`), resized to `[size, size, c]`."""
     tf = load()
     begin, extent = random_crop_box(tf.shape(image), key, options)
     extent = tf.stack([extent[0], extent[1], image.shape[-1]])
     crop = tf.image.convert_image_dtype(tf.slice(image, begin, extent), tf.float32)
-    return tf.image.resize(crop, [size, size], method="bicubic")
+    return resize(crop, size, options.resize)
+
+
+def resize(image, size: int, method: str):
+    """Image `[h, w, c]` as `[size, size, c]`: "bicubic", or "bilinear", antialiased as PyTorch's."""
+    return load().image.resize(image, [size, size], method=method, antialias=method == "bilinear")
 
 
 def rotate_and_scale(image, u_angle, u_scale, degrees: float, scaling: tuple[float, float]):
@@ -179,15 +185,15 @@ def gaussian_blur(image, sigma, kernel_size: int):
     return image
 
 
-def center_view(image, size: int, crop: float, resize: str = "bicubic"):
+def center_view(image, size: int, crop: float, method: str = "bicubic"):
     """The evaluation view `[size, size, c]`: above 32 px a central square of `crop`, then resized.
 
-    `resize` is "bicubic", the original's, or "bilinear", antialiased as PyTorch's.
+    `method` is "bicubic", the original's, or "bilinear", antialiased as PyTorch's.
     """
-    return center_crop(image, size, crop if size > 32 else None, resize)
+    return center_crop(image, size, crop if size > 32 else None, method)
 
 
-def center_crop(image, size: int, crop: float | None, resize: str = "bicubic"):
+def center_crop(image, size: int, crop: float | None, method: str = "bicubic"):
     """The central square of `crop` times the shorter side, or the whole image, as `[size, size, c]`."""
     tf = load()
     if crop is not None:
@@ -197,5 +203,5 @@ def center_crop(image, size: int, crop: float | None, resize: str = "bicubic"):
         image = image[top : top + side, left : left + side]
     image = tf.image.convert_image_dtype(image, tf.float32)
     if image.shape[0] != size or image.shape[1] != size:
-        image = tf.image.resize(image, [size, size], method=resize, antialias=resize == "bilinear")
+        image = resize(image, size, method)
     return tf.ensure_shape(tf.clip_by_value(image, 0.0, 1.0), [size, size, image.shape[-1]])

@@ -31,3 +31,10 @@ def step_examples(
     rows = slice(process * share, (process + 1) * share)
     index = epoch_order(examples, seed, epoch)[within * batch : (within + 1) * batch]
     return index[rows], (step * batch + np.arange(batch))[rows]
+
+
+def shares(index: np.ndarray, batch: int, process: int = 0, processes: int = 1) -> np.ndarray:
+    """This process's rows `[batches, batch / processes]` of `index` in batches; -1 fills up the last one."""
+    padded = np.concatenate([index, np.full(-len(index) % batch, -1)]).reshape(-1, batch)
+    share = batch // processes
+    return padded[:, process * share : (process + 1) * share]

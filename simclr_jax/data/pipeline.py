@@ -27,15 +27,17 @@ def train_batches(
     options: Options,
     channels: int = 3,
     views: int = 2,
+    dtype: str = "float32",
     threads: int = 0,
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
     """This process's share of the batches of steps `start` to `stop`.
 
-    A batch is {views [n, v, size, size, c] float32 in [0, 1], position [n] uint32 (step·batch + row,
-    the key of the augmentation), label [n] int32 (-1: none), mask [n] bool}. The view `v` of position
-    `p` is drawn from (seed, p, v): new views every epoch, the same after a resumption.
+    A batch is {views [n, v, size, size, c] float32 in [0, 1] or, with `dtype`, rounded to uint8,
+    position [n] uint32 (step·batch + row, the key of the augmentation), label [n] int32 (-1: none),
+    mask [n] bool}. The view `v` of position `p` is drawn from (seed, p, v): new views every epoch, the same
+    after a resumption.
 
     A Stream keeps a weaker promise: the order of its images depends on the number of processes, and a
     start in mid-epoch reads and skips what came before.
@@ -53,6 +55,8 @@ def train_batches(
         image = to_channels(image, channels)
         keys = [view_key(seed, position, view) for view in range(views)]
         stack = tf.stack([random_view(image, key, size, options) for key in keys])
+        if dtype == "uint8":
+            stack = tf.cast(tf.round(255 * stack), tf.uint8)
         used = tf.where(used < 0, index, used)
         return {"views": stack, "position": position, "label": label, "index": index, "used": used}
 
@@ -92,8 +96,7 @@ def eval_batches(
     share = batch // processes
     if isinstance(source, Source):
         index = np.arange(source.size) if index is None else np.asarray(index)
-        padded = np.concatenate([index, np.full(-count % batch, -1)]).reshape(-1, batch)
-        mine = padded[:, process * share : (process + 1) * share].reshape(-1)
+        mine = order.shares(index, batch, process, processes).reshape(-1)
         mine = mine[mine >= 0]
         groups = np.array_split(mine, range(share, len(mine), share)) if len(mine) else []
         rows = _rows(source, ((i, np.zeros(len(i), np.int64)) for i in groups))

@@ -10,23 +10,23 @@ from simclr_jax.errors import SimclrError
 
 
 class Prefetch:
-    """Runs `put` over `batches` in a thread, `depth` batches ahead.
+    """Makes `batches` in a thread, `depth` of them ahead.
 
     `wait_seconds` counts only the time in which the accelerator had nothing to do: where no batch is
     ready, `next` first lets the steps in flight finish and starts the clock then.
     """
 
-    def __init__(self, batches: Iterator[Any], put: Callable[[Any], Any], depth: int = 2):
+    def __init__(self, batches: Iterator[Any], depth: int = 2):
         self.wait_seconds = 0.0
         self._queue: queue.Queue = queue.Queue(depth)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, args=(batches, put), daemon=True)
+        self._thread = threading.Thread(target=self._fill, args=(batches,), daemon=True)
         self._thread.start()
 
-    def _fill(self, batches: Iterator[Any], put: Callable[[Any], Any]) -> None:
+    def _fill(self, batches: Iterator[Any]) -> None:
         try:
             for batch in batches:
-                if not self._offer((put(batch), None)):
+                if not self._offer((batch, None)):
                     return
             self._offer((None, SimclrError("the input ended before the run did")))
         except BaseException as error:  # goes to the consumer, which is where it can be told
@@ -42,7 +42,7 @@ class Prefetch:
         return False
 
     def next(self, finish_steps: Callable[[], None] = lambda: None) -> Any:
-        """The next batch; raises what `batches` or `put` raised, SimclrError at their end.
+        """The next batch; raises what `batches` raised, SimclrError at their end.
 
         Args:
           finish_steps: called when no batch is ready; returns when the device has nothing more to do.

@@ -3,11 +3,12 @@
 From a big encoder to a small one, or to itself; images without labels do.
 """
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import encoder
+from simclr_jax import encoder, sharding
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.losses.classification import classification, distillation
@@ -42,7 +43,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
             metrics |= {"label_loss": labelled, "accuracy": accuracy}
         return total, metrics
 
-    images = Images(config, splits, views=1)
+    images = Images(config, splits, mesh, views=1)
     student = classifier(config, splits, mesh, teacher.classes, loss)
 
     def forward(params, model_state, batch, rng, step):
@@ -51,7 +52,10 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         outputs["teacher"] = teacher.model.apply(params["teacher"], seen, method="classify")
         return outputs, model_state
 
-    return student._replace(forward=forward, fixed=lambda: {"teacher": teacher.variables})
+    def fixed():
+        return {**student.fixed(), "teacher": jax.device_put(teacher.variables, sharding.replicated(mesh))}
+
+    return student._replace(forward=forward, fixed=fixed)
 
 
 def _check(teacher: encoder.Encoder, config: ConfigDict, splits: Splits) -> None:

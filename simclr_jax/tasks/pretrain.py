@@ -37,7 +37,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     if config.loss.name == "supcon" and not splits.train.classes:
         raise SimclrError(f"config.loss.name='supcon': needs labels, and {splits.train.name} has none")
     classes, start = splits.train.classes, config.start
-    images = Images(config, splits, views=2)
+    images = Images(config, splits, mesh, views=2)
     model = simclr.create(**config.model, classes=len(classes))
     contrast, scale = _contrastive_loss(config, mesh), config.loss.scale
 
@@ -75,6 +75,9 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         evals=_Evaluations(config, splits, mesh, model, init, images).evals(),
         classes=classes,
         start=lambda v: encoder.transplant(v, start.workdir, start.step, new_head=True),
+        fixed=images.fixed,
+        fetch=images.fetch,
+        steps_per_call=images.steps_per_call,
         preview=images.preview,
         unreadable=images.unreadable,
     )
@@ -109,6 +112,7 @@ class _Evaluations:
             return model.apply(variables, images.prepare(x), method="features")
 
         self.encode = jax.jit(encode)
+        self.raw_pixels = jax.jit(lambda x: _raw_pixels(images.seen(x)))
 
     def evals(self):
         config, evals = self.config, {}
@@ -125,7 +129,7 @@ class _Evaluations:
         """Of the encoder with `variables` = (params, model_state); raw pixels for None."""
         index = _sample(split, limit)
         if variables is None:
-            found = extract(_raw_pixels, self.images.every(split, index), self.mesh)
+            found = extract(self.raw_pixels, self.images.every(split, index), self.mesh)
         else:
             found = extract(
                 lambda images: self.encode(variables, images), self.images.every(split, index), self.mesh
@@ -177,8 +181,8 @@ class _Evaluations:
         kept = list(self.images.every(split, _sample(split, GALLERY)))
         variables = (state.params, state.model_state)
         found = extract(lambda x: self.encode(variables, x), kept, self.mesh)
-        pixels = extract(lambda x: x.reshape(len(x), -1), kept, self.mesh).features
-        images = pixels.reshape(-1, *kept[0]["image"].shape[1:])
+        pixels = extract(lambda x: self.images.seen(x).reshape(len(x), -1), kept, self.mesh).features
+        images = pixels.reshape(-1, *self.images.shape)
         _, near = knn.nearest(found.features, found.features, NEIGHBOURS + 1, self.mesh)
         if jax.process_index() == 0:
             folder = context.workdir / "figures"
@@ -194,7 +198,6 @@ def _sample(split: Source, limit: int) -> np.ndarray | None:
     return np.sort(np.random.default_rng(0).permutation(split.size)[:limit])
 
 
-@jax.jit
 def _raw_pixels(images: jax.Array) -> jax.Array:
     """Images `[n, h, w, c]` resized to at most 32 px a side, flattened."""
     n, h, w, c = images.shape

@@ -47,7 +47,7 @@ def classifier(
     config: ConfigDict, splits: Splits, mesh: Mesh, classes: tuple[str, ...], loss: Callable
 ) -> Task:
     """A task that trains the logits of one view an image, by the `loss` of {logits [n, classes]}."""
-    images, start = Images(config, splits, views=1), config.start
+    images, start = Images(config, splits, mesh, views=1), config.start
     model = simclr.create(**config.model, classes=len(classes), probe_zero=config.finetune.zero_init)
     frozen = config.finetune.after_block
     freezing = {"frozen": frozen, "frozen_train": not config.finetune.frozen_norm}
@@ -76,6 +76,9 @@ def classifier(
         evals=_evals(config, splits, mesh, model, images),
         classes=classes,
         start=lambda v: encoder.transplant(v, start.workdir, start.step),
+        fixed=images.fixed,
+        fetch=images.fetch,
+        steps_per_call=images.steps_per_call,
         preview=images.preview,
         unreadable=images.unreadable,
     )

@@ -29,6 +29,8 @@ class Task(NamedTuple):
     #   fn(state, Context) -> flat dict of floats
     classes: tuple[str, ...] = ()  # of the classifier, where there is one
     start: Callable = lambda variables: variables  # the initial ones -> those of another run; not compiled
-    fixed: Callable = dict  # -> what forward reads beside params and no step changes (a teacher)
+    fixed: Callable = dict  # -> what a step reads beside params and none changes, on the mesh (a teacher)
+    fetch: Callable = lambda fixed, batch: batch  # what input gave -> the batch, from what lives in fixed
+    steps_per_call: int = 1  # of the compiled program, at most
     preview: Callable = lambda workdir, batch: None  # draws the first host batch, before training
     unreadable: Callable = lambda: ()  # -> names of the files replaced so far

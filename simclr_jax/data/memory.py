@@ -1,0 +1,169 @@
+"""Runs from memory: the images live on the accelerators, a batch is their numbers, nothing needs TensorFlow.
+
+Every device holds its share of the images; a step asks for those of its batch by number, in the order of the
+runs through tf.data. Only image files are read, once, by TensorFlow.
+"""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from simclr_jax import sharding
+from simclr_jax.data import order, pipeline
+from simclr_jax.data.sources import Source, Stream
+from simclr_jax.data.splits import Splits
+from simclr_jax.errors import SimclrError
+
+READ_AT_ONCE = 256  # image files
+
+
+def hold(splits: Splits, *, side: int, channels: int, memory_gb: float, threads: int = 0) -> Splits:
+    """The splits with all images in memory, as uint8 with `channels` channels.
+
+    Arrays stay as they are. Image files and records become squares of `side` pixels, as for evaluation: the
+    whole image up to 32 px, else the central square; antialiased.
+
+    Raises:
+      SimclrError: they would take more than `memory_gb`.
+    """
+    options = {"side": side, "channels": channels, "memory_gb": memory_gb, "threads": threads}
+    return Splits(*(split and _hold_one(split, **options) for split in splits))
+
+
+def _hold_one(
+    source: Source | Stream, *, side: int, channels: int, memory_gb: float, threads: int
+) -> Source | Stream:
+    if isinstance(source, Source) and source.kind == "array":
+        images, labels = source.fetch(np.arange(source.size))
+        images = to_channels(images, channels)
+    else:
+        shape = (source.size, side, side, channels)
+        if np.prod(shape, dtype=float) > memory_gb * 2**30:
+            raise SimclrError(
+                f"{source.name}: {source.size:,} images of {side} × {side} need "
+                f"{np.prod(shape, dtype=float) / 2**30:.1f} GiB, above config.data.memory_gb={memory_gb}: "
+                "raise it, lower config.data.stored_size, or set config.augment.device=photometric"
+            )
+        images, labels = np.empty(shape, np.uint8), np.empty(source.size, np.int32)
+        reading = {"batch": READ_AT_ONCE, "size": side, "crop": 1.0, "resize": "bilinear"}
+        batches = pipeline.eval_batches(source, channels=channels, threads=threads, **reading)
+        bar = {"desc": "reading", "unit": "image", "disable": None, "file": sys.stderr}
+        with tqdm(total=source.size, **bar) as progress:
+            done = 0
+            for batch in batches:
+                count = int(batch["mask"].sum())
+                images[done : done + count] = np.rint(255 * batch["image"][:count])
+                labels[done : done + count] = batch["label"][:count]
+                done += count
+                progress.update(count)
+    return Source(
+        kind="array",
+        name=source.name,
+        size=source.size,
+        classes=source.classes,
+        fetch=lambda index: (images[index], labels[index]),
+        read=_no_tensorflow,
+        fingerprint=source.fingerprint,
+        unreadable=source.unreadable,
+    )
+
+
+def _no_tensorflow(*_: Any) -> None:
+    raise AssertionError("images in memory are not read by TensorFlow")
+
+
+def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
+    """Images `[n, h, w, c]` uint8 with `channels` channels, as `decode.to_channels` makes them.
+
+    Raises:
+      SimclrError: they have neither one nor three.
+    """
+    if images.shape[-1] == channels:
+        return images
+    if (images.shape[-1], channels) == (1, 3):
+        return np.repeat(images, 3, axis=-1)
+    if (images.shape[-1], channels) == (3, 1):
+        luma = images.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+        return np.rint(luma).astype(np.uint8)[..., None]
+    raise SimclrError(
+        f"config.data.channels={channels}: the images have {images.shape[-1]}, "
+        "and only gray and RGB are converted into each other"
+    )
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+def put(source: Source, mesh: Mesh) -> dict[str, jax.Array]:
+    """{image [N, h, w, c] uint8, label [N] int32} split over the devices; N is filled up to a multiple.
+
+    Raises:
+      SimclrError: a device has no room for its share.
+    """
+    images, labels = source.fetch(np.arange(source.size))
+    share = images.nbytes / mesh.size
+    memory = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit", float("inf"))
+    if share > 0.9 * memory:
+        raise SimclrError(
+            f"{source.name}: {share / 2**30:.1f} GiB of images a device, which has {memory / 2**30:.1f}; "
+            "take more devices, or set config.augment.device=photometric"
+        )
+    filling = -len(images) % mesh.size
+    where = sharding.by_batch(mesh)
+
+    def place(x: np.ndarray) -> jax.Array:
+        padded = np.pad(x, [(0, filling)] + [(0, 0)] * (x.ndim - 1)) if filling else x
+        return jax.make_array_from_callback(padded.shape, where, lambda part: padded[part])
+
+    return {"image": place(images), "label": place(labels)}
+
+
+def batches(
+    source: Source, *, start: int, stop: int, batch: int, seed: int, process: int = 0, processes: int = 1
+) -> Iterator[pipeline.Batch]:
+    """This process's rows of the batches of steps `start` to `stop`: {index, position} `[n]`."""
+    of_run = {"examples": source.size, "batch": batch, "seed": seed}
+    for step in range(start, stop):
+        index, position = order.step_examples(step, **of_run, process=process, processes=processes)
+        yield {"index": index.astype(np.int32), "position": position.astype(np.uint32)}
+
+
+def gather(held: dict[str, jax.Array], batch: dict[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
+    """The batch {image, label, position} by the numbers {index, position}, from what `put` holds.
+
+    Every device offers the rows it has; a sum with zeros, scattered, brings each where it belongs.
+    """
+
+    def local(mine: jax.Array, wanted: jax.Array) -> jax.Array:
+        everyone = jax.lax.all_gather(wanted, sharding.AXIS, tiled=True)
+        row = everyone - jax.lax.axis_index(sharding.AXIS) * len(mine)
+        here = ((row >= 0) & (row < len(mine))).reshape(-1, *[1] * (mine.ndim - 1))
+        rows = jnp.where(here, mine[jnp.clip(row, 0, len(mine) - 1)], 0)
+        return jax.lax.psum_scatter(rows, sharding.AXIS, scatter_dimension=0, tiled=True)
+
+    if mesh.size == 1:
+        found = jax.tree.map(lambda x: x[batch["index"]], held)
+    else:
+        split = jax.P(sharding.AXIS)
+        take = jax.shard_map(local, mesh=mesh, in_specs=(split, split), out_specs=split)
+        found = jax.tree.map(lambda x: take(x, batch["index"]), held)
+    return {**found, "position": batch["position"]}
+
+
+# ---- evaluation ---------------------------------------------------------------------------------
+
+
+def eval_batches(
+    source: Source, *, batch: int, index: np.ndarray | None = None, process: int = 0, processes: int = 1
+) -> Iterator[pipeline.Batch]:
+    """`pipeline.eval_batches` of images in memory, but that {image} is whole: `[n, h, w, c]` uint8."""
+    index = np.arange(source.size) if index is None else np.asarray(index)
+    for rows in order.shares(index, batch, process, processes):
+        image, label = source.fetch(np.maximum(rows, 0))
+        yield {"image": image, "label": label, "mask": rows >= 0}
