@@ -107,7 +107,8 @@ def crop_box(
     tallest = jnp.minimum(tallest, height)
     least = jnp.minimum(jnp.rint(jnp.sqrt(low / ratio)), tallest)
     h = least + jnp.floor(u[1] * (tallest - least + 1))
-    h = jnp.where(h * jnp.rint(h * ratio) < low, h + 1, h)  # rounding again
+    h = jnp.where(h * jnp.rint(h * ratio) < low, h + 1, h)  # rounding again, down and up
+    h = jnp.where(h * jnp.rint(h * ratio) > high, h - 1, h)
     w = jnp.rint(h * ratio)
     good = (h * w >= jnp.maximum(low, min_covered * height * width)) & (h * w <= high)
     good &= (h <= height) & (w <= width) & (h > 0) & (w > 0)

@@ -7,19 +7,32 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from simclr_jax.errors import SimclrError
+
 
 @functools.cache
 def load():
     """TensorFlow, for input pipelines only.
 
     The import takes seconds, and TensorFlow would otherwise reserve the accelerator's memory.
+
+    Raises:
+      SimclrError: it is not installed.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
     jax.devices()  # JAX takes its devices first
-    with _no_greetings():
-        import tensorflow as tf
+    try:
+        with _no_greetings():
+            import tensorflow as tf
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        raise SimclrError(
+            "TensorFlow, which reads these images, is not installed: pip install tensorflow-cpu; or train "
+            "from memory, which needs none: --config.augment.device=all, with arrays, npz: or builtin:"
+        ) from None
 
     tf.config.set_visible_devices([], "GPU")
     tf.config.set_visible_devices([], "TPU")

@@ -3,6 +3,7 @@
 Every device takes its own rows against all columns, tile by tile, with a running logsumexp; the backward
 pass computes the tiles again. Similarities are symmetric, so that a row's gradient needs the logsumexp of the
 other rows instead of the gradients of all columns: one all-gather of the embeddings and one of 2n numbers.
+Or, in a ring, every device's columns go round from neighbour to neighbour, and none ever holds all of them.
 """
 
 import functools
@@ -38,6 +39,7 @@ def nt_xent(
     mesh: Mesh,
     axis: str = "data",
     tile: int = TILE,
+    ring: bool = False,
 ) -> Result:
     """`contrastive.nt_xent` in tiles: same arguments, same value, gradient and metrics.
 
@@ -46,24 +48,25 @@ def nt_xent(
       temperature: τ, a Python number.
       mesh, axis: over whose devices the images are split.
       tile: rows and columns of the logits that exist at a time, on each device; even.
+      ring: pass the columns round instead of gathering them: for embeddings that fill a device's memory.
     """
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     rows = (unit(z) if normalize else z).reshape(2 * z.shape[0], -1)
-    return _nt_xent(rows, float(temperature), mesh, axis, tile)
+    return _nt_xent(rows, float(temperature), mesh, axis, tile, ring)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _nt_xent(rows: jax.Array, temperature: float, mesh: Mesh, axis: str, tile: int) -> Result:
-    return _forward(rows, temperature, mesh, axis, tile)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
+def _nt_xent(rows: jax.Array, temperature: float, mesh: Mesh, axis: str, tile: int, ring: bool) -> Result:
+    return _forward(rows, temperature, mesh, axis, tile, ring)[0]
 
 
-def _forward(rows, temperature, mesh, axis, tile):
+def _forward(rows, temperature, mesh, axis, tile, ring):
     count = len(rows)
 
     def local(mine):
-        columns = jax.lax.all_gather(mine, axis, tiled=True)
         first = jax.lax.axis_index(axis) * len(mine)
-        seen = _by_tiles(functools.partial(_statistics, temperature, count, tile), mine, first, columns, tile)
+        of_tile = functools.partial(_statistics, temperature, tile)
+        seen = _over_columns(of_tile, _nothing_seen(mine), mine, mine, axis, tile, ring)
         lse = seen.top + jnp.log(seen.total)
         partner = mine.reshape(-1, 2, mine.shape[1])[:, ::-1].reshape(mine.shape)
         positive = jnp.sum(mine * partner, axis=1) / temperature
@@ -71,29 +74,25 @@ def _forward(rows, temperature, mesh, axis, tile):
         entropy = jnp.log(seen.ab_total) + seen.ab_top - seen.ab_weighted / seen.ab_total
         sums = (jnp.sum(lse - positive), 2 * jnp.sum(right, dtype=lse.dtype), 2 * jnp.sum(entropy))
         loss, accuracy, entropy = (jax.lax.psum(x, axis) / count for x in sums)
-        return loss, accuracy, entropy, columns, lse
+        return loss, accuracy, entropy, lse
 
     split, whole = jax.P(axis), jax.P()
-    loss, accuracy, entropy, columns, lse = _on(mesh, local, (split,), (whole, whole, whole, whole, split))(
-        rows
-    )
+    loss, accuracy, entropy, lse = _on(mesh, local, (split,), (whole, whole, whole, split))(rows)
     metrics = {"contrast_accuracy": accuracy, "contrast_entropy": entropy}
-    return (loss, metrics), (rows, columns, lse)
+    return (loss, metrics), (rows, lse)
 
 
-def _backward(temperature, mesh, axis, tile, kept, cotangents):
+def _backward(temperature, mesh, axis, tile, ring, kept, cotangents):
     count = len(kept[0])
 
-    def local(mine, columns, lse):
-        all_lse = jax.lax.all_gather(lse, axis, tiled=True)
-        first = jax.lax.axis_index(axis) * len(mine)
-        of_tile = functools.partial(_gradient, temperature, tile)
-        pulled = _by_tiles(of_tile, (mine, lse), first, (columns, all_lse), tile)
+    def local(mine, lse):
+        of_tile, both = functools.partial(_gradient, temperature, tile), (mine, lse)
+        pulled = _over_columns(of_tile, jnp.zeros_like(mine), both, both, axis, tile, ring)
         partner = mine.reshape(-1, 2, mine.shape[1])[:, ::-1].reshape(mine.shape)
         return (pulled - 2 * partner) / (count * temperature)
 
-    split, whole = jax.P(axis), jax.P()
-    gradient = _on(mesh, local, (split, whole, split), split)(*kept)
+    split = jax.P(axis)
+    gradient = _on(mesh, local, (split, split), split)(*kept)
     return (gradient * cotangents[0],)  # the metrics have no gradient
 
 
@@ -105,24 +104,50 @@ def _on(mesh: Mesh, function: Any, inputs: Any, outputs: Any) -> Any:
     return jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
 
 
-def _by_tiles(of_tile: Any, mine: Any, first: jax.Array, columns: Any, tile: int) -> Any:
-    """`of_tile(rows, number of the first, columns)` of each tile of this device's rows, put together."""
+def _over_columns(of_tile: Any, start: Any, mine: Any, columns: Any, axis: str, tile: int, ring: bool) -> Any:
+    """`of_tile` of this device's rows and everyone's `columns`, from `start`; each `[rows of a device, ...]`."""
+    devices, me = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
+    rows = len(jax.tree.leaves(mine)[0])
+    if not ring:
+        columns = jax.tree.map(lambda x: jax.lax.all_gather(x, axis, tiled=True), columns)
+        return _by_tiles(of_tile, start, mine, me * rows, columns, jnp.int32(0), tile)
+    to_next = [(i, (i + 1) % devices) for i in range(devices)]
+
+    def turn(carry: tuple, k: jax.Array) -> tuple[tuple, None]:
+        seen, visiting = carry
+        from_device = (me - k) % devices
+        seen = _by_tiles(of_tile, seen, mine, me * rows, visiting, from_device * rows, tile)
+        return (seen, jax.tree.map(lambda x: jax.lax.ppermute(x, axis, to_next), visiting)), None
+
+    return jax.lax.scan(turn, (start, columns), jnp.arange(devices, dtype=jnp.int32))[0][0]
+
+
+def _by_tiles(
+    of_tile: Any, start: Any, mine: Any, first: jax.Array, columns: Any, first_column: jax.Array, tile: int
+) -> Any:
+    """`of_tile(start, rows, number of the first, columns, ...)` of each tile of the rows, put together."""
     count = len(jax.tree.leaves(mine)[0])
     size = min(tile, count)
-    if count % size:  # the last tile is filled up
-        mine = jax.tree.map(lambda x: jnp.pad(x, [(0, -count % size)] + [(0, 0)] * (x.ndim - 1)), mine)
-    tiles = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), mine)
-    begins = first + size * jnp.arange(-(-count // size), dtype=jnp.int32)
-    found = jax.lax.map(lambda each: of_tile(each[0], each[1], columns), (tiles, begins))
+    tiles = -(-count // size)  # the last one is filled up
+    split = lambda x: _filled(x, size).reshape(tiles, -1, *x.shape[1:])  # noqa: E731
+    # What is kept of pairs of rows, as of their view a, is half as long.
+    halves = lambda x: split(jnp.repeat(x, count // len(x), axis=0))[:, :: count // len(x)]  # noqa: E731
+    begins = first + size * jnp.arange(tiles, dtype=jnp.int32)
+    each = (jax.tree.map(halves, start), jax.tree.map(split, mine), begins)
+    found = jax.lax.map(lambda e: of_tile(*e, columns, first_column), each)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: count * x.shape[1] // size], found)
+
+
+def _filled(x: jax.Array, size: int) -> jax.Array:
+    """`x` with zero rows up to a multiple of `size`."""
+    return jnp.pad(x, [(0, -len(x) % size)] + [(0, 0)] * (x.ndim - 1)) if len(x) % size else x
 
 
 def _scan_columns(step: Any, start: Any, columns: Any, tile: int) -> Any:
     """`step(carry, columns of a tile, number of the first)` over all tiles of columns."""
     count = len(jax.tree.leaves(columns)[0])
     size = min(tile, count)
-    columns = jax.tree.map(lambda x: jnp.pad(x, [(0, -count % size)] + [(0, 0)] * (x.ndim - 1)), columns)
-    tiles = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), columns)
+    tiles = jax.tree.map(lambda x: _filled(x, size).reshape(-1, size, *x.shape[1:]), columns)
     begins = size * jnp.arange(-(-count // size), dtype=jnp.int32)
     return jax.lax.scan(lambda carry, each: (step(carry, *each), None), start, (tiles, begins))[0]
 
@@ -131,22 +156,31 @@ def _logits(rows: jax.Array, columns: jax.Array, temperature: float) -> jax.Arra
     return jnp.matmul(rows, columns.T, precision=Precision.HIGHEST) / temperature
 
 
-def _numbers(logits: jax.Array, first_row: jax.Array, first_column: jax.Array) -> tuple[jax.Array, jax.Array]:
-    row, column = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
-    return first_row + row, first_column + column
+def _masked(first_row: jax.Array, first: jax.Array, within: jax.Array, shape: tuple, count: int) -> jax.Array:
+    """Where a row meets itself, or a column is filling: `first + within` is the tile's first column."""
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+    return (first_row + row == first + within + column) | (within + column >= count)
 
 
-def _statistics(temperature, count, tile, rows, first_row, columns) -> _Running:
-    def step(seen: _Running, part: jax.Array, first_column: jax.Array) -> _Running:
+def _nothing_seen(rows: jax.Array) -> _Running:
+    every, half = jnp.full(len(rows), LOW, rows.dtype), jnp.full(len(rows) // 2, LOW, rows.dtype)
+    nothing = jnp.zeros_like
+    return _Running(every, nothing(every), half, nothing(half), nothing(half), nothing(half, jnp.int32))
+
+
+def _statistics(temperature, tile, seen, rows, first_row, columns, first) -> _Running:
+    """What was `seen` of the rows before, and these columns."""
+
+    def step(seen: _Running, part: jax.Array, within: jax.Array) -> _Running:
         logits = _logits(rows, part, temperature)
-        row, column = _numbers(logits, first_row, first_column)
-        logits = jnp.where((row == column) | (column >= count), -jnp.inf, logits)
+        masked = _masked(first_row, first, within, logits.shape, len(columns))
+        logits = jnp.where(masked, -jnp.inf, logits)
         top = jnp.maximum(seen.top, jnp.max(logits, axis=1))
         total = seen.total * jnp.exp(seen.top - top) + jnp.sum(jnp.exp(logits - top[:, None]), axis=1)
         ab = logits[::2, 1::2]  # tiles begin with a view a
         ab_top = jnp.maximum(seen.ab_top, jnp.max(ab, axis=1))
         shrink, weight = jnp.exp(seen.ab_top - ab_top), jnp.exp(ab - ab_top[:, None])
-        best = first_column + 1 + 2 * jnp.argmax(ab, axis=1).astype(jnp.int32)
+        best = first + within + 1 + 2 * jnp.argmax(ab, axis=1).astype(jnp.int32)
         return _Running(
             top,
             total,
@@ -156,23 +190,18 @@ def _statistics(temperature, count, tile, rows, first_row, columns) -> _Running:
             jnp.where(ab_top > seen.ab_top, best, seen.ab_best),
         )
 
-    every, half = jnp.full(len(rows), LOW, rows.dtype), jnp.full(len(rows) // 2, LOW, rows.dtype)
-    nothing = jnp.zeros_like
-    start = _Running(every, nothing(every), half, nothing(half), nothing(half), nothing(half, jnp.int32))
-    return _scan_columns(step, start, columns, tile)
+    return _scan_columns(step, seen, columns, tile)
 
 
-def _gradient(temperature, tile, rows_and_lse, first_row, columns_and_lse) -> jax.Array:
-    """Σⱼ (Pᵢⱼ + Pⱼᵢ) zⱼ for the rows i of a tile, P being the softmax of each row without itself."""
-    (rows, row_lse), (columns, column_lse) = rows_and_lse, columns_and_lse
-    count = len(columns)
+def _gradient(temperature, tile, pulled, rows_and_lse, first_row, columns_and_lse, first) -> jax.Array:
+    """`pulled` + Σⱼ (Pᵢⱼ + Pⱼᵢ) zⱼ for the rows i of a tile, P being the softmax of each row without itself."""
+    (rows, row_lse), count = rows_and_lse, len(columns_and_lse[0])
 
-    def step(pulled: jax.Array, part: Any, first_column: jax.Array) -> jax.Array:
+    def step(pulled: jax.Array, part: Any, within: jax.Array) -> jax.Array:
         columns, lse = part
         logits = _logits(rows, columns, temperature)
-        row, column = _numbers(logits, first_row, first_column)
         weight = jnp.exp(logits - row_lse[:, None]) + jnp.exp(logits - lse[None, :])
-        weight = jnp.where((row == column) | (column >= count), 0, weight)
+        weight = jnp.where(_masked(first_row, first, within, logits.shape, count), 0, weight)
         return pulled + jnp.matmul(weight, columns, precision=Precision.HIGHEST)
 
-    return _scan_columns(step, jnp.zeros_like(rows), (columns, column_lse), tile)
+    return _scan_columns(step, pulled, columns_and_lse, tile)
