@@ -132,10 +132,10 @@ def test_local_leaves_no_orphan_when_it_is_killed(background):
 
 
 def test_local_leaves_nothing_of_what_a_child_has_started():
-    started = f"import subprocess; subprocess.Popen([sys.executable, '-c', {WAIT!r}])"
-    code, out, _ = local("--processes=1", "--grace=0.2", *child(started))
+    program = f"import subprocess; print(subprocess.Popen([sys.executable, '-c', {WAIT!r}]).pid)"
+    code, out, _ = local("--processes=1", "--grace=0.2", *child(program))
     assert code == 0
-    assert gone(out.strip(), 0.1)
+    assert gone(int(out.split()[0]), 0.1)
 
 
 def test_local_shares_the_gpus_out(tmp_path):

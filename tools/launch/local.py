@@ -147,10 +147,8 @@ class Process:
 
 def copy_lines(source, target, prefix: bytes) -> None:
     """Passes lines on; of a progress bar, what a terminal would show in the end."""
-    with (
-        source,
-        contextlib.suppress(OSError),
-    ):  # nobody reads us: the child hears of it, as without a launcher
+    # Where nobody reads us any more the child hears of it, as it would without a launcher.
+    with source, contextlib.suppress(OSError):
         for line in source:
             target.write(prefix + line.rstrip(b"\r\n").rsplit(b"\r", 1)[-1] + b"\n")
             target.flush()
