@@ -107,7 +107,7 @@ def test_local_passes_a_signal_on_once(background, number):
     program = """
 import signal
 def stop(number, frame):
-    print("saved", number, flush=True)
+    os.write(1, b"saved %d\\n" % number)
     time.sleep(0.2)
     sys.exit(143)
 signal.signal(signal.SIGINT, stop), signal.signal(signal.SIGTERM, stop)
