@@ -132,6 +132,7 @@ def default() -> ConfigDict:
     loss.margin = 0.8  # margin
     loss.sigma = 0.5  # dclw
     loss.dense_mb = 512.0  # logits a device may hold at once; above, nt_xent goes tile by tile
+    loss.gather_mb = 512.0  # embeddings that tiles may gather on a device; above, they pass round a ring
 
     c.finetune = finetune = ConfigDict()  # tasks supervised and distill
     finetune.after_block = -1  # freeze the encoder up to this block group; 0: the stem; 4: all; -1: nothing

@@ -114,7 +114,7 @@ def _check_values(flat: dict[str, Any]) -> None:
     _require(both, flat, "data.std", "given together with data.mean")
     never_negative = [f for f in flat if f.endswith((".epochs", ".steps", ".examples"))]
     never_negative += ["mesh.devices", "data.threads", "seed", "optimizer.weight_decay",
-                       "start.step", "distill.step", "loss.dense_mb",
+                       "start.step", "distill.step", "loss.dense_mb", "loss.gather_mb",
                        "loss.margin", "model.sk_ratio", "model.se_ratio",
                        "data.memory_gb", "data.stored_size", "augment.rotation",
                        "augment.jitter_strength", "train.steps_per_call"]  # fmt: skip

@@ -129,7 +129,8 @@ def test_where_tensorflow_is_not_installed(tmp_path):
     np.savez(tmp_path / "tiny.npz", images=images, labels=labels)
     command = [
         sys.executable, "-c", WITHOUT_TENSORFLOW, "--config=configs/quickstart.py",
-        f"--workdir={tmp_path}/run", f"--config.data.source=npz:{tmp_path}/tiny.npz", "--config.data.image_size=12",
+        f"--workdir={tmp_path}/run", f"--config.data.source=npz:{tmp_path}/tiny.npz",
+        "--config.data.image_size=12",
         "--config.train.batch_size=16", "--config.train.steps=4", "--config.model.width=0.25",
         "--config.eval.linear.draws=1", "--config.eval.linear.iterations=5", "--config.eval.figures=False",
     ]  # fmt: skip

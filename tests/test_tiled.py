@@ -27,25 +27,28 @@ def both(z, temperature, devices, dtype=np.float32, **options):
     ]
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize(("devices", "ring"), [(1, False), (8, False), (8, True)])
 @pytest.mark.parametrize(
     ("n", "temperature", "tile"),
     [(8, 0.1, 6), (40, 0.5, 16), (64, 0.01, 2048), (64, 0.1, 50)],  # whole, filled-up and single tiles
 )
-def test_value_gradient_and_metrics(n, temperature, tile, devices):
-    (dense, dense_gradient), (value, gradient) = both(embeddings(n), temperature, devices, tile=tile)
-    np.testing.assert_allclose(value[0], dense[0], rtol=1e-6)
+def test_value_gradient_and_metrics(n, temperature, tile, devices, ring):
+    (dense, dense_gradient), (value, gradient) = both(
+        embeddings(n), temperature, devices, tile=tile, ring=ring
+    )
+    np.testing.assert_allclose(value[0], dense[0], rtol=1e-6, atol=3e-7)  # logits of 10 round to 1e-6
     scale = np.abs(dense_gradient).max()
     np.testing.assert_allclose(gradient, dense_gradient, atol=2e-6 * scale)
     assert value[1]["contrast_accuracy"] == pytest.approx(float(dense[1]["contrast_accuracy"]))
     np.testing.assert_allclose(value[1]["contrast_entropy"], dense[1]["contrast_entropy"], atol=2e-6)
 
 
-def test_float64_and_not_normalised():
+@pytest.mark.parametrize("ring", [False, True])
+def test_float64_and_not_normalised(ring):
     z = 0.3 * embeddings(24, d=8)
     with jax.enable_x64(True):
         (dense, dense_gradient), (value, gradient) = both(
-            z, 0.7, 4, dtype=np.float64, tile=10, normalize=False
+            z, 0.7, 4, dtype=np.float64, tile=10, normalize=False, ring=ring
         )
         np.testing.assert_allclose(value[0], dense[0], rtol=1e-13)
         np.testing.assert_allclose(gradient, dense_gradient, rtol=1e-10, atol=1e-15)
@@ -62,12 +65,26 @@ def test_zero_rows_and_low_precision():
     assert low.dtype == jnp.float32
 
 
+def compiled_on_8(images, ring):
+    mesh = sharding.make_mesh(8)
+    z = jax.ShapeDtypeStruct((images, 2, 128), jnp.float32, sharding=sharding.by_batch(mesh))
+    loss = functools.partial(tiled.nt_xent, temperature=0.1, mesh=mesh, ring=ring)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(z).compile()
+
+
+def test_a_ring_never_holds_all_embeddings():
+    """2 million rows of 128: 1 GB together, 134 MB a device."""
+    compiled = compiled_on_8(2**20, ring=True)
+    assert compiled.memory_analysis().temp_size_in_bytes < 900e6
+    hlo = compiled.as_text()
+    assert "collective-permute" in hlo
+    assert "all-gather" not in hlo
+    assert f"f32[{2**21},128]" not in hlo
+
+
 def test_131072_rows_need_less_than_200_megabytes_a_device():
     """All logits would be 69 GB."""
-    mesh = sharding.make_mesh(8)
-    z = jax.ShapeDtypeStruct((65_536, 2, 128), jnp.float32, sharding=sharding.by_batch(mesh))
-    loss = functools.partial(tiled.nt_xent, temperature=0.1, mesh=mesh)
-    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(z).compile()
+    compiled = compiled_on_8(65_536, ring=False)
     assert compiled.memory_analysis().temp_size_in_bytes < 200e6
     hlo = compiled.as_text()
     gathers = [line for line in hlo.splitlines() if " all-gather(" in line or " all-gather-start(" in line]
@@ -79,9 +96,11 @@ def test_131072_rows_need_less_than_200_megabytes_a_device():
 def test_training_chooses_it_above_the_budget(tmp_path, devices):
     fields = {"train__steps": 3, "mesh__devices": devices}
     dense = train.run(tiny_config(**fields), tmp_path / "dense", splits=tiny_splits())
-    text = lambda budget: jaxpr_of(tiny_config(**fields, loss__dense_mb=budget))  # noqa: E731
-    assert "shard_map" not in text(512.0)
-    assert "shard_map" in text(1e-6)
+    text = lambda **budgets: jaxpr_of(tiny_config(**fields, **budgets))  # noqa: E731
+    assert "shard_map" not in text(loss__dense_mb=512.0)
+    assert "shard_map" in text(loss__dense_mb=1e-6)
+    assert "ppermute" not in text(loss__dense_mb=1e-6)
+    assert "ppermute" in text(loss__dense_mb=1e-6, loss__gather_mb=1e-6)
     tiles = train.run(tiny_config(**fields, loss__dense_mb=1e-6), tmp_path / "tiles", splits=tiny_splits())
     assert tiles["last"]["loss"] == pytest.approx(dense["last"]["loss"], rel=1e-4)
 

@@ -105,7 +105,7 @@ def _on(mesh: Mesh, function: Any, inputs: Any, outputs: Any) -> Any:
 
 
 def _over_columns(of_tile: Any, start: Any, mine: Any, columns: Any, axis: str, tile: int, ring: bool) -> Any:
-    """`of_tile` of this device's rows and everyone's `columns`, from `start`; each `[rows of a device, ...]`."""
+    """`of_tile` of this device's rows and everyone's columns, from `start`; all `[rows of a device, ...]`."""
     devices, me = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
     rows = len(jax.tree.leaves(mine)[0])
     if not ring:
@@ -194,7 +194,7 @@ def _statistics(temperature, tile, seen, rows, first_row, columns, first) -> _Ru
 
 
 def _gradient(temperature, tile, pulled, rows_and_lse, first_row, columns_and_lse, first) -> jax.Array:
-    """`pulled` + Σⱼ (Pᵢⱼ + Pⱼᵢ) zⱼ for the rows i of a tile, P being the softmax of each row without itself."""
+    """`pulled` + Σⱼ (Pᵢⱼ + Pⱼᵢ) zⱼ for the rows i of a tile; P: the softmax of each row without itself."""
     (rows, row_lse), count = rows_and_lse, len(columns_and_lse[0])
 
     def step(pulled: jax.Array, part: Any, within: jax.Array) -> jax.Array:

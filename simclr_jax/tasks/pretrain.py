@@ -87,10 +87,11 @@ def _contrastive_loss(config: ConfigDict, mesh: Mesh) -> Callable:
     """(z [n, 2, d], label [n]) -> loss, metrics; NT-Xent in tiles where all its logits would be too many."""
     fields = config.loss.to_dict()
     del fields["scale"]
-    name, budget = fields.pop("name"), fields.pop("dense_mb")
-    logits = (2 * config.train.batch_size) ** 2 / mesh.size
-    if name == "nt_xent" and not fields["one_view"] and 4e-6 * logits > budget:
-        options = {"normalize": fields["normalize"], "mesh": mesh, "axis": sharding.AXIS}
+    name, budget, gathered = fields.pop("name"), fields.pop("dense_mb"), fields.pop("gather_mb")
+    rows = 2 * config.train.batch_size
+    if name == "nt_xent" and not fields["one_view"] and 4e-6 * rows**2 / mesh.size > budget:
+        ring = 4e-6 * rows * config.model.projection_dim > gathered
+        options = {"normalize": fields["normalize"], "mesh": mesh, "axis": sharding.AXIS, "ring": ring}
         return lambda z, label: tiled.nt_xent(z, fields["temperature"], **options)
     dense = losses.create(name, **fields)
     # With the columns replicated the step has one all-gather and moves no images.
