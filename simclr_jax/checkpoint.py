@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from simclr_jax.errors import SimclrError, one_line
+from simclr_jax.errors import Preempted, SimclrError, one_line
 from simclr_jax.state import TrainState
 
 PARTS = ("params", "model_state", "opt_state", "extra")
@@ -69,6 +69,14 @@ class Checkpoints:
           call: goes up by one a time; JAX agrees on the number to stop at in advance.
         """
         return jax.process_count() > 1 and self._manager.reached_preemption(call)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        lost = jax.process_count() > 1 and kind is not None and not issubclass(kind, Preempted)
+        if not lost:  # of several processes one has failed: waiting would be for ever
+            self.close()
 
     def close(self) -> None:
         """Waits until what was saved is on disk."""

@@ -1,5 +1,6 @@
 """The command: `python -m simclr_jax.main --config=configs/quickstart.py`."""
 
+import os
 import sys
 
 from absl import app, flags, logging
@@ -7,7 +8,7 @@ from ml_collections import config_flags
 
 from simclr_jax import config as cfg
 from simclr_jax import validation
-from simclr_jax.errors import Preempted, SimclrError
+from simclr_jax.errors import Preempted, SimclrError, one_line
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="file that defines the run, for example configs/quickstart.py"
@@ -19,27 +20,38 @@ RESUME = flags.DEFINE_enum(
     "resume", "auto", ["auto", "force"],
     "going on in a workdir that another config made: auto refuses, force does it",
 )  # fmt: skip
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "of several processes: HOST:PORT of the first (a TPU pod and Slurm need none)"
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "how many processes there are")
+PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0")
 
 HELP = """Trains an encoder without labels (SimCLR) and scores it.
 
 usage: python -m simclr_jax.main --config=FILE [--workdir=DIR] [--resume=force]
                                  [--config.FIELD=VALUE ...]
+                                 [--coordinator=HOST:PORT --processes=N --process=I]
 
-  --config    {config}
-  --workdir   {workdir}
-  --resume    {resume}
+  --config       {config}
+  --workdir      {workdir}
+  --resume       {resume}
+  --coordinator  {coordinator}
+  --processes    {processes}
+  --process      {process}
 
 The same command goes on where a run stopped. Fields, with their defaults (explained in
 simclr_jax/config.py; of a duration, steps win over examples, and examples over epochs):
 
 {fields}"""
 
-FAILED, INTERRUPTED, TERMINATED = 2, 128 + 2, 128 + 15  # exit codes; the last two are the shell's
+# Exit codes: a mistake of the user's, try again (sysexits.h), and the shell's of two signals.
+FAILED, LOST, INTERRUPTED, TERMINATED = 2, 75, 128 + 2, 128 + 15
+OPTIONS = ("config", "workdir", "resume", "coordinator", "processes", "process")
 
 
 def show_help() -> None:
     """Prints the options and every field of the config."""
-    texts = {name: flags.FLAGS[name].help for name in ("config", "workdir", "resume")}
+    texts = {name: flags.FLAGS[name].help for name in OPTIONS}
     fields = "\n".join(f"  --config.{field}={value}" for field, value in cfg.flatten(cfg.default()).items())
     print(HELP.format(fields=fields, **texts))
 
@@ -73,8 +85,16 @@ def parse(argv: list[str], words: int = 0) -> list[str]:
 
 def fail(error: object, code: int = FAILED) -> None:
     """Prints the error, without a traceback, and exits."""
-    print(f"error: {str(error).strip()}", file=sys.stderr)
+    print(f"error: {str(error).strip()}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if _several():  # at once: an orderly end would wait for the others, who wait for this one
+        os._exit(code)
     sys.exit(code)
+
+
+def _several() -> bool:
+    distributed = sys.modules.get("simclr_jax.distributed")
+    return distributed is not None and distributed.several()
 
 
 def main(argv: list[str]) -> None:
@@ -85,8 +105,9 @@ def main(argv: list[str]) -> None:
     workdir = WORKDIR.value or f"runs/{name.rsplit('/', 1)[-1].removesuffix('.py')}"
     try:
         validation.validate(cfg.adopt_start(CONFIG.value, workdir))
-        from simclr_jax import train  # late: --help and a wrong field answer at once
+        from simclr_jax import distributed, train  # late: --help and a wrong field answer at once
 
+        distributed.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         train.run(CONFIG.value, workdir, force=RESUME.value == "force")
     except SimclrError as error:
         fail(error)
@@ -95,6 +116,13 @@ def main(argv: list[str]) -> None:
         sys.exit(TERMINATED)
     except KeyboardInterrupt:
         fail("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
+    except RuntimeError as error:  # JAX's, of a collective operation for example
+        if not _several():
+            raise
+        fail(
+            f"a process of this run has ended, see what it said ({one_line(error)}); the same command on "
+            "all of them goes on from the last checkpoint", LOST,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def run(
     if first < steps:
         with contextlib.ExitStack() as stack:
             signals = stack.enter_context(checkpoint.Signals())  # heard until all is saved
-            stack.callback(checkpoints.close)
+            stack.enter_context(checkpoints)
             writers = start_writers(workdir, first, config)
             stack.callback(writers.close)
             step_fn = make_step(task, optimizer, rate, config.seed, cfg.microbatches(config))

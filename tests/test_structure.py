@@ -24,7 +24,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Each room may import those on lower floors, and within itself.
 FLOORS = (
     ("errors", "version", "files"),
-    ("geometry", "sharding"),
+    ("geometry", "sharding", "distributed"),
     ("config", "state", "losses", "models", "optim", "augment", "data", "metrics",
      "figures", "report"),
     ("checkpoint", "evals", "workdir", "validation"),
