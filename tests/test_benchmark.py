@@ -121,6 +121,8 @@ def test_traffic_between_and_beyond_what_was_compiled():
     assert scaling.traffic_of(rows, 640) == paper.Traffic(
         7, 6400, 0, 5
     )  # 10 bytes an image, 7 whatever it is
+    flops = [row | {"flops_per_step": row["batch_size"] * (100 + row["batch_size"])} for row in rows]
+    assert scaling.image_flops(flops, 640) == 740
     same = [row | {"batch_size": 64, "bytes": rows[1]["bytes"]} for row in rows]
     assert scaling.traffic_of(same, 64) == paper.Traffic(7, 640, 0, 5)
 
@@ -185,6 +187,7 @@ def test_no_tensorflow_for_the_device(tmp_path):
     code = """
         from bench import augment, knn, loss, step
         from conftest import tiny_config
+        step.matmul_rate = lambda dtype: 1.0  # takes seconds
         step.measure(tiny_config(), steps=1)
         loss.measure(tiny_config(), sizes=(8,), steps=1)
         knn.measure(tiny_config(), bank=8, queries=2, dim=4, k=2, classes=(2,), steps=1)

@@ -123,7 +123,8 @@ def options(name: str) -> dict[str, Any]:
             those = ", ".join(f"--{t}" for t in taken if t != "command") or "none but --json"
             raise SimclrError(f"--{flag}: the part {name} does not take it; it takes {those}")
     if "command" in taken:  # what a process of its own needs to read the same config
-        given["command"] = [arg for arg in sys.argv[1:] if arg.lstrip("-").startswith("config")]
+        fields = [arg for arg in sys.argv[1:] if arg.lstrip("-").startswith("config.")]
+        given["command"] = [f"--config={flags.FLAGS['config'].config_filename}", *fields]
     return given
 
 

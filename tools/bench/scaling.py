@@ -35,10 +35,8 @@ def measure(
     del config  # the new processes read their own
     options = [*command, f"--images_per_device={images_per_device}"] if images_per_device else command
     rows = [compiled_for(count, options) for count in sorted(devices)]
-    last = rows[-1]
-    image_flops = last["flops_per_step"] / last["batch_size"]
     machines = {
-        name: on_paper(rows, image_flops, machine, images_per_device, utilisation, latency_us * 1e-6)
+        name: on_paper(rows, machine, images_per_device, utilisation, latency_us * 1e-6)
         for name, machine in paper.MACHINES.items()
     }
     return {
@@ -46,7 +44,7 @@ def measure(
         "images_per_device": images_per_device,
         "utilisation": utilisation,
         "latency_us": latency_us,
-        "flops_per_image": image_flops,
+        "flops_per_image": rows[-1]["flops_per_step"] / rows[-1]["batch_size"],
         "rows": rows,
         "on_paper": machines,
         **report.environment(),
@@ -71,20 +69,27 @@ def compiled_for(devices: int, options: list[str]) -> dict:
 
 
 def on_paper(
-    rows: list[dict], image_flops: float, machine: paper.Machine, images_per_device: int, utilisation: float,
-    latency: float,
-) -> list[dict]:  # fmt: skip
+    rows: list[dict], machine: paper.Machine, images_per_device: int, utilisation: float, latency: float
+) -> list[dict]:
     """Steps on more and more chips, as long as each has an image."""
     found = []
     for chips in paper.CHIPS:
         batch = images_per_device * chips or rows[-1]["batch_size"]
         if batch < chips:
             break
-        traffic, flops = traffic_of(rows, batch), image_flops * batch / chips
+        traffic, flops = traffic_of(rows, batch), image_flops(rows, batch) * batch / chips
         times = paper.step(flops, traffic, chips, machine, utilisation=utilisation, latency=latency)
         rate = batch / (times["compute_seconds"] + times["communication_seconds"])
         found.append({"batch_size": batch, "images_per_second": rate, **times})
     return found
+
+
+def image_flops(rows: list[dict], batch: int) -> float:
+    """FLOPs an image at a batch size: each is compared with all others, so they grow with it, by a line."""
+    (small, few), (large, many) = (
+        (r["batch_size"], r["flops_per_step"] / r["batch_size"]) for r in (rows[0], rows[-1])
+    )
+    return many + ((many - few) / (large - small) * (batch - large) if large > small else 0.0)
 
 
 def traffic_of(rows: list[dict], batch: int) -> Traffic:
