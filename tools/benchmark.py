@@ -12,7 +12,7 @@ Parts, with their options:
   scaling   what the step of --config moves between 1 to 8 devices; pods on paper. --devices=1,2,4,8
             --images_per_device=0 --utilisation=0.4 --latency_us=20
   collectives  one row of scaling, for the devices that are here. --images_per_device=0
-  smoke     all that needs no config, tiny
+  smoke     all of these but startup, tiny
 
 --steps is the number of timed repeats. --peer=PYTHON names the interpreter of an environment with torch,
 torchvision and lightly: theirs and ours then take turns.
@@ -143,9 +143,9 @@ def main(argv: list[str]) -> None:
     if PEER.value:  # both sides' arrays must fit on the accelerator
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     result = part.measure(config, **given)
-    part.show(result)
     where = Path(JSON.value or Path(tempfile.gettempdir()) / f"simclr_jax_{name}.json")
     where.write_text(json.dumps(result, indent=2) + "\n")
+    part.show(result)
     print(f"\n{where}")
 
 
