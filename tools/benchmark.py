@@ -1,177 +1,156 @@
-"""Measures this installation; prints a line to read and writes JSON to compare.
+"""Measures this installation; prints a table to read and writes JSON to compare.
 
-    python tools/benchmark.py step --config=configs/quickstart.py [--steps=20] [--data=real]
-        [--json=FILE] [--config.FIELD=VALUE ...]
+    python tools/benchmark.py PART [--config=FILE] [--config.FIELD=VALUE ...] [--json=FILE] [OPTIONS]
 
-Parts:
-  step   the train step of any config: source images a second, from synthetic batches that are already on
-         the device, or with --data=real through the input pipeline of the config.
-  loss   NT-Xent's value and gradient, dense and in tiles side by side: time and temporary memory for each
-         number of images in --sizes=1024,4096.
+Parts, with their options:
+  step      the train step of --config: images/s, share of the peak. --steps --data=synthetic|real --peer
+  loss      NT-Xent's value and gradient, dense, tiled, ring. --sizes=1024,4096 --dim --steps --peer
+  augment   augmentation on the device. --images=64 --steps --peer
+  input     a folder of JPEGs to batches of views, by the core. --images=400 --batch=32 --steps --peer
+  knn       exact weighted kNN. --bank=50000 --queries=2048 --dim=512 --k=200 --classes=10,1000 --steps --peer
+  startup   from the command to the first step of --config, cold and warm
+  scaling   what the step of --config moves between 1 to 8 devices; pods on paper. --devices=1,2,4,8
+            --images_per_device=0 --utilisation=0.4 --latency_us=20
+  collectives  one row of scaling, for the devices that are here. --images_per_device=0
+  smoke     all of these but startup, tiny
+
+--steps is the number of timed repeats. --peer=PYTHON names the interpreter of an environment with torch,
+torchvision and lightly: theirs and ours then take turns.
 """
 
+import inspect
 import json
-import statistics
+import os
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from absl import app, flags, logging
+from bench import augment, collectives, defaults, input, knn, loss, scaling, smoke, startup, step
 
 from simclr_jax import config as cfg
-from simclr_jax import losses, report, sharding, train, validation
 from simclr_jax import main as command
-from simclr_jax.data import sources, splits
-from simclr_jax.data.prefetch import Prefetch
+from simclr_jax import validation
 from simclr_jax.errors import SimclrError
-from simclr_jax.losses import tiled
-from simclr_jax.tasks import TASKS
 
-STEPS = flags.DEFINE_integer("steps", 20, "steps to time, after two to warm up", lower_bound=1)
-DATA = flags.DEFINE_enum("data", "synthetic", ["synthetic", "real"], "where batches come from")
+
+class Numbers(flags.ArgumentParser):
+    """1024,4096 as a tuple."""
+
+    def parse(self, argument: str | tuple) -> tuple[int, ...]:
+        """The numbers, each above 0."""
+        if isinstance(argument, tuple):
+            return argument
+        words = argument.split(",")
+        if not all(word.isdecimal() and int(word) for word in words):
+            raise ValueError("must be whole numbers above 0, like 1024,4096")
+        return tuple(map(int, words))
+
+
+def _numbers(name: str, help_text: str) -> None:
+    flags.DEFINE(Numbers(), name, None, help_text)
+
+
+def _count(name: str, help_text: str) -> None:
+    flags.DEFINE_integer(name, None, help_text, lower_bound=1)
+
+
+# None: the default of the part's measure().
 JSON = flags.DEFINE_string("json", None, "file to write the figures to")
-SIZES = flags.DEFINE_list("sizes", ["1024", "4096"], "images a batch, of the part loss")
-PARTS = ("step", "loss")
+PEER = flags.DEFINE_string("peer", None, "python of an environment with torch, torchvision and lightly")
+_count("steps", "timed repeats of each contender, after those to warm up")
+flags.DEFINE_enum("data", None, step.DATA, "step: where batches come from")
+_numbers("sizes", "loss: images a batch")
+_count("dim", "loss, knn: width of the embeddings")
+_count("images", "augment: images at a time; input: files")
+_count("batch", "input: images a batch")
+_count("bank", "knn: features to search")
+_count("queries", "knn: features to classify")
+_count("k", "knn: neighbours")
+_numbers("classes", "knn: classes that the neighbours vote for, one table row each")
+_numbers("devices", "scaling: device counts to compile for")
+_count("images_per_device", "scaling, collectives: weak scaling; left out: the config's batch, shared out")
+flags.DEFINE_float("utilisation", None, "scaling: assumed share of the peak that the compute reaches")
+flags.DEFINE_float(
+    "latency_us", None, "scaling: assumed latency of a collective, microseconds", lower_bound=0
+)
 
 
-def synthetic_splits(config) -> splits.Splits:
-    """Random images of the config's size, a batch of them, ten classes."""
-    side, batch = config.data.image_size, config.train.batch_size
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, side, side, config.data.channels), np.uint8)
-    return splits.Splits(sources.from_arrays(images, np.arange(batch) % 10), None)
+class Part(NamedTuple):
+    """How a part is called."""
+
+    measure: Callable[..., dict]
+    show: Callable[[dict], None]
+    needs_config: bool = False
 
 
-def synthetic_batch(config) -> dict[str, np.ndarray]:
-    """A batch as the pipeline makes it, of noise."""
-    side, batch = config.data.image_size, config.train.batch_size
-    views = 2 if config.task == "pretrain" else 1
-    rng = np.random.default_rng(0)
-    return {
-        "views": rng.random((batch, views, side, side, config.data.channels), np.float32),
-        "position": np.arange(batch, dtype=np.uint32),
-        "label": (np.arange(batch) % 10).astype(np.int32),
-        "mask": np.ones(batch, bool),
-    }
+PARTS = {
+    "step": Part(step.measure, step.show, needs_config=True),
+    "loss": Part(loss.measure, loss.show),
+    "augment": Part(augment.measure, augment.show),
+    "input": Part(input.measure, input.show),
+    "knn": Part(knn.measure, knn.show),
+    "startup": Part(startup.measure, startup.show, needs_config=True),
+    "scaling": Part(scaling.measure, scaling.show, needs_config=True),
+    "collectives": Part(collectives.measure, collectives.show, needs_config=True),
+    "smoke": Part(smoke.measure, smoke.show),
+}
 
 
-def benchmark_step(config) -> dict:
-    """Seconds of single steps, the median's source images a second, compile time and memory."""
-    real, steps = DATA.value == "real", STEPS.value + 2
-    config.train.steps = steps
-    data = splits.load(**config.data) if real else synthetic_splits(config)
-    mesh = sharding.make_mesh(config.mesh.devices)
-    validation.validate_run(config, data.train.size, mesh.size)
-    task = TASKS[config.task](config, data, mesh)
-    optimizer, rate = train.build_optimizer(config, data.train.size, steps, task)
-    state = train.init_state(task, optimizer, config.seed, mesh)
-    put = lambda batch: sharding.put_batch(batch, mesh)  # noqa: E731
-    fixed = put(synthetic_batch(config))
-    prefetch = Prefetch(map(put, task.input(0))) if real else None
-
-    begin = time.perf_counter()
-    step_fn = train.make_step(task, optimizer, rate, config.seed, cfg.microbatches(config))
-    compiled = jax.jit(step_fn, donate_argnums=0).lower(state, fixed).compile()
-    compile_seconds = time.perf_counter() - begin
-    seconds = []
-    for _ in range(steps):
-        begin = time.perf_counter()
-        state, numbers = compiled(state, prefetch.next() if real else fixed)
-        jax.block_until_ready(numbers)
-        seconds.append(time.perf_counter() - begin)
-    if real:
-        prefetch.close()
-    median = statistics.median(seconds[2:])
-    memory = compiled.memory_analysis()
-    return {
-        "part": "step",
-        "data": DATA.value,
-        "batch_size": config.train.batch_size,
-        "images_per_second": config.train.batch_size / median,
-        "step_seconds": {"median": median, "min": min(seconds[2:]), "max": max(seconds[2:])},
-        "compile_seconds": compile_seconds,
-        "temporary_bytes_per_device": memory.temp_size_in_bytes if memory else None,
-        "config": config.to_dict(),
-        **report.environment(),
-    }
+def parse(argv: list[str]) -> list[str]:
+    """The command line; a part that needs no config gets the defaults."""
+    if {"-h", "--help", "-help"} & set(argv):
+        print(__doc__.strip())
+        sys.exit(0)
+    name = next((arg for arg in argv[1:] if not arg.startswith("-")), "(none)")
+    if name not in PARTS:
+        command.fail(f"part {name!r}: must be one of {', '.join(PARTS)}")
+    given = any(arg.lstrip("-").split("=")[0] == "config" for arg in argv)
+    if not given and not PARTS[name].needs_config:
+        argv = [argv[0], f"--config={defaults.__file__}", *argv[1:]]
+    return command.parse(argv, words=1)
 
 
-def benchmark_loss(config) -> dict:
-    """Seconds and temporary memory of NT-Xent's value and gradient, dense and in tiles, side by side."""
-    mesh = sharding.make_mesh(config.mesh.devices)
-    gather = lambda z: jax.lax.with_sharding_constraint(z, sharding.replicated(mesh))  # noqa: E731
-    ways = {
-        "dense": lambda z: losses.nt_xent(z, config.loss.temperature, gather=gather),
-        "tiled": lambda z: tiled.nt_xent(z, config.loss.temperature, mesh=mesh, axis=sharding.AXIS),
-    }
-    rows = []
-    for n in map(int, SIZES.value):
-        rng = np.random.default_rng(0)
-        z = sharding.put_batch(rng.standard_normal((n, 2, config.model.projection_dim), np.float32), mesh)
-        compiled = {
-            name: jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(z).compile()
-            for name, loss in ways.items()
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(STEPS.value + 1):
-            for name, run in compiled.items():
-                begin = time.perf_counter()
-                jax.block_until_ready(run(z))
-                seconds[name].append(time.perf_counter() - begin)
-        for name, run in compiled.items():
-            memory = run.memory_analysis().temp_size_in_bytes / 1e6
-            rows.append(
-                {
-                    "images": n,
-                    "loss": name,
-                    "seconds": statistics.median(seconds[name][1:]),
-                    "temporary_mb": memory,
-                }
-            )
-    return {"part": "loss", "rows": rows, **report.environment()}
+def options(name: str) -> dict[str, Any]:
+    """The flags given, as arguments of the part's `measure`; one that it does not take is refused."""
+    taken = _takes(name)
+    known = {flag for part in PARTS for flag in _takes(part)} - {"command"}
+    given = {flag: flags.FLAGS[flag].value for flag in sorted(known) if flags.FLAGS[flag].present}
+    for flag in given:
+        if flag not in taken:
+            those = ", ".join(f"--{t}" for t in taken if t != "command") or "none but --json"
+            raise SimclrError(f"--{flag}: the part {name} does not take it; it takes {those}")
+    if "command" in taken:  # what a process of its own needs to read the same config
+        fields = [arg for arg in sys.argv[1:] if arg.lstrip("-").startswith("config.")]
+        given["command"] = [f"--config={flags.FLAGS['config'].config_filename}", *fields]
+    return given
 
 
-def show_step(result: dict) -> None:
-    """One line."""
-    times = result["step_seconds"]
-    print(
-        f"step, {result['data']} data, {result['device']['count']} × {result['device']['kind']}: "
-        f"{result['images_per_second']:.1f} images/s "
-        f"(step {1e3 * times['median']:.1f} ms, {1e3 * times['min']:.1f} to "
-        f"{1e3 * times['max']:.1f}; compile {result['compile_seconds']:.1f} s)"
-    )
-
-
-def show_loss(result: dict) -> None:
-    """A table."""
-    for row in result["rows"]:
-        print(
-            f"{row['images']:>7} images, {row['loss']}: {1e3 * row['seconds']:.1f} ms, "
-            f"{row['temporary_mb']:.1f} MB temporary a device"
-        )
+def _takes(name: str) -> list[str]:
+    return list(inspect.signature(PARTS[name].measure).parameters)[1:]
 
 
 def main(argv: list[str]) -> None:
     """Runs the part that is named."""
     logging.set_verbosity(logging.WARNING)
-    part = argv[1] if len(argv) > 1 else "(none)"
-    if part not in PARTS:
-        raise SimclrError(f"part {part!r}: must be one of {', '.join(PARTS)}")
+    name = argv[1]
+    part, given = PARTS[name], options(name)
     config = cfg.adopt_start(command.CONFIG.value)
-    validation.validate(config)
-    result = {"step": benchmark_step, "loss": benchmark_loss}[part](config)
-    {"step": show_step, "loss": show_loss}[part](result)
-    where = Path(JSON.value or Path(tempfile.gettempdir()) / f"simclr_jax_{part}.json")
+    if name in ("step", "startup", "scaling", "collectives"):
+        validation.validate(config)
+    if PEER.value:  # both sides' arrays must fit on the accelerator
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    result = part.measure(config, **given)
+    where = Path(JSON.value or Path(tempfile.gettempdir()) / f"simclr_jax_{name}.json")
     where.write_text(json.dumps(result, indent=2) + "\n")
-    print(where)
+    part.show(result)
+    print(f"\n{where}")
 
 
 if __name__ == "__main__":
     try:
-        app.run(main, flags_parser=lambda argv: command.parse(argv, words=1))
+        app.run(main, flags_parser=parse)
     except SimclrError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        command.fail(error)

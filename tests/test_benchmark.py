@@ -1,0 +1,266 @@
+"""What tools/benchmark.py computes and promises; how fast anything is, no test says."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from bench import collectives, contest, hlo, loss, paper, scaling, table
+from conftest import tiny_config
+
+from simclr_jax import config as cfg
+from simclr_jax import sharding
+from simclr_jax.errors import SimclrError
+
+TOOL = Path(__file__).parent.parent / "tools" / "benchmark.py"
+
+HLO = """
+HloModule jit_step, entry_computation_layout={(f32[8,128]{1,0})->f32[]}
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %add.1 = f32[] add(%x, %y)
+}
+
+%body (carry: (s32[], f32[4,16])) -> (s32[], f32[4,16]) {
+  %carry = (s32[], f32[4,16]{1,0}) parameter(0)
+  %value = f32[4,16]{1,0} get-tuple-element(%carry), index=1
+  %passed = f32[4,16]{1,0} collective-permute(%value), source_target_pairs={{0,1},{1,0}}
+  ROOT %next = (s32[], f32[4,16]{1,0}) tuple(%carry, %passed)
+}
+
+%condition (carry: (s32[], f32[4,16])) -> pred[] {
+  %carry.1 = (s32[], f32[4,16]{1,0}) parameter(0)
+  ROOT %less = pred[] compare(%carry.1, %carry.1), direction=LT
+}
+
+ENTRY %main (p0: f32[8,128], p1: bf16[64,2]) -> f32[] {
+  %p0 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %p1 = bf16[64,2]{1,0} parameter(1)
+  %all-gather = f32[64,128]{1,0} all-gather(%p0), dimensions={0}, metadata={op_name="jit(step)/loss"}
+  %all-reduce = (f32[3,3,16,32]{3,2,1,0}, /*index=1*/f32[]) all-reduce(%k, %s), to_apply=%add
+  %ar-start = f32[100]{0} all-reduce-start(%v), to_apply=%add
+  %ar-done = f32[100]{0} all-reduce-done(%ar-start)
+  %ag-start = (f32[8,128]{1,0}, f32[64,128]{1,0}) all-gather-start(f32[8,128]{1,0} %p0), dimensions={0}
+  %ag-done = f32[64,128]{1,0} all-gather-done(%ag-start)
+  %scattered = bf16[8,2]{1,0} reduce-scatter(%p1), dimensions={0}, to_apply=%add
+  %exchanged = u8[16,28,28,1]{3,2,1,0} all-to-all(%images), dimensions={0}
+  %loop = (s32[], f32[4,16]{1,0}) while(%init), condition=%condition, body=%body, TRIPS
+  ROOT %result = f32[] constant(0)
+}
+""".replace("TRIPS", 'backend_config={"known_trip_count":{"n":"7"}}')
+
+
+def test_bytes_of_a_written_program():
+    found = hlo.collectives(HLO)
+    assert hlo.bytes_by_kind(found) == {
+        "all-gather": 2 * 64 * 128 * 4,  # one of them in a start and a done
+        "all-reduce": (3 * 3 * 16 * 32 + 1) * 4 + 100 * 4,
+        "reduce-scatter": 64 * 2 * 2,  # what is scattered, not what arrives
+        "all-to-all": 16 * 28 * 28,
+        "collective-permute": 7 * 4 * 16 * 4,  # a trip each
+    }
+    assert found[[c.kind for c in found].index("all-gather")].source == "jit(step)/loss"
+
+
+def test_images_are_told_from_kernels_and_embeddings():
+    found = hlo.collectives(HLO)
+    assert [c.kind for c in hlo.image_sized(found, (28, 28, 1), [(3, 3, 16, 32)])] == ["all-to-all"]
+    assert len(hlo.image_sized(found, (28, 28, 1), [])) == 2  # a kernel that is no parameter's is suspect
+
+
+def test_no_image_moves_in_the_train_step():
+    result = collectives.measure(tiny_config(mesh__devices=8))
+    assert result["image_sized"] == []
+    embeddings = result["batch_size"] * 2 * result["config"]["model"]["projection_dim"] * 4
+    assert result["bytes"]["all-gather"] == embeddings
+    assert 4 * result["parameters"] <= result["bytes"]["all-reduce"] < 6 * result["parameters"]
+
+
+def test_images_that_move_are_seen():
+    mesh = sharding.make_mesh(8)
+    whole = jax.jit(lambda x: jax.lax.with_sharding_constraint(jnp.sin(x), sharding.replicated(mesh)))
+    images = jax.ShapeDtypeStruct((16, 2, 12, 12, 1), jnp.float32, sharding=sharding.by_batch(mesh))
+    found = hlo.collectives(whole.lower(images).compile().as_text())
+    assert [c.size for c in hlo.image_sized(found, (12, 12, 1), [])] == [16 * 2 * 12 * 12 * 4]
+
+
+MACHINE = paper.Machine(peak=100.0, link=10.0, group=4, network=2.0)
+TRAFFIC = paper.Traffic(reduced=40.0, gathered=20.0, exchanged=0.0, count=3)
+
+
+def test_rings_by_hand():
+    assert paper.ring_all_gather(40.0, 4, 10.0) == 3.0  # three quarters of 40 arrive, at 10 a second
+    assert paper.ring_all_reduce(40.0, 4, 10.0) == 6.0
+    assert paper.communication(TRAFFIC, 1, MACHINE, latency=1.0) == 0.0
+    assert paper.communication(TRAFFIC, 4, MACHINE, latency=0.0) == 6.0 + 1.5
+    # Two groups of four: as above, then a quarter of it between two, at 2 a second.
+    between = (2 * 40 / 2 + 20 / 2) / 2 / 4
+    assert paper.communication(TRAFFIC, 8, MACHINE, latency=0.1) == pytest.approx(7.5 + between + 0.3)
+
+
+def test_steps_on_paper():
+    of = {"machine": MACHINE, "utilisation": 0.5, "latency": 0.0}
+    alone = paper.step(800.0, TRAFFIC, 1, **of)
+    assert (alone["compute_seconds"], alone["efficiency"]) == (16.0, 1.0)
+    times = [paper.step(8000.0 / n, TRAFFIC, n, **of) for n in (1, 2, 4)]
+    whole = [t["compute_seconds"] + t["communication_seconds"] for t in times]
+    assert whole == sorted(whole, reverse=True)
+    assert times[-1]["efficiency"] < times[0]["efficiency"]
+
+
+def test_traffic_between_and_beyond_what_was_compiled():
+    nothing = dict.fromkeys(hlo.KINDS, 0)
+    moved = [nothing | {"all-gather": 80 * n, "all-reduce": 7} for n in (4, 8)]
+    rows = [{"devices": n, "batch_size": 8 * n, "count": 5, "bytes": moved[i]} for i, n in enumerate((4, 8))]
+    assert scaling.traffic_of(rows, 640) == paper.Traffic(
+        7, 6400, 0, 5
+    )  # 10 bytes an image, 7 whatever it is
+    flops = [row | {"flops_per_step": row["batch_size"] * (100 + row["batch_size"])} for row in rows]
+    assert scaling.image_flops(flops, 640) == 740
+    same = [row | {"batch_size": 64, "bytes": rows[1]["bytes"]} for row in rows]
+    assert scaling.traffic_of(same, 64) == paper.Traffic(7, 640, 0, 5)
+
+
+def test_loss_promises(capsys):
+    config = cfg.default()
+    config.mesh.devices = 1
+    result = loss.measure(config, sizes=(16,), dim=8, steps=1)
+    names = [row["name"] for row in result["rows"]]
+    assert names[:2] == ["dense", "tiled"]
+    for row in json.loads(json.dumps(result))["rows"]:
+        assert (row["images"], row["peer"]) == (16, False)
+        assert row["memory_bytes"] > 0
+        assert set(row["seconds"]) == {"median", "min", "max"}
+    assert {"versions", "device", "dim", "temperature"} <= set(result)
+    loss.show(result)
+    assert "temporary MB" in capsys.readouterr().out
+
+
+def test_numbers_and_columns(capsys):
+    shown = [table.number(x) for x in (0.01234, 1.25, 99.94, 102.3, 12530, 0, None)]
+    assert shown == ["0.0123", "1.25", "99.9", "102", "12,530", "0", ""]
+    table.show("title", ("", "n", "peer"), [("a", "1", ""), ("bcd", "10", "")])
+    assert capsys.readouterr().out == "\ntitle\n       n\na      1\nbcd   10\n"
+
+
+def run(*args, **options):
+    """(exit code, last line of stderr) of the command line."""
+    done = subprocess.run(
+        [sys.executable, TOOL, *args], capture_output=True, text=True, check=False, **options
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("losses",), "error: part 'losses': must be one of step, loss,"),
+        (("step",), "error: --config is missing: for example --config=configs/quickstart.py"),
+        (("loss", "--bank=3"), "error: --bank: the part loss does not take it; it takes --sizes"),
+        (("loss", "--sizes=64,many"), "error: flag --sizes=64,many: must be whole numbers above 0"),
+        (("knn", "--k=20", "--bank=10"), "error: --k=20: more neighbours than the bank has rows"),
+        (
+            ("loss", "--sizes=8", "--peer=/no/python"),
+            "error: --peer=/no/python: No such file or directory; give",
+        ),
+    ],
+    ids=lambda x: x[0] if isinstance(x, tuple) else "",
+)
+def test_mistakes_in_one_line(args, says):
+    code, line = run(*args)
+    assert code == 2
+    assert line.startswith(says)
+
+
+def test_no_tensorflow_for_the_device(tmp_path):
+    (tmp_path / "tensorflow").mkdir()
+    (tmp_path / "tensorflow" / "__init__.py").write_text(
+        "raise ImportError('wanted by a part on the device')"
+    )
+    code = """
+        from bench import augment, knn, loss, step
+        from conftest import tiny_config
+        step.matmul_rate = lambda dtype: 1.0  # takes seconds
+        step.measure(tiny_config(), steps=1)
+        loss.measure(tiny_config(), sizes=(8,), steps=1)
+        knn.measure(tiny_config(), bank=8, queries=2, dim=4, k=2, classes=(2,), steps=1)
+        augment.measure(tiny_config(augment__jitter=0.0), images=2, steps=1)
+    """
+    where = [tmp_path, TOOL.parent, Path(__file__).parent, TOOL.parent.parent]
+    paths = f"import sys; sys.path[:0] = {[str(p) for p in where]}\n"
+    subprocess.run([sys.executable, "-c", paths + textwrap.dedent(code)], check=True)
+
+
+# ---- peers --------------------------------------------------------------------------------------
+
+FAKE = """
+import json, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "go" in asked:
+        reply = {"seconds": 2.0, "cpu_seconds": 3.0, "memory_bytes": 5.0}
+    else:
+        reply = REPLY
+    print(json.dumps(reply), flush=True)
+"""
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """serve(code): the peer's server is this code."""
+
+    def serve(code):
+        (tmp_path / "server.py").write_text(code)
+        monkeypatch.setattr(contest, "SERVER", tmp_path / "server.py")
+
+    return serve
+
+
+def test_peers_take_turns_with_us(server):
+    server(FAKE.replace("REPLY", '{"name": asked["part"] + " of theirs", "notes": ["slow today"]}'))
+    order = []
+    with contest.peers(sys.executable, part="loss", n=3) as (others, notes):
+        assert list(others) == ["loss of theirs"]
+        assert notes == ["slow today"]
+        theirs = others["loss of theirs"]
+        contenders = {
+            "ours": contest.timed(lambda: order.append("ours")),
+            "theirs": lambda: order.append("theirs") or theirs(),
+        }
+        found = contest.contest(contenders, repeats=2, warm_up=1)
+    assert order == ["ours", "theirs"] * 3
+    assert found["theirs"]["seconds"] == {"median": 2.0, "min": 2.0, "max": 2.0}
+    assert (found["theirs"]["cpu_seconds"], found["theirs"]["memory_bytes"]) == (3.0, 5.0)
+    assert found["ours"]["memory_bytes"] is None
+
+
+def test_a_peer_that_lacks_a_package_is_left_out(server):
+    server(FAKE.replace("REPLY", '{"missing": "lightly is not installed"}'))
+    with contest.peers(sys.executable, part="knn") as (others, notes):
+        assert (others, notes) == ({}, ["no peer: lightly is not installed"])
+
+
+def test_a_peer_that_dies_says_why(server):
+    server("raise SystemExit('out of memory')")
+    with pytest.raises(SimclrError, match=r"--peer=.*: stopped: out of memory"):
+        contest.Peer(sys.executable, part="loss")
+
+
+def test_the_server_says_that_torch_is_missing(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    launcher = tmp_path / "server.py"
+    launcher.write_text(
+        f"import runpy, sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"runpy.run_path({str(contest.SERVER)!r}, run_name='__main__')"
+    )
+    monkeypatch.setattr(contest, "SERVER", launcher)
+    with contest.peers(sys.executable, part="loss", n=4, dim=2, temperature=0.1) as (others, notes):
+        assert others == {}
+        assert notes[0].startswith("no peer: PyTorch is not installed")

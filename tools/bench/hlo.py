@@ -1,0 +1,152 @@
+"""What a compiled program moves between devices, read from its optimised HLO."""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BITS = {"pred": 8, "token": 0, "opaque": 0}  # other types carry theirs in the name: f32, bf16, s4, f8e4m3fn
+
+_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_OPERATION = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=\{?%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)')
+
+
+class Array(NamedTuple):
+    """The type of an array: "f32" and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        digits = re.search(r"\d+", self.dtype)
+        bits = BITS[self.dtype] if self.dtype in BITS else int(digits[0]) if digits else 0
+        return math.ceil(math.prod(self.shape) * bits / 8)
+
+
+class Collective(NamedTuple):
+    """A transfer between devices, as often as the program runs it."""
+
+    kind: str
+    arrays: tuple[Array, ...]  # the larger side: what was gathered, what will be scattered
+    times: int  # in loops, whose trips the compiler knows
+    source: str  # op_name: the line of the model it comes from
+
+    @property
+    def size(self) -> int:
+        """Bytes of one device's arrays, over all times."""
+        return self.times * sum(array.size for array in self.arrays)
+
+
+class _Instruction(NamedTuple):
+    computation: str
+    name: str
+    result: tuple[Array, ...]
+    operation: str
+    operands: list[str]
+    line: str
+
+
+def collectives(text: str) -> list[Collective]:
+    """All of a module's, asynchronous pairs (-start, -done) once."""
+    instructions = list(_instructions(text))
+    by_name = {i.name: i for i in instructions}
+    times = _times(instructions)
+    found = []
+    for each in instructions:
+        kind = each.operation.removesuffix("-done")
+        if kind not in KINDS:  # a -start says what its -done says, and more: its operand
+            continue
+        begun = each
+        if each.operation.endswith("-done"):
+            begun = next((by_name[o] for o in each.operands if o in by_name), each)
+        given = tuple(a for o in begun.operands if o in by_name for a in by_name[o].result)
+        arrays = max(each.result, given, key=lambda side: sum(a.size for a in side))
+        source = re.search(r'op_name="([^"]*)"', begun.line)
+        found.append(Collective(kind, arrays, times.get(each.computation, 1), source[1] if source else ""))
+    return found
+
+
+def bytes_by_kind(found: list[Collective]) -> dict[str, int]:
+    """{kind: bytes of one device} of all kinds."""
+    return {kind: sum(c.size for c in found if c.kind == kind) for kind in KINDS}
+
+
+def image_sized(
+    found: list[Collective], image: tuple[int, ...], parameters: list[tuple[int, ...]]
+) -> list[Collective]:
+    """Those that carry images or feature maps.
+
+    That is an array at least as large as one `image (h, w, c)` that has four axes or more, or three with h
+    and w among them, or an axis of a whole flattened image; but not the shape of a parameter.
+    """
+    own = {tuple(sorted(shape)) for shape in parameters}
+    pixels = math.prod(image)
+
+    def carries(array: Array) -> bool:
+        rank, neighbours = len(array.shape), itertools.pairwise(array.shape)
+        like_images = rank >= 4 or pixels in array.shape or (rank == 3 and image[:2] in neighbours)
+        return math.prod(array.shape) >= pixels and like_images and tuple(sorted(array.shape)) not in own
+
+    return [c for c in found if any(map(carries, c.arrays))]
+
+
+def _instructions(text: str) -> Iterator[_Instruction]:
+    computation = ""
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            computation = header[1]
+        elif match := _INSTRUCTION.match(line):
+            name, rest = match.groups()
+            if operation := _OPERATION.search(rest):
+                begin = operation.end() - 1
+                result = _arrays(rest[: operation.start()])
+                # Names, and with some printers each one's type: whoever looks them up finds no such name.
+                operands = re.findall(r"[\w.\-]+", rest[begin : _closing(rest, begin)])
+                yield _Instruction(computation, name, result, operation[1], operands, line)
+
+
+def _closing(text: str, begin: int) -> int:
+    depth = 0
+    for i in range(begin, len(text)):
+        depth += (text[i] == "(") - (text[i] == ")")
+        if not depth:
+            return i
+    return len(text)
+
+
+def _arrays(text: str) -> tuple[Array, ...]:
+    text = re.sub(r"/\*.*?\*/", "", text)
+    found = _ARRAY.findall(text)
+    return tuple(Array(dtype, tuple(int(n) for n in shape.split(",") if n)) for dtype, shape in found)
+
+
+def _times(instructions: list[_Instruction]) -> dict[str, int]:
+    """How often each computation runs: once, but for the bodies of loops, and what they call."""
+    callers: dict[str, list[tuple[str, int]]] = {}
+    for each in instructions:
+        called = _CALLED.findall(each.line)
+        for branches in _BRANCHES.findall(each.line):
+            called += re.findall(r"%?([\w.\-]+)", branches)
+        trips = _TRIPS.search(each.line) if each.operation == "while" else None
+        for name in called:
+            callers.setdefault(name, []).append((each.computation, int(trips[1]) if trips else 1))
+    known: dict[str, int] = {}
+
+    def times(name: str) -> int:
+        if name not in known:
+            known[name] = sum(trips * times(caller) for caller, trips in callers.get(name, [])) or 1
+        return known[name]
+
+    return {name: times(name) for name in {each.computation for each in instructions}}

@@ -1,0 +1,212 @@
+"""The train step of any config: images a second, share of the device's peak, compile time, memory."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bench import table
+from bench.contest import contest, peers, timed
+from bench.peak import matmul_rate
+from simclr_jax import config as cfg
+from simclr_jax import report, sharding, train, validation
+from simclr_jax.data import memory, sources, splits
+from simclr_jax.data.prefetch import Prefetch
+from simclr_jax.errors import SimclrError
+from simclr_jax.step import make_step, repeated
+from simclr_jax.tasks import TASKS
+
+CLASSES = 10  # of the synthetic images
+WARM_UP = 2  # calls
+DATA = ("synthetic", "real")
+
+
+class Built(NamedTuple):
+    """A config's step, ready to be lowered."""
+
+    task: Any
+    optimizer: Any
+    step_fn: Callable
+    whole_fn: Callable  # the same of a batch at once: the compiler counts the FLOPs of a loop's body once
+
+
+def measure(config: ConfigDict, *, steps: int = 20, data: str = "synthetic", peer: str | None = None) -> dict:
+    """Steps from synthetic batches that are on the device, or through the config's input pipeline."""
+    config, real = config.copy_and_resolve_references(), data == "real"
+    if real and peer:
+        raise SimclrError("--peer: is compared on synthetic batches; leave out --data=real")
+    config.train.steps = (steps + WARM_UP) * (config.train.steps_per_call or 16)
+    images = load(config) if real else synthetic_splits(config)
+    mesh = sharding.make_mesh(config.mesh.devices)
+    validation.validate_run(config, images.train.size, mesh.size)
+    built = build(config, images, mesh)
+    state = train.init_state(built.task, built.optimizer, config.seed, mesh)
+    each = built.task.steps_per_call
+    batches = built.task.input(0) if real or config.augment.device == "all" else noise(config)
+    inputs = train.call_inputs(batches, itertools.repeat(each), each, mesh)
+    fixed = next(inputs)
+
+    begin = time.perf_counter()
+    program = built.step_fn if each == 1 else repeated(built.step_fn)
+    compiled = jax.jit(program, donate_argnums=0).lower(state, *fixed).compile()
+    compile_seconds = time.perf_counter() - begin
+    flops = model_flops(built, state, batch_shapes(config))
+    peak = matmul_rate(config.model.dtype)
+    prefetch = Prefetch(inputs) if real else None
+
+    def call() -> None:
+        nonlocal state
+        state, numbers = compiled(state, *(prefetch.next() if real else fixed))
+        jax.block_until_ready((state, numbers))
+
+    try:
+        with peers(peer, **peer_settings(config)) as (others, notes):
+            found = contest({"simclr_jax": timed(call, each), **others}, steps, WARM_UP)
+    finally:
+        if prefetch:
+            prefetch.close()
+    peak = mesh.size * max(peak, matmul_rate(config.model.dtype))
+    rows = [row(name, name in others, times, config.train.batch_size, flops) for name, times in found.items()]
+    stats, own = compiled.memory_analysis(), rows[0]
+    own["memory_bytes"] = stats.temp_size_in_bytes if stats else None
+    return {
+        "part": "step",
+        "data": data,
+        "batch_size": config.train.batch_size,
+        "steps_per_call": each,
+        "images_per_second": own["images_per_second"],
+        "step_seconds": own["seconds"],
+        "compile_seconds": compile_seconds,
+        "temporary_bytes_per_device": own["memory_bytes"],
+        "flops_per_step": flops,
+        "compiled_flops_per_device": (compiled.cost_analysis() or {}).get("flops"),
+        "peak_flops_per_second": peak,
+        "rows": rows,
+        "notes": notes,
+        "config": config.to_dict(),
+        **report.environment(),
+    }
+
+
+def row(name: str, is_peer: bool, times: dict, batch: int, flops: float | None) -> dict:
+    """The figures of a contender; the model's FLOPs are the same for all of them."""
+    rate = batch / times["seconds"]["median"]
+    speed = flops / times["seconds"]["median"] if flops else None
+    return {"name": name, "peer": is_peer, "images_per_second": rate, "flops_per_second": speed, **times}
+
+
+def build(config: ConfigDict, images: splits.Splits, mesh: jax.sharding.Mesh) -> Built:
+    """The task of `config` and its step, as train.run makes them."""
+    task = TASKS[config.task](config, images, mesh)
+    steps = cfg.total_steps(config, images.train.size)
+    optimizer, rate = train.build_optimizer(config, images.train.size, steps, task)
+    count = cfg.microbatches(config)
+    step_fn = make_step(task, optimizer, rate, config.seed, count)
+    whole_fn = step_fn if count == 1 else make_step(task, optimizer, rate, config.seed)
+    return Built(task, optimizer, step_fn, whole_fn)
+
+
+def model_flops(built: Built, state: Any, shapes: dict[str, jax.ShapeDtypeStruct]) -> float | None:
+    """FLOPs of a step on the whole batch, over all devices, as the compiler counts them."""
+    return (jax.jit(built.whole_fn).lower(state, shapes).cost_analysis() or {}).get("flops")
+
+
+def load(config: ConfigDict) -> splits.Splits:
+    """The images of `config`, in memory where it wants them there."""
+    data, found = config.data, splits.load(**config.data)
+    if config.augment.device != "all":
+        return found
+    fields = {field: data[field] for field in ("channels", "memory_gb", "threads")}
+    return memory.hold(found, side=data.stored_size or data.image_size, **fields)
+
+
+def synthetic_splits(config: ConfigDict) -> splits.Splits:
+    """Random images of the config's size, a batch of them, ten classes."""
+    data, batch = config.data, config.train.batch_size
+    side = data.stored_size if config.augment.device == "all" and data.stored_size else data.image_size
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, side, side, data.channels), np.uint8)
+    return splits.Splits(sources.from_arrays(images, np.arange(batch) % CLASSES), None)
+
+
+def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch as the input makes it: of views, or numbers of images that live on the devices."""
+    side, batch, of = config.data.image_size, config.train.batch_size, jax.ShapeDtypeStruct
+    position = of((batch,), np.uint32)
+    if config.augment.device == "all":
+        return {"index": of((batch,), np.int32), "position": position}
+    views = (batch, 2 if config.task == "pretrain" else 1, side, side, config.data.channels)
+    return {
+        "views": of(views, np.float32 if config.augment.device == "none" else np.uint8),
+        "position": position,
+        "label": of((batch,), np.int32),
+        "mask": of((batch,), bool),
+    }
+
+
+def noise(config: ConfigDict) -> Iterator[dict[str, np.ndarray]]:
+    """A random batch, again and again."""
+    views, batch = batch_shapes(config)["views"], config.train.batch_size
+    rng, as_bytes = np.random.default_rng(0), views.dtype == np.uint8
+    random = rng.integers(0, 256, views.shape, np.uint8) if as_bytes else rng.random(views.shape, np.float32)
+    return itertools.repeat(
+        {
+            "views": random,
+            "position": np.arange(batch, dtype=np.uint32),
+            "label": (np.arange(batch) % CLASSES).astype(np.int32),
+            "mask": np.ones(batch, bool),
+        }
+    )
+
+
+def peer_settings(config: ConfigDict) -> dict[str, Any]:
+    """What the peer must know to build the same network."""
+    return {
+        "part": "step",
+        "encoder": config.model.encoder,
+        "depth": config.model.depth,
+        "stem": config.model.stem,
+        "dtype": config.model.dtype,
+        "layers": config.model.projection_layers,
+        "dim": config.model.projection_dim,
+        "temperature": config.loss.temperature,
+        "batch": config.train.batch_size,
+        "size": config.data.image_size,
+        "channels": config.data.channels,
+    }
+
+
+def show(result: dict) -> None:
+    """The table."""
+    config, device, peak = result["config"], result["device"], result["peak_flops_per_second"]
+    model = config["model"]
+    network = f"ResNet-{model['depth']}" if model["encoder"] == "resnet" else model["encoder"].upper()
+    side = config["data"]["image_size"]
+    rows = result["rows"]
+    table.show(
+        f"train step: {network}, {side} px, batch {result['batch_size']:,}, {model['dtype']}, "
+        f"{result['data']} data, {device['count']} × {device['kind']}",
+        ("", "images/s", "ms (range)", "TFLOP/s", "of the peak", "temporary MB", "× peer"),
+        [
+            (
+                r["name"],
+                table.number(r["images_per_second"]),
+                table.milliseconds(r["seconds"]),
+                table.number(r["flops_per_second"] and r["flops_per_second"] / 1e12),
+                r["flops_per_second"] and f"{100 * r['flops_per_second'] / peak:.1f} %",
+                table.megabytes(r["memory_bytes"]),
+                table.times_peer(rows, r, "images_per_second"),
+            )
+            for r in rows
+        ],
+        [
+            f"compiled in {result['compile_seconds']:.2f} s; images are source images, two views each in "
+            "pretraining",
+            f"peak: {table.number(peak / 1e12)} TFLOP/s, the best of XLA's square products before and after",
+            *result["notes"],
+        ],
+    )
