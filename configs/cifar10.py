@@ -14,6 +14,7 @@ def get_config():
     c = config.default()
     c.data.source = "tfds:cifar10"
     c.data.image_size = 32
+    c.augment.device = "all"  # the images live on the accelerator
     c.augment.jitter_strength = 0.5
     c.augment.blur = 0.0
     c.model.stem = "cifar"

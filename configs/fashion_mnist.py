@@ -14,6 +14,7 @@ def get_config():
     c.data.source = "tfds:fashion_mnist"
     c.data.image_size = 28
     c.data.channels = 1
+    c.augment.device = "all"  # the images live on the accelerator
     c.augment.crop_area = (0.3, 1.0)
     c.augment.jitter_strength = 0.5
     c.model.depth = 18

@@ -15,6 +15,7 @@ from simclr_jax import config
 def get_config():
     c = config.default()  # ResNet-50, 224 px, 100 epochs, LARS
     c.data.source = "folder:"
+    c.augment.device = "photometric"  # the host decodes, crops and flips
     c.model.dtype = "bfloat16"
     c.loss.temperature = 0.2  # the author's advice for small batches
     c.loss.scale = 2.0

@@ -20,6 +20,7 @@ def get_config():
     c = config.default()  # ResNet-50, 224 px, batch 4096, 100 epochs, temperature 0.1, LARS
     c.data.source = "tfds:imagenet2012"
     c.data.test_split = "validation"
+    c.augment.device = "photometric"  # the host decodes, crops and flips
     c.model.dtype = "bfloat16"
     c.loss.scale = 2.0
     c.optimizer.learning_rate = 0.075

@@ -14,6 +14,7 @@ def get_config():
     c.data.source = "tfds:mnist"
     c.data.image_size = 28
     c.data.channels = 1
+    c.augment.device = "all"  # the images live on the accelerator
     c.augment.flip = 0.0
     c.augment.crop_area = (0.35, 1.0)
     c.augment.rotation = 15.0

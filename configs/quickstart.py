@@ -19,6 +19,7 @@ def get_config():
     c.augment.flip = 0.0
     c.augment.crop_area = (0.35, 1.0)
     c.augment.rotation = 15.0
+    c.augment.device = "all"  # from memory: needs no TensorFlow
     c.augment.jitter = 0.0
     c.model.encoder = "cnn"
     c.model.projection_dim = 64

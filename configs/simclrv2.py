@@ -23,6 +23,7 @@ def get_config():
     c.model.width = 1.0
     c.model.sk_ratio = 0.0625
     c.model.projection_layers = 3
+    c.augment.device = "photometric"  # the host decodes, crops and flips
     c.model.dtype = "bfloat16"
 
     c.loss.scale = 2.0  # the original's loss

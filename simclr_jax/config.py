@@ -114,7 +114,8 @@ def default() -> ConfigDict:
     model.dropblock_keep = ()  # probability of keeping a unit, for each group; () for no DropBlock
     model.dropblock_size = 7  # pixels of the feature map
     model.norm_groups = 1  # parts of the batch that BatchNorm takes apart; 1: the whole global batch
-    model.remat = False  # a ResNet's blocks keep their inputs alone and are computed again backwards
+    model.remat = False  # a ResNet's blocks keep less and are computed again backwards
+    model.remat_keep = "inputs"  # of a block: those alone, or "convolutions" too, which cost the most
     model.dtype = "float32"  # of the computation; parameters and statistics are at least float32
     model.projection = "nonlinear"
     model.projection_layers = 2  # 2 in SimCLR v1, 3 in v2

@@ -16,13 +16,23 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, encoder, figures, files, metrics, optim, report, sharding, validation
+from simclr_jax import (
+    announce,
+    checkpoint,
+    encoder,
+    figures,
+    files,
+    metrics,
+    optim,
+    report,
+    sharding,
+    validation,
+)
 from simclr_jax import config as cfg
 from simclr_jax import workdir as folder
 from simclr_jax.data import memory
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.prefetch import Prefetch
-from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import Preempted, SimclrError
 from simclr_jax.state import TrainState
@@ -82,7 +92,7 @@ def run(
         if latest is not None:
             state = checkpoints.restore(latest, state)
     first = int(state.step)
-    describe(config, splits, mesh, task, state, first, steps)
+    announce.describe(config, splits, mesh, task, state, first, steps)
 
     rates: dict[str, float] = {}
     if first < steps:
@@ -139,7 +149,7 @@ def train(
         compiled = jax.jit(program, donate_argnums=0).lower(state, *arguments).compile()
     if first_process:
         compile_time = f"compiled in {clock.seconds['compile']:.1f} s (lower + compile)"
-        print(f"{compile_time}; {memory_line(compiled)}", flush=True)
+        print(f"{compile_time}; {announce.memory_line(compiled)}", flush=True)
 
     batches = Prefetch(itertools.chain([arguments], inputs))
     progress = metrics.Progress(first, steps, enabled=first_process)
@@ -147,6 +157,7 @@ def train(
     in_flight: collections.deque = collections.deque()  # the numbers of the calls under way
     step = first
     waiting: tuple | None = None  # a log whose numbers are read once the next step runs
+    hunger = announce.Hunger(config)
 
     def write_log(log: tuple | None, **more: float) -> None:
         if log is None:
@@ -155,6 +166,8 @@ def train(
         row = {k: float(v) for k, v in jax.device_get(numbers).items()} | speed | more
         writers.write(step, row)
         progress.note(row)
+        if line := hunger.line(speed["data_wait"]):
+            progress.say(line)
         if names := task.unreadable():  # otherwise no file is read at every log
             folder.note_unreadable(workdir, names, progress.say, first_process)
         check_finite(row, step, checkpoints)
@@ -283,48 +296,6 @@ def start_writers(workdir: epath.Path, first: int, config: ConfigDict) -> metric
         wandb_project=config.log.wandb_project if config.log.wandb else None,
         config=config.to_dict(),
         enabled=jax.process_index() == 0,
-    )
-
-
-def describe(
-    config: ConfigDict, splits: Splits, mesh: Mesh, task: Task, state: TrainState, first: int, steps: int
-) -> None:
-    """Prints what is about to run."""
-    if jax.process_index():
-        return
-    count = {name: optax.tree.size(part) for name, part in state.params.items()}
-    parts = ", ".join(f"{name} {size:,}" for name, size in count.items() if size)
-    learns = optim.path_mask(state.params, task.trainable)
-    trained = sum(jax.tree.leaves(jax.tree.map(lambda x, yes: x.size * yes, state.params, learns)))
-    frozen = "" if trained == sum(count.values()) else f"; {trained:,} are trained"
-    train, test = splits
-    tested = f"{test.size:,} to test on" if test else "no test split"
-    labels = f"{len(train.classes)} classes" if train.classes else "no labels"
-    print(f"images: {train.size:,} to train on ({train.name}), {tested}, {labels}")
-    if not isinstance(train, Source):
-        print(
-            "note: TFRecord is read in sequence: the order of images depends on the number of processes, "
-            "and resuming reads and skips what came before; with ArrayRecord neither is so"
-        )
-    print(f"parameters: {sum(count.values()):,} ({parts}){frozen}")
-    kind, share = mesh.devices.flat[0].device_kind, config.train.batch_size // mesh.size
-    print(f"mesh: {mesh.size} × {kind}, {share} images on each")
-    done = f", going on after step {first}" if first else ""
-    periods = ", ".join(
-        f"{name} every {cfg.every_steps(node.every, train.size, config.train.batch_size) or 'never'}"
-        for name, node in (("log", config.log), ("save", config.checkpoint), ("evaluate", config.eval))
-    )
-    print(f"steps: {steps:,}{done}; {periods}".replace("every never", "never"), flush=True)
-
-
-def memory_line(compiled: Any) -> str:
-    """What the compiled step holds on each device, where the backend says."""
-    stats = compiled.memory_analysis()
-    if stats is None:
-        return "memory not reported"
-    sizes = (stats.argument_size_in_bytes, stats.temp_size_in_bytes)
-    return "memory per device: {:.1f} MB state and batch, {:.1f} MB temporary".format(
-        *(size / 1e6 for size in sizes)
     )
 
 

@@ -27,6 +27,7 @@ SCALINGS = ("none", "linear", "sqrt")
 BRIGHTNESS = ("v1", "v2")
 AUGMENT_DEVICES = ("none", "photometric", "all")
 RESIZES = ("bicubic", "bilinear")
+REMAT_KEEPS = ("inputs", "convolutions")
 
 
 PATTERNS = ("optimizer.decay_exclude", "optimizer.adapt_exclude")  # fields
@@ -70,6 +71,7 @@ def _check_values(flat: dict[str, Any]) -> None:
         "model.stem": STEMS,
         "model.variant": VARIANTS,
         "model.dtype": DTYPES,
+        "model.remat_keep": REMAT_KEEPS,
         "model.projection": PROJECTIONS,
         "loss.name": LOSSES,
         "optimizer.name": OPTIMIZERS,

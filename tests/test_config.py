@@ -114,6 +114,7 @@ def test_names_are_those_of_the_constructors():
     assert set(validation.STEMS) == set(resnet.STEMS)
     assert set(validation.VARIANTS) == set(resnet.VARIANTS)
     assert set(validation.RESIZES) == set(geometry.RESIZES)
+    assert set(validation.REMAT_KEEPS) == set(resnet.REMAT_KEEPS)
     assert set(validation.LOSSES) == set(losses.LOSSES)
     assert set(validation.OPTIMIZERS) == set(optim.OPTIMIZERS)
     for scaling in validation.SCALINGS:

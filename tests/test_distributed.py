@@ -1,6 +1,7 @@
 """Two processes of two CPU devices are one run: same losses, same checkpoints, same end."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,10 +81,8 @@ def rows(workdir, name="loss"):
 
 
 def test_two_processes_equal_one_and_eight_devices(images, tmp_path):
-    """20 steps through tf.data, kNN on a test split of uneven shares, scores, one checkpoint."""
-    fields = {
-        "eval__every__steps": 10, "eval__final": True, "eval__linear__iterations": 5, "eval__linear__draws": 1,
-    }  # fmt: skip
+    """20 steps through tf.data, kNN on a test split of uneven shares, one checkpoint."""
+    fields = {"eval__every__steps": 10}
     pair = Pair(config_of(images, **fields), tmp_path / "two", tmp_path)
     with jax.enable_x64(True):
         for devices in (1, 2, 8):
@@ -95,9 +94,7 @@ def test_two_processes_equal_one_and_eight_devices(images, tmp_path):
     for other in ("2", "8", "two"):
         np.testing.assert_allclose(rows(tmp_path / other), one, rtol=1e-9, err_msg=other)
     assert rows(tmp_path / "two", "knn_top1") == rows(tmp_path / "1", "knn_top1")
-    theirs, ours = (train.files.read_json(tmp_path / run / "summary.json") for run in ("two", "1"))
-    assert theirs["device"]["processes"] == 2
-    assert theirs["scores"] == ours["scores"]
+    assert train.files.read_json(tmp_path / "two" / "summary.json")["device"]["processes"] == 2
     assert {path.name for path in (tmp_path / "two").iterdir()} >= {"config.json", "checkpoints"}
     assert pair.output.count("images: 80 to train on") == 1  # process 0 alone speaks
 
@@ -108,7 +105,7 @@ def test_checkpoints_of_two_are_read_by_one_and_the_other_way(images, tmp_path):
     pair = Pair(config, tmp_path / "two", tmp_path)
     with jax.enable_x64(True):
         train.run(config, tmp_path / "whole")
-        train.run(config, tmp_path / "stopped")
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
     assert pair.wait() == 0, pair.output
     for run in ("stopped", "two"):
         (tmp_path / run / "checkpoints" / "20").rename(tmp_path / f"{run}-last")  # as if killed before it

@@ -93,10 +93,11 @@ def test_a_run_in_microbatches(tmp_path):
         validation.validate(tiny_config(train__microbatch=4, model__norm_groups=8))
 
 
-def test_rematerialised_blocks_have_the_same_gradient():
+@pytest.mark.parametrize("keep", resnet.REMAT_KEEPS)
+def test_rematerialised_blocks_have_the_same_gradient(keep):
     x = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
     models = [
-        resnet.create(depth=18, blocks=(1, 1, 1, 1), width=0.125, stem="cifar", remat=r)
+        resnet.create(depth=18, blocks=(1, 1, 1, 1), width=0.125, stem="cifar", remat=r, remat_keep=keep)
         for r in (False, True)
     ]
     variables = jax.jit(lambda: models[0].init(jax.random.key(0), x, train=False))()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from simclr_jax import config as cfg
@@ -30,7 +31,7 @@ FLOORS = (
     ("checkpoint", "evals", "workdir", "validation"),
     ("encoder",),
     ("tasks", "convert"),
-    ("step",),
+    ("step", "announce"),
     ("train",),
     ("main",),
 )  # fmt: skip
@@ -109,8 +110,17 @@ def test_config_builds_its_model_and_one_step(path, monkeypatch):
     if config.task == "distill":
         monkeypatch.setattr(encoder, "load", lambda workdir, step: small_teacher())
     validation.validate(config)
-    n, batch = 100_000, config.train.batch_size
+    n, batch, size = 100_000, config.train.batch_size, config.data.image_size
     source = sources.Source("array", "none", n, tuple("abcdefghij"), None, None, "")
+    channels, views = config.data.channels, 2 if config.task == "pretrain" else 1
+    shapes = {
+        "views": jax.ShapeDtypeStruct((batch, views, size, size, channels), jnp.float32),
+        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+        "position": jax.ShapeDtypeStruct((batch,), jnp.uint32),
+    }
+    if config.augment.device == "all":  # the images are there, a batch is their numbers
+        source = sources.from_arrays(np.zeros((20, size, size, channels), np.uint8), np.arange(20) % 10)
+        shapes = {"index": shapes["label"], "position": shapes["position"]}
     task = TASKS[config.task](config, Splits(source, source), sharding.make_mesh(8))
     optimizer, rate = train.build_optimizer(config, n, cfg.total_steps(config, n), task)
 
@@ -121,12 +131,6 @@ def test_config_builds_its_model_and_one_step(path, monkeypatch):
         return train.TrainState(jnp.int32(0), params, variables, opt_state, fixed=fixed)
 
     state = jax.eval_shape(init)
-    views = 2 if config.task == "pretrain" else 1
-    size, channels = config.data.image_size, config.data.channels
-    shapes = {
-        "views": jax.ShapeDtypeStruct((batch, views, size, size, channels), jnp.float32),
-        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
-    }
     after, metrics = jax.eval_shape(train.make_step(task, optimizer, rate, 0), state, shapes)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state

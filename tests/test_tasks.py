@@ -155,7 +155,7 @@ def test_stopped_and_resumed_is_never_stopped(task, pretrained, teacher, tmp_pat
         config = tiny_config(task="distill", distill__teacher=str(master), train__steps=9)
     train.run(config, tmp_path / "whole", splits=tiny_splits())
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpoints, "preempted", lambda self, step: step == 5)
+        patch.setattr(checkpoint.Checkpoints, "preempted", lambda self, call: call == 4)
         with pytest.raises(Preempted):
             train.run(config, tmp_path / "parts", splits=tiny_splits())
     shutil.rmtree(start)

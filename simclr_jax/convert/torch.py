@@ -17,7 +17,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import encoder
-from simclr_jax.augment import RESIZES
 from simclr_jax.convert import names, run
 from simclr_jax.convert.infer import depth_of
 from simclr_jax.convert.torch_files import (
@@ -32,6 +31,7 @@ from simclr_jax.convert.torch_files import (
     scope_of,
 )
 from simclr_jax.errors import SimclrError, one_line
+from simclr_jax.geometry import RESIZES
 from simclr_jax.models.heads import PROJECTIONS
 from simclr_jax.models.resnet import STEMS, VARIANTS
 

@@ -41,14 +41,7 @@ def random_view(image, key, size: int, options: Options):
     """One random view `[size, size, c]` of `image [h, w, c]`: the whole of SimCLR's pipeline."""
     tf = load()
     channels = image.shape[-1]
-    keys = tf.random.split(key, 2)
-    # Every scalar choice from one draw: an op a choice would cost more than the pixels do.
-    u = iter(tf.unstack(tf.random.stateless_uniform([16], keys[0])))
-    image = rotate_and_scale(image, next(u), next(u), options.rotation, options.scaling)
-    image = random_resized_crop(image, keys[1], size, options)
-    if options.flip:
-        flip = next(u) < options.flip
-        image = tf.cond(flip, lambda: tf.image.flip_left_right(image), lambda: image)
+    image, u = _cropped_and_flipped(image, key, size, options)
     if options.jitter and options.jitter_strength and channels in (1, 3):
         jitter, amounts, order = next(u) < options.jitter, [next(u) for _ in range(4)], next(u)
         image = tf.cond(
@@ -65,6 +58,27 @@ def random_view(image, key, size: int, options: Options):
         image = tf.cond(blur, lambda: gaussian_blur(image, sigma, kernel), lambda: image)
     image = tf.clip_by_value(image, 0.0, 1.0)  # bicubic overshoots
     return tf.ensure_shape(image, [size, size, channels])
+
+
+def random_crop(image, key, size: int, options: Options):
+    """The part of a random view that the host makes for the accelerator to colour: uint8, rounded."""
+    tf = load()
+    view, _ = _cropped_and_flipped(image, key, size, options, unit=255.0)
+    return tf.ensure_shape(tf.saturate_cast(tf.round(view), tf.uint8), [size, size, image.shape[-1]])
+
+
+def _cropped_and_flipped(image, key, size: int, options: Options, unit: float = 1.0):
+    """(view in [0, unit], give or take the overshoot; uniform numbers not used yet)."""
+    tf = load()
+    keys = tf.random.split(key, 2)
+    # Every scalar choice from one draw: an op a choice would cost more than the pixels do.
+    u = iter(tf.unstack(tf.random.stateless_uniform([16], keys[0])))
+    image = rotate_and_scale(image, next(u), next(u), options.rotation, options.scaling)
+    image = random_resized_crop(image, keys[1], size, options, unit)
+    if options.flip:
+        flip = next(u) < options.flip
+        image = tf.cond(flip, lambda: tf.reverse(image, [1]), lambda: image)
+    return image, u
 
 
 def random_crop_box(shape, key, options: Options):
@@ -87,18 +101,23 @@ def random_crop_box(shape, key, options: Options):
     return begin, extent
 
 
-def random_resized_crop(image, key, size: int, options: Options):
-    """A crop of random area and aspect (`random_crop_box`), resized to `[size, size, c]`."""
+def random_resized_crop(image, key, size: int, options: Options, unit: float = 1.0):
+    """A crop of random area and aspect (`random_crop_box`), resized to `[size, size, c]`, in [0, unit]."""
     tf = load()
     begin, extent = random_crop_box(tf.shape(image), key, options)
     extent = tf.stack([extent[0], extent[1], image.shape[-1]])
-    crop = tf.image.convert_image_dtype(tf.slice(image, begin, extent), tf.float32)
-    return resize(crop, size, options.resize)
+    crop = tf.slice(image, begin, extent)
+    had = 255.0 if image.dtype == tf.uint8 else 1.0  # converted after resizing, which takes bytes too
+    view = resize(crop, size, options.resize)
+    return view if had == unit else view * (unit / had)
 
 
 def resize(image, size: int, method: str):
     """Image `[h, w, c]` as `[size, size, c]`: "bicubic", or "bilinear", antialiased as PyTorch's."""
-    return load().image.resize(image, [size, size], method=method, antialias=method == "bilinear")
+    tf = load()
+    if method == "bicubic":  # as tf.image.resize calls it, which asks for shapes with a dozen operations
+        return tf.raw_ops.ResizeBicubic(images=image[None], size=[size, size], half_pixel_centers=True)[0]
+    return tf.image.resize(image, [size, size], method=method, antialias=True)
 
 
 def rotate_and_scale(image, u_angle, u_scale, degrees: float, scaling: tuple[float, float]):
@@ -141,16 +160,20 @@ def color_jitter(image, amounts, u_order, strength: float, brightness: str = "v2
     def between(a, b, u):
         return a + (b - a) * u
 
+    def clip(x):
+        return tf.clip_by_value(x, 0.0, 1.0)
+
     def brighten(x):
         if brightness == "v1":
-            return x + between(-reach, reach, amounts[0])
-        return x * between(low, high, amounts[0])
+            return clip(x + between(-reach, reach, amounts[0]))
+        return clip(x * between(low, high, amounts[0]))
 
     operations = [
         brighten,
-        lambda x: tf.image.adjust_contrast(x, between(low, high, amounts[1])),
+        lambda x: clip(tf.image.adjust_contrast(x, between(low, high, amounts[1]))),
     ]
     if image.shape[-1] == 3:
+        image = clip(image)  # bicubic overshoots; saturation and hue stay within
         operations += [
             lambda x: tf.image.adjust_saturation(x, between(low, high, amounts[2])),
             lambda x: tf.image.adjust_hue(x, between(-0.2, 0.2, amounts[3]) * strength),
@@ -159,7 +182,6 @@ def color_jitter(image, amounts, u_order, strength: float, brightness: str = "v2
     order = orders[tf.cast(u_order * len(orders), tf.int32)]
     for i in range(len(operations)):
         image = tf.switch_case(order[i], [lambda x=image, f=f: f(x) for f in operations])
-        image = tf.clip_by_value(image, 0.0, 1.0)
     return image
 
 
@@ -175,7 +197,9 @@ def gaussian_blur(image, sigma, kernel_size: int):
     radius = kernel_size // 2
     if not radius:
         return image
-    x = tf.range(-radius, radius + 1, dtype=tf.float32)
+    # Beyond 5.5 sigma a tap is below 3e-7 of the middle one: not worth its time.
+    radius = tf.minimum(radius, tf.cast(tf.math.ceil(5.5 * sigma), tf.int32))
+    x = tf.cast(tf.range(-radius, radius + 1), tf.float32)
     taps = tf.exp(-(x**2) / (2.0 * sigma**2))
     taps /= tf.reduce_sum(taps)
     channels = image.shape[-1]

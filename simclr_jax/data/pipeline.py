@@ -1,14 +1,15 @@
 """index → read → views → batch, in tf.data. Every batch is a function of the step."""
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from simclr_jax.data import order
 from simclr_jax.data.decode import decode, to_channels
-from simclr_jax.data.host_augment import Options, center_view, random_view, view_key
+from simclr_jax.data.host_augment import Options, center_view, random_crop, random_view, view_key
 from simclr_jax.data.sources import Source, Stream
 from simclr_jax.data.tf import load
 from simclr_jax.errors import SimclrError
@@ -34,7 +35,7 @@ def train_batches(
 ) -> Iterator[Batch]:
     """This process's share of the batches of steps `start` to `stop`.
 
-    A batch is {views [n, v, size, size, c] float32 in [0, 1] or, with `dtype`, rounded to uint8,
+    A batch is {views [n, v, size, size, c] float32 in [0, 1], or with dtype="uint8" cropped and flipped only,
     position [n] uint32 (step·batch + row, the key of the augmentation), label [n] int32 (-1: none),
     mask [n] bool}. The view `v` of position `p` is drawn from (seed, p, v): new views every epoch, the same
     after a resumption.
@@ -43,31 +44,31 @@ def train_batches(
     start in mid-epoch reads and skips what came before.
     """
     tf = load()
-    if isinstance(source, Source):
-        read = source.read
-        runs = [_random_access_rows(source, start, stop, batch, seed, process, processes)]
-    else:
-        read = _read_stream
-        runs = _stream_rows(source, start, stop, batch, seed, process, processes)
+    make = random_crop if dtype == "uint8" else random_view
 
-    def example(payload, label, index, position):
-        image, label, used = read(payload, label)
-        image = to_channels(image, channels)
-        keys = [view_key(seed, position, view) for view in range(views)]
-        stack = tf.stack([random_view(image, key, size, options) for key in keys])
-        if dtype == "uint8":
-            stack = tf.cast(tf.round(255 * stack), tf.uint8)
-        used = tf.where(used < 0, index, used)
-        return {"views": stack, "position": position, "label": label, "index": index, "used": used}
+    def run(read, done):
+        def example(payload, label, index, position):
+            image, label, used = read(payload, label)
+            image = to_channels(image, channels)
+            keys = [view_key(seed, position, view) for view in range(views)]
+            stack = tf.stack([make(image, key, size, options) for key in keys])
+            used = tf.where(used < 0, index, used)
+            return {"views": stack, "position": position, "label": label, "index": index, "used": used}
 
-    for rows in runs:
-        dataset = rows.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        dataset = dataset.batch(batch // processes, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
-        for arrays in _run(dataset, source, threads):
-            _ledger(source, arrays.pop("index"), arrays.pop("used"))
-            arrays["position"] = arrays["position"].astype(np.uint32)
-            arrays["mask"] = np.ones(len(arrays["label"]), bool)
-            yield arrays
+        if isinstance(source, Source):
+            runs = [_random_access_rows(source, start + done, stop, batch, seed, process, processes)]
+        else:
+            runs = _stream_rows(source, start + done, stop, batch, seed, process, processes)
+        for rows in runs:
+            dataset = rows.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            dataset = dataset.batch(batch // processes, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+            for arrays in _run(dataset, source, threads):
+                _ledger(source, arrays.pop("index"), arrays.pop("used"))
+                arrays["position"] = arrays["position"].astype(np.uint32)
+                arrays["mask"] = np.ones(len(arrays["label"]), bool)
+                yield arrays
+
+    yield from _going_on(source, run)
 
 
 def eval_batches(
@@ -99,27 +100,29 @@ def eval_batches(
         mine = order.shares(index, batch, process, processes).reshape(-1)
         mine = mine[mine >= 0]
         groups = np.array_split(mine, range(share, len(mine), share)) if len(mine) else []
-        rows = _rows(source, ((i, np.zeros(len(i), np.int64)) for i in groups))
-        read = source.read
-    else:
-        rows = source.open(None, process, processes)
-        if index is not None:
-            rows = rows.take(count // processes + (process < count % processes))
-        rows = rows.map(lambda data, label: (data, label, np.int64(0), np.int64(0)))
-        read = _read_stream
 
-    def example(payload, label, index, _):
-        image, label, used = read(payload, label)
-        image = center_view(to_channels(image, channels), size, crop, resize)
-        return {"image": image, "label": label, "index": index,
-                "used": tf.where(used < 0, index, used)}  # fmt: skip
+    def run(read, done):
+        if isinstance(source, Source):
+            rows = _rows(source, ((i, np.zeros(len(i), np.int64)) for i in groups[done:]))
+        else:
+            rows = source.open(None, process, processes)
+            if index is not None:
+                rows = rows.take(count // processes + (process < count % processes))
+            rows = rows.map(lambda data, label: (data, label, np.int64(0), np.int64(0)))
 
-    dataset = rows.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    dataset = dataset.batch(share).prefetch(tf.data.AUTOTUNE)
+        def example(payload, label, index, _):
+            image, label, used = read(payload, label)
+            image = center_view(to_channels(image, channels), size, crop, resize)
+            return {"image": image, "label": label, "index": index,
+                    "used": tf.where(used < 0, index, used)}  # fmt: skip
+
+        dataset = rows.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        yield from _run(dataset.batch(share).prefetch(tf.data.AUTOTUNE), source, threads)
+
     left = math.ceil(count / batch)
     if isinstance(source, Stream):  # the largest share decides
         left = math.ceil(math.ceil(count / processes) / share)
-    for arrays in _run(dataset, source, threads):
+    for arrays in _going_on(source, run):
         _ledger(source, arrays.pop("index"), arrays.pop("used"))
         missing = share - len(arrays["label"])
         arrays["mask"] = np.arange(share) < share - missing
@@ -195,21 +198,45 @@ def _read_stream(data: Any, label: Any) -> tuple:
     return decode(data), label, np.int64(-1)
 
 
+def _going_on(source: Source | Stream, run: Callable[[Callable, int], Iterator[Batch]]) -> Iterator[Batch]:
+    """The batches of `run(read, done)`, those after the first `done`.
+
+    They are read the fast way until something cannot be read, and from that batch on by `read_around`.
+    """
+    if isinstance(source, Stream):
+        yield from run(_read_stream, 0)
+        return
+    done = 0
+    for read in filter(None, (source.read, source.read_around)):
+        try:
+            for batch in run(read, done):
+                yield batch
+                done += 1
+            return
+        except _UnreadableError:
+            if source.read_around in (None, read):
+                raise
+
+
+class _UnreadableError(SimclrError):
+    """An example cannot be read."""
+
+
 def _run(dataset: Any, source: Source | Stream, threads: int) -> Iterator[Batch]:
     tf = load()
     options = tf.data.Options()
     options.deterministic = True
-    if threads:
-        options.threading.private_threadpool_size = threads
-    invalid = tf.errors.InvalidArgumentError  # looked up now: a generator may be closed at exit
+    # A pool of its own: evaluation in between, and what else TensorFlow does, does not slow it down.
+    options.threading.private_threadpool_size = threads or os.cpu_count()
+    failed = tf.errors.OpError  # looked up now: a generator may be closed at exit
     try:
         yield from dataset.with_options(options).as_numpy_iterator()
-    except invalid as error:
+    except failed as error:
         if "Dataset was empty" in str(error):
             problem = f"none of its {source.size} files can be read as an image"
         else:
             problem = f"an image cannot be decoded ({str(error).splitlines()[0]})"
-        raise SimclrError(f"{source.name}: {problem}") from None
+        raise _UnreadableError(f"{source.name}: {problem}") from None
 
 
 def _ledger(source: Source | Stream, wanted: np.ndarray, used: np.ndarray) -> None:

@@ -26,6 +26,7 @@ class Source:
     `fetch(index [m])` is plain Python and returns (payload [m, ...], label [m] int32, -1 for none);
     `read(payload, label)` is TensorFlow, runs in parallel, one example at a time, and returns
     (image [h, w, c] uint8, label, index actually read or -1). `kind` is "array", "file" or "record".
+    `read_around` is a slower `read` that goes past what cannot be read.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Source:
     fetch: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     read: Callable[[Any, Any], tuple[Any, Any, Any]]
     fingerprint: str  # changes with the examples or their order
+    read_around: Callable[[Any, Any], tuple[Any, Any, Any]] | None = None
     names: tuple[str, ...] = ()  # of the files, where there are files
     unreadable: set[str] = field(default_factory=set, compare=False)  # files found bad so far
 
@@ -121,19 +123,18 @@ def from_files(
     ids = np.array([NO_LABEL] * n if labels is None else labels, np.int32)
     names = tuple(str(Path(p).relative_to(root)) for p in paths)
 
-    def read(index, label):
+    def loader():
         tf = load_tensorflow()
         with tf.init_scope():  # captured once, not copied into the graph
             all_paths, all_labels = tf.constant(paths), tf.constant(ids)
+        return lambda at: (decode.decode(tf.io.read_file(all_paths[at])), all_labels[at], at)
 
-        def load(offset):
-            at = (index + offset) % n
-            return decode.decode(tf.io.read_file(all_paths[at])), all_labels[at], at
-
+    def read_around(index, label):
         # The first of index, index + 1, ... that decodes. A data set inside map is the one construct of
         # TensorFlow that survives a failed op without a detour through Python.
-        candidates = tf.data.Dataset.range(n).map(load).ignore_errors().take(1)
-        return candidates.get_single_element()
+        tf, load = load_tensorflow(), loader()
+        candidates = tf.data.Dataset.range(n).map(lambda offset: load((index + offset) % n))
+        return candidates.ignore_errors().take(1).get_single_element()
 
     return Source(
         kind="file",
@@ -141,7 +142,8 @@ def from_files(
         size=n,
         classes=classes,
         fetch=lambda index: (index, ids[index]),
-        read=read,
+        read=lambda index, label: loader()(index),
+        read_around=read_around,
         fingerprint=_digest("\n".join(names).encode(), ids),
         names=names,
     )

@@ -27,7 +27,7 @@ def _nearest(queries, bank, size, k, bank_chunk):
         similarity = jnp.matmul(queries, vectors.T, precision=Precision.HIGHEST)
         index = offset + jnp.arange(bank_chunk, dtype=jnp.int32)
         similarity = jnp.where(index < size, similarity, -jnp.inf)  # the filling of the last chunk
-        near, where = jax.lax.top_k(similarity, min(k, bank_chunk))
+        near, where = top_k(similarity, min(k, bank_chunk))
         values = jnp.concatenate([best[0], near], axis=1)
         indices = jnp.concatenate([best[1], index[where]], axis=1)
         values, where = jax.lax.top_k(values, k)
@@ -39,14 +39,32 @@ def _nearest(queries, bank, size, k, bank_chunk):
     return jax.lax.scan(step, start, (chunks, offsets))[0]
 
 
+def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`jax.lax.top_k` of rows `[q, n]`, several times as fast where n is much larger than k.
+
+    The k largest numbers lie in those k blocks of a row whose maxima are the largest: two short sorts instead
+    of a long one. Equal numbers come in any order.
+    """
+    rows, n = values.shape
+    block = int(np.sqrt(n / k))
+    if block < 2:
+        return jax.lax.top_k(values, k)
+    filled = jnp.pad(values, [(0, 0), (0, -n % block)], constant_values=-jnp.inf).reshape(rows, -1, block)
+    _, blocks = jax.lax.top_k(jnp.max(filled, axis=2), k)
+    candidates = jnp.take_along_axis(filled, blocks[:, :, None], axis=1).reshape(rows, k * block)
+    found, where = jax.lax.top_k(candidates, k)
+    number = jnp.take_along_axis(blocks, where // block, axis=1) * block + where % block
+    return found, number
+
+
 def nearest(
     bank: np.ndarray,
     queries: np.ndarray,
     k: int,
     mesh: Mesh,
     *,
-    query_chunk: int = 1024,
-    bank_chunk: int = 16384,
+    query_chunk: int = 512,
+    bank_chunk: int = 65536,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The exact k most similar rows of `bank [m, d]` for every row of `queries [q, d]`, by cosine.
 
@@ -80,9 +98,9 @@ def vote(similarity: np.ndarray, labels: np.ndarray, k: int, temperature: float,
     similarity, labels = similarity[:, :k], labels[:, :k]
     # Relative to the nearest, or exp would overflow at small T; the order of classes is the same.
     weight = np.exp((similarity - similarity[:, :1]).astype(np.float64) / temperature)
-    scores = np.zeros((len(similarity), classes))
-    np.add.at(scores, (np.arange(len(similarity))[:, None], labels), weight)
-    return scores
+    cell = np.arange(len(similarity))[:, None] * classes + labels
+    scores = np.bincount(cell.ravel(), weight.ravel(), minlength=len(similarity) * classes)
+    return scores.reshape(-1, classes)
 
 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:

@@ -25,6 +25,11 @@ DEPTHS = {
 }
 VARIANTS = ("original", "torch")
 # stem: (kernel, stride, padding on each side or None for the original's fixed padding)
+# What a rematerialised block keeps: JAX's policy.
+REMAT_KEEPS = {
+    "inputs": None,
+    "convolutions": lambda primitive, *_, **__: primitive.name == "conv_general_dilated",
+}
 STEMS = {"imagenet": (7, 2, None), "cifar": (3, 1, None), "cifar_pad2": (3, 1, 2)}
 
 
@@ -161,6 +166,7 @@ class ResNet(nn.Module):
     dropblock_size: int = 7
     norm_groups: int = 1
     remat: bool = False
+    remat_keep: str = "inputs"
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -189,6 +195,7 @@ class ResNet(nn.Module):
         def done(part: int, x: jax.Array) -> jax.Array:
             return jax.lax.stop_gradient(x) if part == frozen else x
 
+        block = nn.remat(Block, policy=REMAT_KEEPS[self.remat_keep]) if self.remat else Block
         ends: dict[str, jax.Array] = {}
         x = done(0, self.initial(x, conv, norm(0), width, ends))
         for group, count in enumerate(self.blocks, 1):
@@ -196,7 +203,7 @@ class ResNet(nn.Module):
             for i in range(count):
                 features, stride = width(64 * 2 ** (group - 1)), 2 if group > 1 and i == 0 else 1
                 changes = stride > 1 or x.shape[-1] != features * (4 if self.bottleneck else 1)
-                x = (nn.remat(Block) if self.remat else Block)(
+                x = block(
                     features=features,
                     stride=stride,
                     project=i == 0 and (changes or self.variant == "original"),
@@ -249,6 +256,7 @@ def create(
     dropblock_size: int = 7,
     norm_groups: int = 1,
     remat: bool = False,
+    remat_keep: str = "inputs",
     dtype=jnp.float32,
     param_dtype=jnp.float32,
 ) -> ResNet:
@@ -264,7 +272,8 @@ def create(
       se_ratio: of squeeze-and-excitation; 0 for none.
       dropblock_keep: probability, for each group, that DropBlock keeps a unit; () for no DropBlock.
       norm_groups: parts of the batch that BatchNorm takes by themselves.
-      remat: keep the blocks' inputs alone and compute their insides again in the backward pass.
+      remat: keep less of the blocks and compute it again in the backward pass.
+      remat_keep: "inputs" of the blocks alone, or their "convolutions" too: BatchNorm and ReLU are cheap.
       dtype, param_dtype: of the computation; of parameters and statistics.
     """
     counts, bottleneck = DEPTHS[depth]
@@ -280,6 +289,7 @@ def create(
         dropblock_size=dropblock_size,
         norm_groups=norm_groups,
         remat=remat,
+        remat_keep=remat_keep,
         dtype=dtype,
         param_dtype=param_dtype,
     )

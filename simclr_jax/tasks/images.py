@@ -81,9 +81,8 @@ class Images:
         which = {**steps, "batch": config.train.batch_size, "seed": config.seed, **self._share}
         if self._in_memory:
             return memory.batches(train, **which)
-        fields, dtype = config.augment.to_dict(), "float32"
-        if fields.pop("device") == "photometric":
-            fields, dtype = fields | {"jitter": 0.0, "grayscale": 0.0, "blur": 0.0}, "uint8"
+        fields = config.augment.to_dict()
+        dtype = "uint8" if fields.pop("device") == "photometric" else "float32"
         made = {"options": Options(**fields), "views": self.views, "dtype": dtype, **self._reading}
         return pipeline.train_batches(train, **which, **made)
 

@@ -31,16 +31,13 @@ def measure(
     size, strength = config.data.image_size, config.augment.jitter_strength
     fields = config.augment.to_dict()
     del fields["device"]
-    stages = {
-        "decode, crop, flip": {**fields, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0},
-        "with colour and blur": fields,
-    }
+    stages = {"decode, crop, flip": "uint8", "with colour and blur": "float32"}
     rows, notes = [], []
     with tempfile.TemporaryDirectory() as folder:
         make_folder(Path(folder), images, config.seed)
         source = splits.load(f"folder:{folder}").train
-        for stage, options in stages.items():
-            own = reader(source, Options(**options), batch, size, config.seed, config.data.threads)
+        for stage, dtype in stages.items():
+            own = reader(source, Options(**fields), dtype, batch, size, config.seed, config.data.threads)
             settings = {"folder": folder, "size": size, "batch": batch, "strength": strength}
             colour = stage != "decode, crop, flip"
             with peers(peer, part="input", colour=colour, **settings) as (others, said):
@@ -60,7 +57,7 @@ def rates(seconds_an_image: dict) -> dict[str, float]:
     }
 
 
-def reader(source, options: Options, batch: int, size: int, seed: int, threads: int) -> Contender:
+def reader(source, options: Options, dtype: str, batch: int, size: int, seed: int, threads: int) -> Contender:
     """Seconds an image of the pipeline under way.
 
     A run of many batches less a run of one: building the graph costs a second or two, once in a training.
@@ -70,7 +67,15 @@ def reader(source, options: Options, batch: int, size: int, seed: int, threads: 
     def run(steps: int) -> tuple[float, float]:
         begin, cpu = time.perf_counter(), time.process_time()
         batches = pipeline.train_batches(
-            source, start=0, stop=steps, batch=batch, size=size, seed=seed, options=options, threads=threads
+            source,
+            start=0,
+            stop=steps,
+            batch=batch,
+            size=size,
+            seed=seed,
+            options=options,
+            dtype=dtype,
+            threads=threads,
         )
         for _ in batches:
             pass

@@ -1,0 +1,82 @@
+"""What a run says of itself: what is about to happen, how much memory it takes, what it waits for."""
+
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import config as cfg
+from simclr_jax import optim
+from simclr_jax.data.sources import Source
+from simclr_jax.data.splits import Splits
+from simclr_jax.state import TrainState
+from simclr_jax.tasks import Task
+
+
+def describe(
+    config: ConfigDict, splits: Splits, mesh: Mesh, task: Task, state: TrainState, first: int, steps: int
+) -> None:
+    """Prints what is about to run."""
+    if jax.process_index():
+        return
+    count = {name: optax.tree.size(part) for name, part in state.params.items()}
+    parts = ", ".join(f"{name} {size:,}" for name, size in count.items() if size)
+    learns = optim.path_mask(state.params, task.trainable)
+    trained = sum(jax.tree.leaves(jax.tree.map(lambda x, yes: x.size * yes, state.params, learns)))
+    frozen = "" if trained == sum(count.values()) else f"; {trained:,} are trained"
+    train, test = splits
+    tested = f"{test.size:,} to test on" if test else "no test split"
+    labels = f"{len(train.classes)} classes" if train.classes else "no labels"
+    print(f"images: {train.size:,} to train on ({train.name}), {tested}, {labels}")
+    if not isinstance(train, Source):
+        print(
+            "note: TFRecord is read in sequence: the order of images depends on the number of processes, "
+            "and resuming reads and skips what came before; with ArrayRecord neither is so"
+        )
+    print(f"parameters: {sum(count.values()):,} ({parts}){frozen}")
+    kind, share = mesh.devices.flat[0].device_kind, config.train.batch_size // mesh.size
+    print(f"mesh: {mesh.size} × {kind}, {share} images on each")
+    done = f", going on after step {first}" if first else ""
+    periods = ", ".join(
+        f"{name} every {cfg.every_steps(node.every, train.size, config.train.batch_size) or 'never'}"
+        for name, node in (("log", config.log), ("save", config.checkpoint), ("evaluate", config.eval))
+    )
+    print(f"steps: {steps:,}{done}; {periods}".replace("every never", "never"), flush=True)
+
+
+def memory_line(compiled: Any) -> str:
+    """What the compiled step holds on each device, where the backend says."""
+    stats = compiled.memory_analysis()
+    if stats is None:
+        return "memory not reported"
+    sizes = (stats.argument_size_in_bytes, stats.temp_size_in_bytes)
+    return "memory per device: {:.1f} MB state and batch, {:.1f} MB temporary".format(
+        *(size / 1e6 for size in sizes)
+    )
+
+
+class Hunger:
+    """Watches the share of the time in which the device waits for input."""
+
+    SHARE, LOGS = 0.2, 2  # above it for so many logs in a row, the user is told, once
+
+    def __init__(self, config: ConfigDict):
+        self._config, self._logs, self._said = config, 0, False
+
+    def line(self, waited: float) -> str:
+        """What to do about it, when that is to be said."""
+        self._logs = self._logs + 1 if waited > self.SHARE else 0
+        if self._said or self._logs < self.LOGS:
+            return ""
+        self._said = True
+        device = self._config.augment.device
+        remedy = {
+            "none": "--config.augment.device=photometric does colour and blur on the device, all the rest "
+            "too, with the images in its memory",
+            "photometric": "images that fit are faster in the device's memory: --config.augment.device=all",
+            "all": "raise --config.train.steps_per_call",
+        }[device]
+        also = "" if device == "all" else "; smaller image files, ArrayRecord and more CPU cores help too"
+        return f"input: the device waits {waited:.0%} of the time; {remedy}{also}"
