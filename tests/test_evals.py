@@ -37,6 +37,16 @@ def test_nearest_is_exact(mesh, bank_size, k, bank_chunk):
     np.testing.assert_array_equal(index, expected)
 
 
+@pytest.mark.parametrize(("n", "k"), [(1000, 3), (1003, 20), (64, 60), (900, 1)])
+def test_top_k_by_blocks_is_exact(n, k):
+    """Some equal numbers too: values agree, and every number points at its value."""
+    values = np.random.default_rng(0).integers(0, 5000, (7, n)).astype(np.float32)
+    found, where = jax.jit(knn.top_k, static_argnums=1)(values, k)
+    np.testing.assert_array_equal(found, -np.sort(-values, axis=1)[:, :k])
+    np.testing.assert_array_equal(np.take_along_axis(values, np.asarray(where), 1), found)
+    assert all(len(set(row)) == k for row in where.tolist())
+
+
 @pytest.mark.parametrize("temperature", [0.005, 0.1, 1.0])
 def test_vote_is_the_weighted_sum(temperature):
     rng = np.random.default_rng(0)

@@ -12,15 +12,20 @@ from jax.sharding import Mesh
 from simclr_jax import sharding
 
 
-def normalize(features: np.ndarray) -> np.ndarray:
+def normalize(features: jax.Array) -> jax.Array:
     """Rows of unit length; zero rows stay zero."""
-    norm = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.maximum(norm, 1e-12)
+    return features / jnp.maximum(jnp.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "bank_chunk"))
-def _nearest(queries, bank, size, k, bank_chunk):
-    chunks = bank.reshape(-1, bank_chunk, bank.shape[1])
+@functools.partial(jax.jit, static_argnames="bank_chunk")
+def _chunks(bank, bank_chunk):
+    filled = jnp.pad(normalize(bank), [(0, -len(bank) % bank_chunk), (0, 0)])
+    return filled.reshape(-1, bank_chunk, bank.shape[1])
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _nearest(queries, chunks, size, k):
+    queries, bank_chunk = normalize(queries), chunks.shape[1]
 
     def step(best, chunk):
         vectors, offset = chunk
@@ -46,15 +51,18 @@ def top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     of a long one. Equal numbers come in any order.
     """
     rows, n = values.shape
-    block = int(np.sqrt(n / k))
+    block = 2 ** max(int(np.log2(n / k) / 2), 0)
     if block < 2:
         return jax.lax.top_k(values, k)
-    filled = jnp.pad(values, [(0, 0), (0, -n % block)], constant_values=-jnp.inf).reshape(rows, -1, block)
-    _, blocks = jax.lax.top_k(jnp.max(filled, axis=2), k)
-    candidates = jnp.take_along_axis(filled, blocks[:, :, None], axis=1).reshape(rows, k * block)
+    if n % block:
+        values = jnp.pad(values, [(0, 0), (0, -n % block)], constant_values=-jnp.inf)
+    count = -(-n // block)
+    # A block is every count-th number, so that its maximum is one of whole vectors.
+    blocks = values.reshape(rows, block, count)
+    _, chosen = jax.lax.top_k(jnp.max(blocks, axis=1), k)
+    candidates = jnp.take_along_axis(blocks, chosen[:, None, :], axis=2).reshape(rows, block * k)
     found, where = jax.lax.top_k(candidates, k)
-    number = jnp.take_along_axis(blocks, where // block, axis=1) * block + where % block
-    return found, number
+    return found, (where // k) * count + jnp.take_along_axis(chosen, where % k, axis=1)
 
 
 def nearest(
@@ -73,17 +81,16 @@ def nearest(
     Returns:
       (similarity [q, k], index [q, k]), the most similar first; k is at most m.
     """
-    bank, queries = normalize(bank), normalize(queries)
-    k, bank_chunk = min(k, len(bank)), min(bank_chunk, len(bank))
+    k = min(k, len(bank))
+    bank_chunk = min(bank_chunk, -(-len(bank) // 64) * 64)  # a multiple of top_k's blocks
     chunk = -(-min(query_chunk, len(queries)) // mesh.size) * mesh.size
-    padded_bank = np.pad(bank, [(0, -len(bank) % bank_chunk), (0, 0)])
-    on_device = jax.device_put(padded_bank, sharding.replicated(mesh))
+    chunks = _chunks(jax.device_put(bank, sharding.replicated(mesh)), bank_chunk)
     parts = []
     for begin in range(0, len(queries), chunk):
         part = queries[begin : begin + chunk]
         padded = np.pad(part, [(0, chunk - len(part)), (0, 0)])
         placed = jax.device_put(padded, sharding.by_batch(mesh))
-        found = sharding.gather(_nearest(placed, on_device, len(bank), k, bank_chunk))
+        found = sharding.gather(_nearest(placed, chunks, len(bank), k))
         parts.append([x[: len(part)] for x in found])
     similarity, index = zip(*parts, strict=True)
     return np.concatenate(similarity), np.concatenate(index)
