@@ -356,7 +356,7 @@ def test_manifest_asks_for_every_host_of_the_slice():
 def test_launch_files_name_only_what_exists():
     """Flags of the command, fields of the config, configs, and files of this folder."""
     known = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(command.__name__)}
-    known |= {"config", "coordinator", "processes", "process"}
+    known.add("config")
     fields = set(cfg.flatten(cfg.default()))
     for path in LAUNCH.iterdir():
         if not path.is_file():

@@ -4,8 +4,9 @@ import json
 import time
 
 import pytest
+from conftest import tiny_config
 
-from simclr_jax import metrics
+from simclr_jax import announce, metrics
 
 
 def test_meter_leaves_out_what_is_no_training():
@@ -72,3 +73,14 @@ def test_tensorboard_restart_forgets_later_steps(tmp_path, count):
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4, 5]
     assert events.Scalars("loss")[-1].value == 5 + 10 * count
+
+
+@pytest.mark.parametrize(
+    ("device", "remedy"), [("none", "augment.device=photometric"), ("all", "steps_per_call")]
+)
+def test_a_starving_device_is_named_once_with_a_remedy(device, remedy):
+    hunger = announce.Hunger(tiny_config(augment__device=device))
+    said = [hunger.line(share) for share in (0.9, 0.1, 0.3, 0.4, 0.5, 0.0, 0.6, 0.6)]
+    assert [bool(line) for line in said] == [False] * 3 + [True] + [False] * 4
+    assert "waits 40%" in said[3]
+    assert f"--config.{remedy}" in said[3]
