@@ -2,8 +2,8 @@
 
     python -m simclr_jax.main --config=configs/quickstart.py
 
-Hardware: 2 CPU cores. Time: under 3 minutes of training, 5 in all.
-Expected (measured, see README): linear probe on 100 / 1,000 / 4,000 labels 91 / 96 / 98 %, kNN 96 %;
+Hardware: 2 CPU cores. Time: 80 seconds of training, 2 minutes in all.
+Expected (measured, see README): linear probe on 100 / 1,000 / 4,000 labels 91 / 96 / 98 %, kNN 97 %;
 raw pixels 75 / 88 / 92 % and 95 %.
 """
 
