@@ -12,11 +12,21 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
+from simclr_jax import sharding
 from simclr_jax.errors import Preempted, SimclrError, one_line
 from simclr_jax.state import TrainState
 
 PARTS = ("params", "model_state", "opt_state", "extra")
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax asks JAX for preemption at every save, by the step; the loop asks by the call: never mix them."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Never: the loop asks."""
+        return False
 
 
 class Checkpoints:
@@ -25,7 +35,7 @@ class Checkpoints:
     def __init__(self, directory: epath.PathLike, keep: int = 3):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
         self._directory = epath.Path(directory).absolute()
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._manager = _Manager(self._directory, options=options)
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step, None where there is none."""
@@ -59,7 +69,7 @@ class Checkpoints:
                 f"{self._directory / str(step)}: does not hold this config's model and optimiser "
                 f"({one_line(error)}); choose another --workdir"
             ) from None
-        restored_step = jax.device_put(jax.numpy.full_like(like.step, step), like.step.sharding)
+        restored_step = sharding.put_same(np.asarray(step, like.step.dtype), like.step.sharding)
         return like.replace(step=restored_step, **{name: items[name] for name in names})
 
     def preempted(self, call: int) -> bool:
@@ -68,7 +78,7 @@ class Checkpoints:
         Args:
           call: goes up by one a time; JAX agrees on the number to stop at in advance.
         """
-        return jax.process_count() > 1 and self._manager.reached_preemption(call)
+        return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call)
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -17,7 +17,8 @@ from simclr_jax.errors import SimclrError
 SCHEMA = 3  # of config.json; raise it when a field is added, renamed or changes its meaning
 FILE = "config.json"
 
-# What may differ between a run and its resumption: it does not decide the trained parameters.
+# What may differ between a run and its resumption: it does not decide the trained parameters, but for how
+# float32 rounds on another mesh or in another program (steps_per_call 1, or more).
 FREE = (
     "checkpoint",
     "compile_cache",

@@ -1,5 +1,6 @@
 """Several processes as one run: a TPU pod, a Slurm job, or hosts that are told by flags or environment."""
 
+import faulthandler
 import importlib.util
 import os
 
@@ -43,7 +44,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
         if "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ:  # within srun
             _connect(cluster_detection_method="slurm")
     elif _on_tpu():
-        _connect()
+        _connect(alone=True)
 
 
 def several() -> bool:
@@ -74,7 +75,8 @@ def _checked(told: dict[str, str | int]) -> dict[str, str | int]:
     return {"coordinator_address": f"{host}:{port}", "num_processes": count, "process_id": number}
 
 
-def _connect(**arguments: str | int) -> None:
+def _connect(alone: bool = False, **arguments: str | int) -> None:
+    """Starts JAX's service; where the run may be `alone`, it is if JAX finds no other process."""
     if "cpu" in os.environ.get("JAX_PLATFORMS", "").split(",")[:1]:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
@@ -85,12 +87,14 @@ def _connect(**arguments: str | int) -> None:
             shutdown_timeout_seconds=LEAVE,
         )
     except (RuntimeError, ValueError) as error:
+        if alone and isinstance(error, ValueError):
+            return
         raise SimclrError(f"the processes of this run did not find each other: {one_line(error)}") from None
+    faulthandler.disable()  # JAX aborts where another process has died: its line, and no stacks of threads
 
 
 def _on_tpu() -> bool:
-    if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu" or not importlib.util.find_spec(
-        "libtpu"
-    ):
+    platform = (os.environ.get("JAX_PLATFORMS") or "tpu").split(",")[0]
+    if platform != "tpu" or not importlib.util.find_spec("libtpu"):
         return False
     return os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")

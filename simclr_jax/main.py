@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -123,6 +124,12 @@ def main(argv: list[str]) -> None:
             f"a process of this run has ended, see what it said ({one_line(error)}); the same command on "
             "all of them goes on from the last checkpoint", LOST,
         )  # fmt: skip
+    except Exception:
+        if _several():  # the traceback, and the end without waiting for the others
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        raise
 
 
 if __name__ == "__main__":

@@ -21,6 +21,11 @@ def make_mesh(devices: int = 0) -> Mesh:
     available = jax.devices()
     if devices > len(available):
         raise SimclrError(f"config.mesh.devices={devices}: this machine has {len(available)}; 0 takes all")
+    if jax.process_count() > 1 and devices not in (0, len(available)):
+        raise SimclrError(
+            f"config.mesh.devices={devices}: must be 0 with {jax.process_count()} processes, which share all "
+            f"{len(available)}"
+        )
     chosen = available[: devices or None]
     # Auto axes: with the default Explicit ones NT-Xent's product raises ShardingTypeError.
     return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
@@ -44,6 +49,27 @@ def put_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     """
     where = NamedSharding(mesh, jax.P(*[None] * axis, AXIS))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
+
+
+def put_same(tree: Any, where: NamedSharding) -> Any:
+    """Puts arrays that all processes have alike where they belong, each its part.
+
+    Unlike `jax.device_put` it asks no other process: that would be a collective of its own, which must not
+    come between those of a program under way, and a copy of everything from everyone.
+    """
+
+    def place(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, where, lambda part: x[part])
+
+    return jax.tree.map(place, tree)
+
+
+def agreed(number: int) -> bool:
+    """Whether all processes have the same number."""
+    if jax.process_count() == 1:
+        return True
+    return len(set(multihost_utils.process_allgather(np.int32(number)).tolist())) == 1
 
 
 def gather(tree: Any) -> Any:

@@ -68,18 +68,19 @@ def run(
     mesh = sharding.make_mesh(config.mesh.devices)
     with clock.phase("data"):
         splits = splits or data_splits.load(**config.data)
-        if config.augment.device == "all":
-            data = config.data
-            side, fields = data.stored_size or data.image_size, ("channels", "memory_gb", "threads")
-            splits = memory.hold(splits, side=side, **{field: data[field] for field in fields})
     validation.validate_run(config, splits.train.size, mesh.size)
     folder.check(workdir, config)
     latest = max(checkpoint.saved_steps(workdir / "checkpoints"), default=None)
+    if not sharding.agreed(latest or 0):
+        raise SimclrError(f"--workdir={workdir}: the processes see other checkpoints there; share the folder")
     identity = {"examples": splits.train.size, "fingerprint": splits.train.fingerprint}
     config = folder.claim(workdir, config, identity, trained=latest is not None, force=force)
     if latest is None:
         config = encoder.pin_steps(config)
     use_compile_cache(config.compile_cache)
+    if config.augment.device == "all":
+        with clock.phase("data"):
+            splits = memory.hold(splits, config.data)
 
     task = TASKS[config.task](config, splits, mesh)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
@@ -143,7 +144,9 @@ def train(
             task.preview(workdir, host_batch)
         host_batches = itertools.chain([host_batch], host_batches)
         inputs = call_inputs(host_batches, plan, task.steps_per_call, mesh)
-        arguments = next(inputs)
+        arguments = next(inputs, None)
+        if arguments is None:
+            raise SimclrError("the input ended before the run did")
     with clock.phase("compile"):
         program = step_fn if task.steps_per_call == 1 else repeated(step_fn)
         compiled = jax.jit(program, donate_argnums=0).lower(state, *arguments).compile()
@@ -169,7 +172,7 @@ def train(
         if line := hunger.line(speed["data_wait"]):
             progress.say(line)
         if names := task.unreadable():  # otherwise no file is read at every log
-            folder.note_unreadable(workdir, names, progress.say, first_process)
+            folder.note_unreadable(workdir, names, progress.say, jax.process_index())
         check_finite(row, step, checkpoints)
 
     try:
@@ -211,7 +214,7 @@ def train(
                 waiting = None
             if due or save:
                 meter.resume()
-            if stop and not last:
+            if stop:
                 raise Preempted(step, steps)
     finally:
         batches.close()
@@ -233,13 +236,17 @@ def call_inputs(host_batches: Iterator[Any], plan: list[int], most: int, mesh: M
     """What each call of the program takes beside the state, on the mesh."""
     for count in plan:
         group = list(itertools.islice(host_batches, count))
+        if len(group) < count:
+            return  # Prefetch says so
         if most == 1:
             yield (sharding.put_batch(group[0], mesh),)
         else:  # always of one shape; the program stops after `count`
             group += group[-1:] * (most - count)
             stacked = jax.tree.map(lambda *x: np.stack(x), *group)
-            placed_count = jax.device_put(np.int32(count), sharding.replicated(mesh))
-            yield sharding.put_batch(stacked, mesh, axis=1), placed_count
+            yield (
+                sharding.put_batch(stacked, mesh, axis=1),
+                sharding.put_same(np.int32(count), sharding.replicated(mesh)),
+            )
 
 
 def init_state(
@@ -252,7 +259,7 @@ def init_state(
         variables = task.start(variables)
     params = variables.pop("params")
     return TrainState(
-        step=jax.device_put(np.int32(0), everywhere),
+        step=sharding.put_same(np.int32(0), everywhere),
         params=params,
         model_state=variables,
         opt_state=jax.jit(optimizer.init, out_shardings=everywhere)(params),
@@ -317,7 +324,8 @@ def finish(
     """Draws the curves, writes summary.json and prints the table."""
     first_process = jax.process_index() == 0
     rows = metrics.read_rows(workdir)
-    unreadable = folder.note_unreadable(workdir, task.unreadable(), print, first_process)
+    say = print if first_process else lambda line: None
+    unreadable = folder.note_unreadable(workdir, task.unreadable(), say, jax.process_index())
     # A finished run that is only evaluated again keeps what it measured while it trained.
     before = files.read_json(workdir / report.FILE) if first == steps else {}
     seconds = {**before.get("seconds", {}), **{k: round(v, 2) for k, v in clock.all().items()}}

@@ -155,6 +155,13 @@ def _check_microbatch(flat: dict[str, Any]) -> None:
     _require(fits, flat, "train.microbatch", f"divisible by config.model.norm_groups={groups}")
 
 
+def _check_calls(flat: dict[str, Any]) -> None:
+    calls, device = flat["train.steps_per_call"], flat["augment.device"]
+    _require(
+        calls < 2 or device == "all", flat, "train.steps_per_call", "0 or 1 but for augment.device='all'"
+    )
+
+
 def _check_task(flat: dict[str, Any]) -> None:
     task, block = flat["task"], "finetune.after_block"
     _require(-1 <= flat[block] <= 4, flat, block, "a block group from 1 to 4, 0 for the stem, -1 for nothing")
@@ -205,6 +212,7 @@ def validate(config: ConfigDict) -> None:
     _check_values(flat)
     _check_model(flat)
     _check_microbatch(flat)
+    _check_calls(flat)
     _check_task(flat)
     _check_source(flat)
     check_size(flat)

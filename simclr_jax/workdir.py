@@ -10,7 +10,7 @@ from simclr_jax import config as cfg
 from simclr_jax import files
 from simclr_jax.errors import SimclrError
 
-UNREADABLE = "unreadable_files.txt"
+UNREADABLE = "unreadable_files{}.txt"  # of the first process; of the others with their number
 
 
 def check(workdir: epath.Path, config: ConfigDict) -> None:
@@ -68,14 +68,15 @@ def claim(
 
 
 def note_unreadable(
-    workdir: epath.Path, names: Iterable[str], say: Callable[[str], None], enabled: bool = True
+    workdir: epath.Path, names: Iterable[str], say: Callable[[str], None], process: int = 0
 ) -> list[str]:
     """Keeps the names of unreadable files over interruptions, says each once; all names so far."""
-    path = workdir / UNREADABLE
+    path = workdir / UNREADABLE.format(f".{process}" if process else "")
     before = path.read_text().splitlines() if path.exists() else []
     new = sorted(set(names) - set(before))
-    if new and enabled:
+    if new:
         files.write(path, "".join(f"{name}\n" for name in before + new))
         for name in new:
             say(f"unreadable, replaced by the next file: {name}")
-    return sorted(before + new)
+    everyones = workdir.glob(UNREADABLE.format("*"))
+    return sorted({name for each in everyones for name in each.read_text().splitlines()})

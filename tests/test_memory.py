@@ -165,7 +165,7 @@ def folder(tmp_path):
 
 def test_a_folder_is_read_once(folder, tmp_path):
     found = splits.load(f"folder:{folder}", holdout=0.0)
-    held, test = memory.hold(found, side=36, channels=3, memory_gb=1.0)
+    held, test = memory.hold(found, tiny_config(data__channels=3, data__stored_size=36).data)
     assert test is None
     assert (held.kind, held.size, held.classes) == ("array", 13, ("a", "b"))
     assert held.fingerprint == found.train.fingerprint
@@ -183,12 +183,12 @@ def test_a_folder_is_read_once(folder, tmp_path):
 
 def test_what_does_not_fit_is_refused(folder, monkeypatch):
     found = splits.load(f"folder:{folder}")
-    with pytest.raises(SimclrError, match=r"config\.data\.memory_gb=0\.0001.*stored_size"):
-        memory.hold(found, side=64, channels=3, memory_gb=1e-4)
+    with pytest.raises(SimclrError, match=r"config\.data\.memory_gb=1e-05.*stored_size"):
+        memory.hold(found, tiny_config(data__image_size=64, data__memory_gb=1e-5).data)
     mesh = sharding.make_mesh(1)
     small = type("Device", (), {"memory_stats": lambda self: {"bytes_limit": 1000}})()
     fake = type("Mesh", (), {"size": 1, "local_devices": [small]})()
-    with pytest.raises(SimclrError, match=r"GiB of images a device"):
+    with pytest.raises(SimclrError, match=r"GiB of images a device, which has 0\.0 free"):
         memory.put(tiny_splits().train, fake)
     assert memory.put(tiny_splits().train, mesh)["label"].shape == (80,)
 

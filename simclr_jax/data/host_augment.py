@@ -160,20 +160,16 @@ def color_jitter(image, amounts, u_order, strength: float, brightness: str = "v2
     def between(a, b, u):
         return a + (b - a) * u
 
-    def clip(x):
-        return tf.clip_by_value(x, 0.0, 1.0)
-
     def brighten(x):
         if brightness == "v1":
-            return clip(x + between(-reach, reach, amounts[0]))
-        return clip(x * between(low, high, amounts[0]))
+            return x + between(-reach, reach, amounts[0])
+        return x * between(low, high, amounts[0])
 
     operations = [
         brighten,
-        lambda x: clip(tf.image.adjust_contrast(x, between(low, high, amounts[1]))),
+        lambda x: tf.image.adjust_contrast(x, between(low, high, amounts[1])),
     ]
     if image.shape[-1] == 3:
-        image = clip(image)  # bicubic overshoots; saturation and hue stay within
         operations += [
             lambda x: tf.image.adjust_saturation(x, between(low, high, amounts[2])),
             lambda x: tf.image.adjust_hue(x, between(-0.2, 0.2, amounts[3]) * strength),
@@ -182,6 +178,7 @@ def color_jitter(image, amounts, u_order, strength: float, brightness: str = "v2
     order = orders[tf.cast(u_order * len(orders), tf.int32)]
     for i in range(len(operations)):
         image = tf.switch_case(order[i], [lambda x=image, f=f: f(x) for f in operations])
+        image = tf.clip_by_value(image, 0.0, 1.0)
     return image
 
 

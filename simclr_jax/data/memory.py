@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from simclr_jax import sharding
@@ -23,16 +24,20 @@ from simclr_jax.errors import SimclrError
 READ_AT_ONCE = 256  # image files
 
 
-def hold(splits: Splits, *, side: int, channels: int, memory_gb: float, threads: int = 0) -> Splits:
-    """The splits with all images in memory, as uint8 with `channels` channels.
+def hold(splits: Splits, data: ConfigDict) -> Splits:
+    """The splits with all images in memory, as uint8 with `data.channels` channels.
 
-    Arrays stay as they are. Image files and records become squares of `side` pixels, as for evaluation: the
-    whole image up to 32 px, else the central square; antialiased.
+    Arrays stay as they are. Image files and records become squares of `data.stored_size` pixels, as for
+    evaluation: the whole image up to 32 px, else the central square; antialiased. Every process holds all.
+
+    Args:
+      data: that of a config.
 
     Raises:
-      SimclrError: they would take more than `memory_gb`.
+      SimclrError: they would take more than `data.memory_gb`.
     """
-    options = {"side": side, "channels": channels, "memory_gb": memory_gb, "threads": threads}
+    side, fields = data.stored_size or data.image_size, ("channels", "memory_gb", "threads")
+    options = {"side": side, **{field: data[field] for field in fields}}
     return Splits(*(split and _hold_one(split, **options) for split in splits))
 
 
@@ -40,6 +45,8 @@ def _hold_one(
     source: Source | Stream, *, side: int, channels: int, memory_gb: float, threads: int
 ) -> Source | Stream:
     if isinstance(source, Source) and source.kind == "array":
+        if source.fetch(np.zeros(1, int))[0].shape[-1] == channels:
+            return source
         images, labels = source.fetch(np.arange(source.size))
         images = to_channels(images, channels)
     else:
@@ -106,22 +113,26 @@ def put(source: Source, mesh: Mesh) -> dict[str, jax.Array]:
     Raises:
       SimclrError: a device has no room for its share.
     """
-    images, labels = source.fetch(np.arange(source.size))
-    share = images.nbytes / mesh.size
-    memory = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit", float("inf"))
-    if share > 0.9 * memory:
+    share = -(-source.size // mesh.size)
+    size = share * source.fetch(np.zeros(1, int))[0].nbytes
+    stats = mesh.local_devices[0].memory_stats() or {}
+    free = stats.get("bytes_limit", float("inf")) - stats.get("bytes_in_use", 0)
+    if size > 0.9 * free:
         raise SimclrError(
-            f"{source.name}: {share / 2**30:.1f} GiB of images a device, which has {memory / 2**30:.1f}; "
+            f"{source.name}: {size / 2**30:.1f} GiB of images a device, which has {free / 2**30:.1f} free; "
             "take more devices, or set config.augment.device=photometric"
         )
-    filling = -len(images) % mesh.size
-    where = sharding.by_batch(mesh)
 
-    def place(x: np.ndarray) -> jax.Array:
-        padded = np.pad(x, [(0, filling)] + [(0, 0)] * (x.ndim - 1)) if filling else x
-        return jax.make_array_from_callback(padded.shape, where, lambda part: padded[part])
+    def place(which: int) -> jax.Array:
+        def rows(part: tuple[slice, ...]) -> np.ndarray:
+            begin, end, _ = part[0].indices(share * mesh.size)
+            found = source.fetch(np.arange(begin, min(end, source.size)))[which]
+            return np.pad(found, [(0, end - begin - len(found))] + [(0, 0)] * (found.ndim - 1))
 
-    return {"image": place(images), "label": place(labels)}
+        shape = source.fetch(np.zeros(1, int))[which].shape[1:]
+        return jax.make_array_from_callback((share * mesh.size, *shape), sharding.by_batch(mesh), rows)
+
+    return {"image": place(0), "label": place(1)}
 
 
 def batches(
@@ -137,15 +148,17 @@ def batches(
 def gather(held: dict[str, jax.Array], batch: dict[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
     """The batch {image, label, position} by the numbers {index, position}, from what `put` holds.
 
-    Every device offers the rows it has; a sum with zeros, scattered, brings each where it belongs.
+    Every device offers the rows it has; a sum with zeros, scattered, brings each where it belongs. For a
+    moment every device has room for the images of the whole batch, as bytes.
     """
 
     def local(mine: jax.Array, wanted: jax.Array) -> jax.Array:
         everyone = jax.lax.all_gather(wanted, sharding.AXIS, tiled=True)
         row = everyone - jax.lax.axis_index(sharding.AXIS) * len(mine)
         here = ((row >= 0) & (row < len(mine))).reshape(-1, *[1] * (mine.ndim - 1))
-        rows = jnp.where(here, mine[jnp.clip(row, 0, len(mine) - 1)], 0)
-        return jax.lax.psum_scatter(rows, sharding.AXIS, scatter_dimension=0, tiled=True)
+        rows = _words(jnp.where(here, mine[jnp.clip(row, 0, len(mine) - 1)], 0))
+        found = jax.lax.psum_scatter(rows, sharding.AXIS, scatter_dimension=0, tiled=True)
+        return _unwords(found, mine.dtype, mine.shape[1:])
 
     if mesh.size == 1:
         found = jax.tree.map(lambda x: x[batch["index"]], held)
@@ -154,6 +167,22 @@ def gather(held: dict[str, jax.Array], batch: dict[str, jax.Array], mesh: Mesh) 
         take = jax.shard_map(local, mesh=mesh, in_specs=(split, split), out_specs=split)
         found = jax.tree.map(lambda x: take(x, batch["index"]), held)
     return {**found, "position": batch["position"]}
+
+
+def _words(rows: jax.Array) -> jax.Array:
+    """Bytes `[n, ...]` four at a time, as uint32: all accelerators add those up. Other types stay."""
+    if rows.dtype != jnp.uint8:
+        return rows
+    flat = rows.reshape(len(rows), -1)
+    flat = jnp.pad(flat, [(0, 0), (0, -flat.shape[1] % 4)])
+    return jax.lax.bitcast_convert_type(flat.reshape(len(rows), -1, 4), jnp.uint32)
+
+
+def _unwords(words: jax.Array, dtype: jnp.dtype, shape: tuple[int, ...]) -> jax.Array:
+    if dtype != jnp.uint8:
+        return words
+    flat = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(len(words), -1)
+    return flat[:, : int(np.prod(shape))].reshape(-1, *shape)
 
 
 # ---- evaluation ---------------------------------------------------------------------------------

@@ -82,14 +82,14 @@ def nearest(
       (similarity [q, k], index [q, k]), the most similar first; k is at most m.
     """
     k = min(k, len(bank))
-    bank_chunk = min(bank_chunk, -(-len(bank) // 64) * 64)  # a multiple of top_k's blocks
+    bank_chunk = min(bank_chunk, -(-len(bank) // 64) * 64)  # that top_k need not fill up
     chunk = -(-min(query_chunk, len(queries)) // mesh.size) * mesh.size
-    chunks = _chunks(jax.device_put(bank, sharding.replicated(mesh)), bank_chunk)
+    chunks = _chunks(sharding.put_same(bank, sharding.replicated(mesh)), bank_chunk)
     parts = []
     for begin in range(0, len(queries), chunk):
         part = queries[begin : begin + chunk]
         padded = np.pad(part, [(0, chunk - len(part)), (0, 0)])
-        placed = jax.device_put(padded, sharding.by_batch(mesh))
+        placed = sharding.put_same(padded, sharding.by_batch(mesh))
         found = sharding.gather(_nearest(placed, chunks, len(bank), k))
         parts.append([x[: len(part)] for x in found])
     similarity, index = zip(*parts, strict=True)

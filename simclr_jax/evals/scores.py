@@ -116,8 +116,7 @@ def _fit_all(mesh: Mesh, classes: int, iterations: int):
         mask = np.arange(len(labels) + filling) < len(labels)
         features = np.pad(features, [(0, filling), (0, 0)])
         labels = np.pad(labels, (0, filling))
-        place = sharding.by_batch(mesh)
-        data = [jax.device_put(x, place) for x in (features, labels, mask)]
+        data = sharding.put_same([features, labels, mask], sharding.by_batch(mesh))
         l2s = np.asarray(l2s, features.dtype)
         groups = np.array_split(l2s, -(-len(l2s) * len(labels) * classes // BUDGET))
         fits = [linear.fit(*data, g, classes=classes, iterations=iterations) for g in groups]

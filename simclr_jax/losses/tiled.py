@@ -115,11 +115,12 @@ def _over_columns(of_tile: Any, start: Any, mine: Any, columns: Any, axis: str, 
 
     def turn(carry: tuple, k: jax.Array) -> tuple[tuple, None]:
         seen, visiting = carry
-        from_device = (me - k) % devices
-        seen = _by_tiles(of_tile, seen, mine, me * rows, visiting, from_device * rows, tile)
-        return (seen, jax.tree.map(lambda x: jax.lax.ppermute(x, axis, to_next), visiting)), None
+        visiting = jax.tree.map(lambda x: jax.lax.ppermute(x, axis, to_next), visiting)
+        first_column = (me - k) % devices * rows
+        return (_by_tiles(of_tile, seen, mine, me * rows, visiting, first_column, tile), visiting), None
 
-    return jax.lax.scan(turn, (start, columns), jnp.arange(devices, dtype=jnp.int32))[0][0]
+    own = _by_tiles(of_tile, start, mine, me * rows, columns, me * rows, tile)
+    return jax.lax.scan(turn, (own, columns), jnp.arange(1, devices, dtype=jnp.int32))[0][0]
 
 
 def _by_tiles(

@@ -3,7 +3,6 @@
 From a big encoder to a small one, or to itself; images without labels do.
 """
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -53,7 +52,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         return outputs, model_state
 
     def fixed():
-        return {**student.fixed(), "teacher": jax.device_put(teacher.variables, sharding.replicated(mesh))}
+        return {**student.fixed(), "teacher": sharding.put_same(teacher.variables, sharding.replicated(mesh))}
 
     return student._replace(forward=forward, fixed=fixed)
 

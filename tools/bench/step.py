@@ -120,8 +120,7 @@ def load(config: ConfigDict) -> splits.Splits:
     data, found = config.data, splits.load(**config.data)
     if config.augment.device != "all":
         return found
-    fields = {field: data[field] for field in ("channels", "memory_gb", "threads")}
-    return memory.hold(found, side=data.stored_size or data.image_size, **fields)
+    return memory.hold(found, data)
 
 
 def synthetic_splits(config: ConfigDict) -> splits.Splits:
