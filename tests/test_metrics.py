@@ -76,7 +76,7 @@ def test_tensorboard_restart_forgets_later_steps(tmp_path, count):
 
 
 @pytest.mark.parametrize(
-    ("device", "remedy"), [("none", "augment.device=photometric"), ("all", "steps_per_call")]
+    ("device", "remedy"), [("none", "augment.device=photometric"), ("all", "train.steps_per_call")]
 )
 def test_a_starving_device_is_named_once_with_a_remedy(device, remedy):
     hunger = announce.Hunger(tiny_config(augment__device=device))
