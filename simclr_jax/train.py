@@ -158,6 +158,8 @@ def train(
     progress = metrics.Progress(first, steps, enabled=first_process)
     meter = metrics.Meter(batch_size, lambda: batches.wait_seconds)
     in_flight: collections.deque = collections.deque()  # the numbers of the calls under way
+    # On CPUs a collective operation holds one of few threads: calls under way would wait for each other.
+    ahead = 0 if jax.process_count() > 1 and jax.default_backend() == "cpu" else 2
     step = first
     waiting: tuple | None = None  # a log whose numbers are read once the next step runs
     hunger = announce.Hunger(config)
@@ -183,7 +185,7 @@ def train(
                 state, numbers = compiled(state, *arguments)
             step += count
             in_flight.append(numbers)
-            if len(in_flight) > 2:  # never more than two calls ahead of the device
+            if len(in_flight) > ahead:  # never further ahead of the device
                 jax.block_until_ready(in_flight.popleft())
             progress.step(step)
             write_log(waiting)

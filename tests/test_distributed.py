@@ -103,7 +103,7 @@ def test_two_processes_equal_one_and_eight_devices(images, tmp_path):
 def test_checkpoints_of_two_are_read_by_one_and_the_other_way(images, tmp_path):
     """From device memory, several steps a call: half of the run here, half there."""
     calls = {"train__steps_per_call": 5, "log__every__steps": 3}
-    config = config_of(images, augment__device="all", eval__every__steps=7, **calls)
+    config = config_of(images, augment__device="all", **calls)
     pair = Pair(config, tmp_path / "two", tmp_path)
     with jax.enable_x64(True):
         train.run(config, tmp_path / "whole")

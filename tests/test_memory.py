@@ -122,7 +122,7 @@ runpy.run_module("simclr_jax.main", run_name="__main__", alter_sys=True)
 
 
 def test_where_tensorflow_is_not_installed(tmp_path):
-    """A run from the start to its scores and TensorBoard's file; other sources say what is missing."""
+    """A run with its evaluations and TensorBoard's file; other sources say what is missing."""
     images, labels = tiny_arrays()
     np.savez(tmp_path / "tiny.npz", images=images, labels=labels)
     command = [
@@ -130,7 +130,7 @@ def test_where_tensorflow_is_not_installed(tmp_path):
         f"--workdir={tmp_path}/run", f"--config.data.source=npz:{tmp_path}/tiny.npz",
         "--config.data.image_size=12",
         "--config.train.batch_size=16", "--config.train.steps=4", "--config.model.width=0.25",
-        "--config.eval.linear.draws=1", "--config.eval.linear.iterations=5", "--config.eval.figures=False",
+        "--config.eval.every.steps=2", "--config.eval.final=False", "--config.eval.figures=False",
     ]  # fmt: skip
     done = subprocess.run(
         [*command, "--config.augment.device=all"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -138,7 +138,7 @@ def test_where_tensorflow_is_not_installed(tmp_path):
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == 4
-    assert set(summary["scores"]["knn"]) == {"simclr", "untrained", "raw_pixels"}
+    assert 0 <= summary["last"]["knn_top1"] <= 1
     assert any((tmp_path / "run").glob("events.out.tfevents.*"))
     refused = subprocess.run(
         [*command, "--config.augment.device=none", f"--workdir={tmp_path}/other"],
