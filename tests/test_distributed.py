@@ -54,7 +54,7 @@ class Pair:
         )
         self.workdir, self.output = workdir, ""
 
-    def wait(self, timeout=120):
+    def wait(self, timeout=300):
         """The exit code, of the first process that failed."""
         try:
             self.output += self.launcher.communicate(timeout=timeout)[0]
@@ -69,7 +69,7 @@ class Pair:
         number = lambda pid: Path(f"/proc/{pid}/environ").read_text().split("JAX_PROCESS_ID=")[1][0]  # noqa: E731
         return sorted(map(int, children), key=number)
 
-    def until_step(self, step, timeout=120):
+    def until_step(self, step, timeout=300):
         end = time.monotonic() + timeout
         while not any(row["step"] >= step for row in metrics.read_rows(self.workdir)):
             assert time.monotonic() < end, "the run does not get there"
