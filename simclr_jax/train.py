@@ -46,12 +46,14 @@ def run(
     *,
     splits: Splits | None = None,
     force: bool = False,
+    on_eval: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
     """Trains what `config` describes in `workdir`, or goes on where an earlier call stopped.
 
     Args:
       splits: the images, for the source "arrays"; otherwise the config says where they are.
       force: resume although the config differs in what decides the result.
+      on_eval: gets (step, scores) of every evaluation while training; what it raises ends the run.
 
     Returns:
       the summary, as written to summary.json.
@@ -106,7 +108,7 @@ def run(
             state, rates = train(
                 state, first, steps, step_fn, config=config, task=task, mesh=mesh, workdir=workdir,
                 clock=clock, writers=writers, checkpoints=checkpoints, signals=signals,
-                examples=splits.train.size,
+                examples=splits.train.size, on_eval=on_eval,
             )  # fmt: skip
         if signals.received:
             raise Preempted(steps, steps)
@@ -124,6 +126,7 @@ def train(
     state: TrainState, first: int, steps: int, step_fn: Callable, *, config: ConfigDict, task: Task,
     mesh: Mesh, workdir: epath.Path, clock: metrics.Clock, writers: metrics.Writers,
     checkpoints: checkpoint.Checkpoints, signals: checkpoint.Signals, examples: int,
+    on_eval: Callable[[int, dict[str, float]], None] | None = None,
 ) -> tuple[TrainState, dict[str, float]]:  # fmt: skip
     """Steps `first` to `steps`: batches in, logs, evaluations and checkpoints out.
 
@@ -214,6 +217,8 @@ def train(
                 progress.say(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
                 write_log(waiting, **scores)
                 waiting = None
+                if on_eval:
+                    on_eval(step, scores)
             if due or save:
                 meter.resume()
             if stop:

@@ -290,6 +290,31 @@ def test_channels_are_converted(have, want):
     np.testing.assert_allclose(batch["image"], expected, atol=0.6 / 255)
 
 
+def test_subset_of_arrays():
+    images, labels = tiny_arrays(20)
+    whole = sources.from_arrays(images, labels)
+    some = whole.subset(np.array([7, 3, 11]))
+    pixels, ids = some.fetch(np.array([2, 0]))
+    np.testing.assert_array_equal(pixels, images[[11, 7]])
+    np.testing.assert_array_equal(ids, labels[[11, 7]])
+    assert some.size == 3
+    assert some.classes == whole.classes
+    assert some.fingerprint not in (whole.fingerprint, whole.subset(np.array([3, 7, 11])).fingerprint)
+    np.testing.assert_array_equal(whole.labels(), labels)
+
+
+def test_subset_of_files_replaces_within_itself(tmp_path):
+    for i in range(6):
+        save(tmp_path / f"{'ab'[i % 2]}" / f"{i}.png", photo(seed=i))
+    (tmp_path / "a" / "2.png").write_bytes(b"broken")
+    whole = splits.load(f"folder:{tmp_path}", holdout=0.0).train
+    assert [n[-5] for n in whole.names] == list("024135")
+    some = whole.subset(np.array([1, 4]))  # the broken one, and a file of b
+    batch = next(pipeline.eval_batches(some, batch=2, size=16, crop=1.0))
+    assert batch["label"].tolist() == [1, 1]
+    assert some.unreadable == {some.names[0]}
+
+
 def test_channels_that_cannot_be_converted():
     source = sources.from_arrays(*tiny_arrays(8, channels=4))
     with pytest.raises(SimclrError, match=r"config\.data\.channels=3: the images have 4"):

@@ -6,7 +6,7 @@ read in file order. `splits.load` makes the two that a config names.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,20 @@ class Source:
     read_around: Callable[[Any, Any], tuple[Any, Any, Any]] | None = None
     names: tuple[str, ...] = ()  # of the files, where there are files
     unreadable: set[str] = field(default_factory=set, compare=False)  # files found bad so far
+    part: Callable[[np.ndarray], "Source"] | None = None  # files: index -> the Source of those alone
+
+    def subset(self, index: np.ndarray) -> "Source":
+        """The examples `index [m]` as a Source of their own, under the same class names."""
+        if self.part is not None:
+            return self.part(index)
+        fingerprint = _digest(self.fingerprint.encode(), np.asarray(index, np.int64))
+        fetch = lambda rows: self.fetch(index[rows])  # noqa: E731
+        return replace(self, size=len(index), fetch=fetch, fingerprint=fingerprint)
+
+    def labels(self) -> np.ndarray:
+        """Every label `[size]` int32, -1 for none; of records that takes reading them all."""
+        chunks = np.array_split(np.arange(self.size), -(-self.size // 1024))
+        return np.concatenate([self.fetch(chunk)[1] for chunk in chunks])
 
     def note_replaced(self, wanted: np.ndarray, used: np.ndarray) -> None:
         """Enters the files that were skipped on the way from index `wanted` to index `used`."""
@@ -146,6 +160,7 @@ def from_files(
         read_around=read_around,
         fingerprint=_digest("\n".join(names).encode(), ids),
         names=names,
+        part=lambda index: from_files([paths[i] for i in index], ids[index].tolist(), classes, root=root),
     )
 
 
