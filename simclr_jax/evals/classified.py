@@ -1,0 +1,144 @@
+"""How good predictions are: with their uncertainty, class by class, and whether confidence is earned."""
+
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+from sklearn.metrics import precision_recall_fscore_support, recall_score
+
+from simclr_jax.errors import SimclrError
+from simclr_jax.evals.knn import top_k_accuracy
+
+BINS = 15  # of the calibration error, as in its paper
+DRAWN = 1 << 22  # counts of the bootstrap that exist at a time
+
+
+def evaluate(
+    scores: np.ndarray, labels: np.ndarray, *, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """All that is reported of a classifier on a test set, as JSON takes it; {} without labelled images.
+
+    Precision, recall and F1 are scikit-learn's, 0 where there is nothing to divide by. "macro" averages them
+    over the classes that labels or predictions name; "mean_per_class" is the recall averaged over those that
+    labels name, and differs when a class is predicted that the test set lacks.
+
+    Args:
+      scores: probabilities `[n, classes]`; labels: `[n]`, those with -1 (none) are left out.
+      resamples: of the test images, for the 95 % intervals.
+
+    Returns:
+      {images, top1, top5 (with more than five classes), interval {top1, macro_f1: [low, high]},
+      mean_per_class, macro and weighted {precision, recall, f1}, per_class [{precision, recall (None without
+      support), f1, support}], confusion `[classes, classes]` (rows: the truth), ece, calibration}.
+
+    Raises:
+      SimclrError: a label that scores have no column for, or scores that are not numbers.
+    """
+    scores, labels = scores[labels >= 0], labels[labels >= 0]
+    if not len(labels):
+        return {}
+    classes = scores.shape[1]
+    if labels.max() >= classes:
+        raise SimclrError(f"label {labels.max()} of a classifier with {classes} classes, which start at 0")
+    if not np.isfinite(scores).all():
+        raise SimclrError("the classifier's scores are not all finite numbers")
+    predicted = np.argmax(scores, axis=1)
+    cells = np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes**2)
+    confusion = cells.reshape(classes, classes)
+    calibration = _calibration(scores.max(axis=1), predicted == labels)
+    report = {"images": len(labels), "top1": float(np.mean(predicted == labels))}
+    if classes > 5:
+        report["top5"] = top_k_accuracy(scores, labels, 5)
+    gaps = [b["count"] * abs(b["confidence"] - b["accuracy"]) for b in calibration if b["count"]]
+    return report | {
+        "interval": _intervals(confusion, resamples, seed),
+        "mean_per_class": mean_per_class(predicted, labels),
+        "macro": _averaged(predicted, labels, "macro"),
+        "weighted": _averaged(predicted, labels, "weighted"),
+        "per_class": _per_class(predicted, labels, classes),
+        "confusion": confusion.tolist(),
+        "ece": float(sum(gaps) / len(labels)),
+        "calibration": calibration,
+    }
+
+
+def mean_per_class(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Recall averaged over the classes among `labels [n]`, n ≥ 1: each counts alike, however rare."""
+    present = np.unique(labels)
+    return float(recall_score(labels, predicted, labels=present, average="macro", zero_division=0))
+
+
+def eleven_point_map(scores: np.ndarray, targets: np.ndarray) -> float:
+    """VOC2007's mean average precision (Everingham et al., 2010, section 4.2), where images have many labels.
+
+    For each class the images are sorted by score; its average precision is the mean, over the recalls 0, 0.1,
+    ..., 1, of the best precision at that recall or a higher one. Equal scores stay in the images' order.
+
+    Args:
+      scores: `[n, classes]`; targets: `[n, classes]` bool. A class without a positive is left out.
+
+    Returns:
+      The mean over the classes; 0 if none has a positive.
+    """
+    found = []
+    for score, target in zip(scores.T, targets.T, strict=True):
+        hits = np.cumsum(target[np.argsort(-score, kind="stable")].astype(np.int64))
+        if not len(hits) or not hits[-1]:
+            continue
+        precision = hits / np.arange(1, len(hits) + 1)
+        best = np.maximum.accumulate(precision[::-1])[::-1]  # at this rank or further down
+        # The first rank whose recall is at least t/10, in whole numbers: 3/10 < 0.1 * 3 in floats.
+        first = [np.argmax(10 * hits >= t * hits[-1]) for t in range(11)]
+        found.append(np.mean(best[first]))
+    return float(np.mean(found)) if found else 0.0
+
+
+def _averaged(predicted: np.ndarray, labels: np.ndarray, average: str) -> dict[str, float]:
+    values = precision_recall_fscore_support(labels, predicted, average=average, zero_division=0)
+    return {name: float(x) for name, x in zip(("precision", "recall", "f1"), values, strict=False)}
+
+
+def _per_class(predicted: np.ndarray, labels: np.ndarray, classes: int) -> list[dict[str, Any]]:
+    columns = precision_recall_fscore_support(labels, predicted, labels=np.arange(classes), zero_division=0)
+    return [
+        {"precision": float(p), "recall": float(r) if n else None, "f1": float(f), "support": int(n)}
+        for p, r, f, n in zip(*columns, strict=True)
+    ]
+
+
+def _calibration(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
+    """Reliability in the bins (0, 1/15], (1/15, 2/15], ... (Guo et al., arXiv 1706.04599, section 2)."""
+    index = np.clip(np.ceil(confidence.astype(np.float64) * BINS).astype(int) - 1, 0, BINS - 1)
+    counts = np.bincount(index, minlength=BINS)
+    sums = [np.bincount(index, x, minlength=BINS) for x in (confidence, right)]
+    return [
+        {"confidence": float(c / n) if n else None, "accuracy": float(a / n) if n else None, "count": int(n)}
+        for c, a, n in zip(*sums, counts, strict=True)
+    ]
+
+
+def _intervals(confusion: np.ndarray, resamples: int, seed: int) -> dict[str, list[float]]:
+    """95 % percentile intervals of the bootstrap (Efron & Tibshirani, 1993, section 13.3).
+
+    To draw n images with replacement is to draw how many fall into each cell of the confusion matrix, from a
+    multinomial distribution. Cells without an image are never drawn.
+    """
+    truth, predicted = np.nonzero(confusion)
+    counts = confusion[truth, predicted].astype(np.int64)
+    n, classes, cells = counts.sum(), len(confusion), len(counts)
+    one = lambda rows, chosen: csr_array(  # noqa: E731
+        (np.ones(len(chosen), np.int64), (rows[chosen], chosen)), (classes, cells)
+    )
+    of_truth, of_prediction = (one(rows, np.arange(cells)) for rows in (truth, predicted))
+    of_hits = one(truth, np.flatnonzero(truth == predicted))
+    rng = np.random.default_rng(seed)
+    top1, macro_f1 = [], []
+    step = max(1, DRAWN // cells)
+    for begin in range(0, resamples, step):
+        drawn = rng.multinomial(n, counts / n, size=min(step, resamples - begin)).T
+        hits, named = of_hits @ drawn, of_truth @ drawn + of_prediction @ drawn
+        top1.append(hits.sum(axis=0) / n)
+        f1 = 2 * hits / np.maximum(named, 1)
+        macro_f1.append(f1.sum(axis=0) / np.count_nonzero(named, axis=0))
+    bounds = lambda x: np.percentile(np.concatenate(x), [2.5, 97.5]).tolist()  # noqa: E731
+    return {"top1": bounds(top1), "macro_f1": bounds(macro_f1)}
