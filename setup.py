@@ -34,6 +34,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.20",
+        "pillow>=10",
         "safetensors>=0.4",
         "scikit-learn>=1.4",
         "tensorboard>=2.18",
@@ -47,7 +48,7 @@ setup(
         "torch": ["torch>=2.10"],  # to read and write .pth
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb"],
-        "test": ["pillow", "pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",
