@@ -4,6 +4,7 @@ import io
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
@@ -12,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from simclr_jax.errors import SimclrError
 from simclr_jax.evals import corruptions
+from simclr_jax.evals.attacks import fgsm, pgd
 
 SIZES = {"small": (28, 20), "large": (64, 70)}
 
@@ -122,3 +124,98 @@ def test_pixelate_is_pillows(size, severity, scale):
     expected = np.asarray(small.resize((width, height), Image.Resampling.BOX)) / 255
     found = corrupted("pixelate", (pixels / 255).astype(np.float32), severity)
     np.testing.assert_allclose(found[2], expected, atol=1.1 / 255)  # Pillow rounds twice
+
+
+# ---- attacks ----------------------------------------------------------------------------------------
+
+
+def linear_model(classes=2, pixels=8, scale=1.0):
+    kernel = scale * np.random.default_rng(3).standard_normal((pixels, classes)).astype(np.float32)
+    return lambda x: x.reshape(len(x), -1) @ kernel
+
+
+def small_net(shape=(8, 8, 1), classes=4, seed=0):
+    rng = np.random.default_rng(seed)
+    first = rng.standard_normal((np.prod(shape), 32)).astype(np.float32) / 4
+    second = rng.standard_normal((32, classes)).astype(np.float32)
+    return lambda x: jnp.tanh(x.reshape(len(x), -1) @ first) @ second
+
+
+def cross_entropy(logits_fn, images, labels):
+    return -jax.nn.log_softmax(logits_fn(images))[np.arange(len(labels)), labels]
+
+
+def examples(n=16, shape=(8, 8, 1), classes=4):
+    rng = np.random.default_rng(1)
+    return rng.random((n, *shape), np.float32), rng.integers(0, classes, n)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.4])
+def test_fgsm_is_the_strongest_attack_on_a_linear_model(epsilon):
+    """Of two classes, whose loss is monotonic in a linear function: no corner of the cube has a larger one.
+
+    With 0.4 the cubes are cut at 0 and 1.
+    """
+    model, (images, labels) = linear_model(), examples(5, (2, 4, 1), 2)
+    found = fgsm(model, images, labels, epsilon)
+    best = np.asarray(cross_entropy(model, found, labels))
+    for signs in itertools.product((-1, 1), repeat=8):
+        corner = np.clip(images + epsilon * np.float32(signs).reshape(1, 2, 4, 1), 0, 1)
+        assert (cross_entropy(model, corner, labels) <= best + 1e-5).all()
+
+
+def test_attack_on_a_certain_classifier():
+    """Its cross entropy is 0 in float32, and so would be the gradient."""
+    model, (images, _) = linear_model(3, 64, scale=200.0), examples()
+    labels = np.argmax(model(images), axis=1)
+    assert np.median(cross_entropy(model, images, labels)) == 0
+    weak = linear_model(3, 64, scale=0.1)
+    attacked = fgsm(model, images, labels, 0.5)
+    assert (cross_entropy(weak, attacked, labels) > cross_entropy(weak, images, labels)).all()
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_attacks_stay_in_range(classes):
+    model, (images, labels) = small_net(classes=classes), examples(classes=classes)
+    position = np.arange(16, dtype=np.uint32)
+    fast = jax.jit(lambda epsilon: fgsm(model, images, labels, epsilon))
+    projected = jax.jit(lambda epsilon: pgd(model, images, labels, epsilon, position))
+    for attack, epsilon in itertools.product((fast, projected), (0.0, 0.03, 1.0)):
+        found = np.asarray(attack(epsilon))
+        assert found.dtype == np.float32
+        assert np.abs(found - images).max() <= epsilon + 1e-6
+        assert found.min() >= 0
+        assert found.max() <= 1
+        if not epsilon:
+            np.testing.assert_array_equal(found, images)
+
+
+def test_pgd_is_at_least_as_strong_as_fgsm():
+    model, (images, labels) = small_net(), examples(64)
+    position = np.arange(64, dtype=np.uint32)
+
+    @jax.jit
+    def losses():
+        attacked = (fgsm(model, images, labels, 0.1), pgd(model, images, labels, 0.1, position, steps=20))
+        return [cross_entropy(model, x, labels) for x in (images, *attacked)]
+
+    clean, fast, projected = map(np.asarray, losses())
+    assert clean.mean() < fast.mean() < projected.mean() + 1e-4
+    assert (projected >= fast - 1e-3).mean() > 0.95
+
+
+def test_attacks_do_not_depend_on_the_batch():
+    model, (images, labels) = small_net(), examples()
+    position = np.arange(16, dtype=np.uint32)
+
+    @jax.jit
+    def attack(images, labels, position, seed=0):
+        return pgd(model, images, labels, 0.1, position, steps=3, seed=seed)
+
+    whole = np.asarray(attack(images, labels, position))
+    for rows in ([7], [3, 12, 5], list(range(15, -1, -1))):
+        part = np.asarray(attack(images[rows], labels[rows], position[rows]))
+        # Sums may be rounded otherwise in another batch, which turns the sign of a gradient near 0.
+        assert np.mean(np.abs(part - whole[rows]) < 1e-6) > 0.99
+    other = attack(images, labels, position, 1)
+    assert np.abs(other - whole).max() > 0.01
