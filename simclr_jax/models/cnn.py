@@ -37,12 +37,17 @@ class CNN(nn.Module):
             moves = train and (i > frozen or frozen_train)
             x = nn.relu(batch_norm(moves, self.norm_groups, name=f"norm{i}", **dtypes)(x))
             x = ends[f"block_group{i}"] = jax.lax.stop_gradient(x) if i == frozen else x
-        n, h, w, _ = x.shape
+        ends["final_avg_pool"] = self.pool(x)
+        return ends
+
+    @staticmethod
+    def pool(maps: jax.Array) -> jax.Array:
+        """The last block group's maps `[n, h, w, k]` as features `[n, d]`: means over quadrants."""
+        n, h, w, _ = maps.shape
         # Quadrants of an odd map overlap in its middle row and column.
         top, left = -(-h // 2), -(-w // 2)
-        x = nn.avg_pool(x, window_shape=(top, left), strides=(h // 2 or 1, w // 2 or 1))
-        ends["final_avg_pool"] = x.reshape(n, -1)
-        return ends
+        quarters = nn.avg_pool(maps, window_shape=(top, left), strides=(h // 2 or 1, w // 2 or 1))
+        return quarters.reshape(n, -1)
 
 
 def create(*, width: float, norm_groups: int, dtype, param_dtype, **_: Any) -> CNN:

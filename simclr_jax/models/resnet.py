@@ -216,8 +216,13 @@ class ResNet(nn.Module):
                     name=f"group{group}_block{i + 1}",
                 )(x)
             x = ends[f"block_group{group}"] = done(group, x)
-        ends["final_avg_pool"] = jnp.mean(x, axis=(1, 2))
+        ends["final_avg_pool"] = self.pool(x)
         return ends
+
+    @staticmethod
+    def pool(maps: jax.Array) -> jax.Array:
+        """The last block group's maps `[n, h, w, k]` as features `[n, k]`: means over the map."""
+        return jnp.mean(maps, axis=(1, 2))
 
     def initial(
         self, x: jax.Array, conv: Callable, norm: Callable, width: Callable, ends: dict[str, jax.Array]

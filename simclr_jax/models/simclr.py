@@ -78,6 +78,12 @@ def part(path: str) -> int:
     return int(group[1]) if group else 0
 
 
+def last_maps(endpoints: dict[str, jax.Array]) -> jax.Array:
+    """The last block group's output `[n, h, w, k]`, of which the encoder's `pool` makes the features."""
+    groups = [name for name in endpoints if re.fullmatch(r"block_group\d+", name)]
+    return endpoints[max(groups, key=lambda name: int(name.removeprefix("block_group")))]
+
+
 def normalize_images(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype) -> jax.Array:
     """Images `[n, h, w, c]`, uint8 or float in [0, 1], as the encoder takes them.
 
