@@ -47,6 +47,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "torch": ["torch>=2.10"],  # to read and write .pth
         "tpu": ["jax[tpu]"],
+        "umap": ["umap-learn>=0.5"],
         "wandb": ["wandb"],
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"],
     },

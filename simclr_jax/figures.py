@@ -121,17 +121,14 @@ def _spread(labels: np.ndarray, rows: int) -> list[int]:
     return [i for *_, i in sorted(keys)[:rows]]
 
 
-def embedding(path: epath.PathLike, features: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> None:
-    """A t-SNE map (van der Maaten & Hinton, 2008) of features `[n, d]`, coloured by label."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    n = len(features)
-    if n < 5:
-        return
-    x = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    x = PCA(min(50, *x.shape), random_state=0).fit_transform(x)
-    points = TSNE(perplexity=min(30, (n - 1) / 3), init="pca", random_state=0).fit_transform(x)
+def embedding(
+    path: epath.PathLike,
+    points: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    method: str = "t-SNE",
+) -> None:
+    """A map of features, points `[n, 2]` (see `evals.embedding`), coloured by label."""
     figure = _new(figsize=(7, 6))
     axes = figure.subplots()
     import matplotlib
@@ -144,6 +141,6 @@ def embedding(path: epath.PathLike, features: np.ndarray, labels: np.ndarray, cl
         axes.scatter(*chosen.T, s=9, color=colour, label=name)
     if 0 < len(classes) <= 20:
         axes.legend(title="class", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.set_title(f"t-SNE of the encoder's features, {n} images", color=INK)
+    axes.set_title(f"{method} of the encoder's features, {len(points)} images", color=INK)
     axes.set_axis_off()
     _save(figure, path)

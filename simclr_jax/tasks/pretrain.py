@@ -14,7 +14,7 @@ from simclr_jax import encoder, figures, losses, sharding
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals import knn
+from simclr_jax.evals import embedding, knn
 from simclr_jax.evals.features import Features, extract
 from simclr_jax.evals.scores import score
 from simclr_jax.losses import tiled
@@ -188,7 +188,9 @@ class _Evaluations:
         if jax.process_index() == 0:
             folder = context.workdir / "figures"
             figures.neighbours(folder / "neighbours.png", images, near, found.labels)
-            figures.embedding(folder / "tsne.png", found.features, found.labels, split.classes)
+            points = embedding.tsne(found.features)
+            if points is not None:
+                figures.embedding(folder / "tsne.png", points, found.labels, split.classes)
         return {}
 
 
