@@ -47,6 +47,11 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
         _connect(alone=True)
 
 
+def first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return jax.process_index() == 0
+
+
 def several() -> bool:
     """Whether this process is one of several, which cannot go on without it."""
     return jax.process_count() > 1

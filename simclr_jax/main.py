@@ -1,15 +1,15 @@
 """The command: `python -m simclr_jax.main --config=configs/quickstart.py`."""
 
-import os
 import sys
-import traceback
 
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 
+from simclr_jax import command, validation
 from simclr_jax import config as cfg
-from simclr_jax import validation
-from simclr_jax.errors import Preempted, SimclrError, one_line
+from simclr_jax.command import fail
+from simclr_jax.errors import SimclrError
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="file that defines the run, for example configs/quickstart.py"
@@ -45,8 +45,6 @@ simclr_jax/config.py; of a duration, steps win over examples, and examples over 
 
 {fields}"""
 
-# Exit codes: a mistake of the user's, try again (sysexits.h), and the shell's of two signals.
-FAILED, LOST, INTERRUPTED, TERMINATED = 2, 75, 128 + 2, 128 + 15
 OPTIONS = ("config", "workdir", "resume", "coordinator", "processes", "process")
 
 
@@ -78,24 +76,7 @@ def parse(argv: list[str], words: int = 0) -> list[str]:
         given = next(arg for arg in argv if arg.split("=")[0].endswith("config"))
         fail(f"{given}: {str(error).strip().splitlines()[-1].strip()}")
     except (SimclrError, flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        # What only says that 'abc' is no number does not say of which field.
-        given = [arg for arg in argv if "=" in arg and repr(arg.split("=", 1)[1]) in str(error)]
-        named = not given or given[0].split("=")[0].lstrip("-") in str(error)
-        fail(error if named else f"{given[0]}: {error}")
-
-
-def fail(error: object, code: int = FAILED) -> None:
-    """Prints the error, without a traceback, and exits."""
-    print(f"error: {str(error).strip()}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    if _several():  # at once: an orderly end would wait for the others, who wait for this one
-        os._exit(code)
-    sys.exit(code)
-
-
-def _several() -> bool:
-    distributed = sys.modules.get("simclr_jax.distributed")
-    return distributed is not None and distributed.several()
+        command.misread(error, argv)
 
 
 def main(argv: list[str]) -> None:
@@ -104,32 +85,14 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     name = flags.FLAGS["config"].config_filename
     workdir = WORKDIR.value or f"runs/{name.rsplit('/', 1)[-1].removesuffix('.py')}"
-    try:
+    with command.ends("goes on from the last checkpoint"):
         validation.validate(cfg.adopt_start(CONFIG.value, workdir))
-        from simclr_jax import distributed, train  # late: --help and a wrong field answer at once
+        from simclr_jax import distributed, report, train  # late: --help and a wrong field answer at once
 
         distributed.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-        train.run(CONFIG.value, workdir, force=RESUME.value == "force")
-    except SimclrError as error:
-        fail(error)
-    except Preempted as stop:
-        print(stop, flush=True)
-        sys.exit(TERMINATED)
-    except KeyboardInterrupt:
-        fail("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
-    except RuntimeError as error:  # JAX's, of a collective operation for example
-        if not _several():
-            raise
-        fail(
-            f"a process of this run has ended, see what it said ({one_line(error)}); the same command on "
-            "all of them goes on from the last checkpoint", LOST,
-        )  # fmt: skip
-    except Exception:
-        if _several():  # the traceback, and the end without waiting for the others
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
-        raise
+        summary = train.run(CONFIG.value, workdir, force=RESUME.value == "force")
+        if distributed.first():
+            report.show(summary, epath.Path(workdir))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from etils import epath
 
 FILE = "summary.json"
 WHO = {"simclr": "SimCLR", "untrained": "untrained encoder", "raw_pixels": "raw pixels"}
@@ -20,6 +21,16 @@ PACKAGES = (
     "simclr_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
     "tensorflow", "tensorflow-cpu", "tensorflow-datasets", "array_record",
 )  # fmt: skip
+
+
+def show(summary: Mapping[str, Any], workdir: epath.Path) -> None:
+    """Prints the table, and what lies in the workdir."""
+    print(f"\n{table(summary)}\n\n{workdir}")
+    for path in sorted(workdir.iterdir()):
+        inside = ", ".join(sorted(child.name for child in path.iterdir())) if path.is_dir() else ""
+        print(f"  {path.name}/  {inside}" if inside else f"  {path.name}")
+    if names := summary["unreadable_files"]["names"]:
+        print(f"{len(names)} unreadable files were replaced: {', '.join(names[:5])}")
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

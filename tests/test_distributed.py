@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import tiny_arrays, tiny_config
 
-from simclr_jax import checkpoint, distributed, main, metrics, train
+from simclr_jax import checkpoint, command, distributed, metrics, train
 from simclr_jax import config as cfg
 from simclr_jax.errors import SimclrError
 
@@ -176,7 +176,7 @@ def test_saving_does_not_ask_for_preemption(tmp_path, monkeypatch):
 )
 def test_a_mistake_ends_all_at_once(images, tmp_path, fields, line):
     pair = Pair(config_of(images, **fields), tmp_path / "run", tmp_path)
-    assert pair.wait(60) == main.FAILED
+    assert pair.wait(60) == command.FAILED
     assert line in pair.output
     assert "Traceback" not in pair.output
 
