@@ -112,7 +112,9 @@ def read_parameters(directory: epath.PathLike, step: int = 0) -> tuple[int, Any,
         raise SimclrError(f"{directory}: no checkpoint there; train that run first")
     if step and step not in found:
         raise SimclrError(f"{directory}: no checkpoint {step}; there are: {', '.join(map(str, found))}")
-    step, names = step or found[-1], ("params", "model_state")
+    step = step or found[-1]
+    parts = {path.name for path in (directory / str(step)).iterdir()}
+    names = [name for name in ("params", "model_state") if name in parts or name == "params"]
     handler = ocp.CompositeCheckpointHandler(**{name: ocp.PyTreeCheckpointHandler() for name in PARTS})
     try:
         with ocp.Checkpointer(handler) as reader:
@@ -124,7 +126,7 @@ def read_parameters(directory: epath.PathLike, step: int = 0) -> tuple[int, Any,
             items = reader.restore(directory / str(step), args=ocp.args.Composite(**args))
     except (ValueError, KeyError, AttributeError, OSError) as error:
         raise SimclrError(f"{directory / str(step)}: cannot be read ({one_line(error)})") from None
-    return step, items["params"], items["model_state"]
+    return step, items["params"], items.get("model_state") or {}
 
 
 class Signals:

@@ -1,7 +1,10 @@
 """Features in two dimensions, and as files for TensorBoard's embedding projector."""
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -45,7 +48,10 @@ def umap(features: np.ndarray, seed: int = 0) -> np.ndarray | None:
     None where umap-learn is not installed (the extra "umap"), and otherwise as of `tsne`.
     """
     try:
-        from umap import UMAP
+        with _hidden(
+            "tensorflow"
+        ):  # umap-learn imports it, which takes ten seconds, for what is not used here
+            from umap import UMAP
     except ImportError:
         return None
 
@@ -56,6 +62,21 @@ def umap(features: np.ndarray, seed: int = 0) -> np.ndarray | None:
         return UMAP(n_neighbors=neighbours, init=start, random_state=seed, n_jobs=1).fit_transform(x)
 
     return _mapped(features, fit, seed)
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Within, a module that has not been imported yet cannot be."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImportWarning)
+            yield
+    finally:
+        del sys.modules[module]
 
 
 def _mapped(features: np.ndarray, fit: Callable[[np.ndarray], np.ndarray], seed: int) -> np.ndarray | None:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,16 +12,20 @@ from simclr_jax import sharding
 
 
 class Features(NamedTuple):
-    """features `[n, d]` float32 and labels `[n]` int32, in the order of the batches."""
+    """features `[n, d]` float32 (or a dict of such) and labels `[n]` int32, in the order of the batches."""
 
-    features: np.ndarray
+    features: Any
     labels: np.ndarray
+
+    def rows(self, index: np.ndarray) -> "Features":
+        """Those of `index` (numbers, or a mask) alone."""
+        return Features(jax.tree.map(lambda x: x[index], self.features), self.labels[index])
 
 
 def extract(
-    encode: Callable[[jax.Array], jax.Array], batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+    encode: Callable[[jax.Array], Any], batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
 ) -> Features:
-    """Runs `encode` (images `[b, h, w, c]` to `[b, d]`) over `batches` of {image, label, mask}.
+    """Runs `encode` (images `[b, h, w, c]` to `[b, d]`, or a tree of such) over {image, label, mask}.
 
     Rows where mask is False, the filling of the last batch, are left out.
     """
@@ -30,10 +34,10 @@ def extract(
     for batch in itertools.chain(batches, [None]):
         if pending is not None:
             values, label, mask = sharding.gather(pending)
-            features.append(np.asarray(values, np.float32)[mask])
+            features.append(jax.tree.map(lambda x: np.asarray(x, np.float32)[mask], values))  # noqa: B023
             labels.append(label[mask])
         if batch is None:
             break
         on_device = sharding.put_batch(batch, mesh)
         pending = (encode(on_device["image"]), on_device["label"], on_device["mask"])
-    return Features(np.concatenate(features), np.concatenate(labels))
+    return Features(jax.tree.map(lambda *x: np.concatenate(x), *features), np.concatenate(labels))

@@ -1,25 +1,50 @@
 """Multinomial logistic regression on frozen features, by L-BFGS in JAX."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.lax import Precision
+from jax.sharding import Mesh
+
+from simclr_jax import sharding
+
+BUDGET = 1 << 28  # logits at a time while fitting
 
 
 def standardize(features: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
     """All of them with the mean and deviation of `features [n, d]` taken out."""
-    mean, std = features.mean(axis=0), features.std(axis=0)
-    scale = 1 / np.where(std > 1e-6 * np.maximum(np.abs(mean), 1), std, np.inf)  # constant: 0
+    mean, scale = moments(features)
     return [((x - mean) * scale).astype(features.dtype) for x in (features, *others)]
+
+
+def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, 1 / standard deviation) of every column of `[n, d]`; 0 for one that is constant."""
+    mean, std = features.mean(axis=0), features.std(axis=0)
+    return mean, 1 / np.where(std > 1e-6 * np.maximum(np.abs(mean), 1), std, np.inf)
+
+
+def for_plain(weights: dict[str, np.ndarray], features: np.ndarray) -> dict[str, np.ndarray]:
+    """The classifier of plain features that equals `weights` on those standardised by `features [n, d]`."""
+    mean, scale = (x.astype(np.float64) for x in moments(features))
+    kernel = weights["kernel"] * scale[:, None]
+    bias = weights["bias"] - mean @ kernel
+    return {"kernel": kernel.astype(features.dtype), "bias": bias.astype(features.dtype)}
 
 
 def logits(weights, features) -> jax.Array:
     """x·kernel + bias, `[n, classes]`."""
     product = jnp.matmul(features, weights["kernel"], precision=Precision.HIGHEST)
     return product + weights["bias"][None, :]
+
+
+@jax.jit
+def probabilities(weights, features) -> jax.Array:
+    """softmax(x·kernel + bias), `[n, classes]`."""
+    return jax.nn.softmax(logits(weights, features), axis=1)
 
 
 def objective(weights, features, labels, mask, l2):
@@ -31,11 +56,11 @@ def objective(weights, features, labels, mask, l2):
 
 @functools.partial(jax.jit, static_argnames=("classes", "iterations"))
 def fit(features, labels, mask, l2s, *, classes: int, iterations: int = 100, tolerance=1e-5):
-    """Minimises `objective` for every l2 at once, from zero, by L-BFGS.
+    """Minimises `objective` for every l2 by L-BFGS, the largest from zero, every other from the next larger.
 
     Args:
       features: `[n, d]`, labels: `[n]` int, mask: `[n]` bool; may be split over a mesh by rows.
-      l2s: `[m]`; all share the features, so that their logits are one matrix product.
+      l2s: `[m]`, in any order.
       tolerance: of the gradient's norm; or stop after `iterations`.
 
     Returns:
@@ -57,7 +82,7 @@ def fit(features, labels, mask, l2s, *, classes: int, iterations: int = 100, tol
     )
     optimizer = optax.lbfgs(memory_size=10, linesearch=search)
 
-    def fit_one(l2):
+    def fit_one(nearby, l2):
         f = lambda weights: objective(weights, features, labels, mask, l2)  # noqa: E731
         value_and_grad = optax.value_and_grad_from_state(f)
 
@@ -73,10 +98,35 @@ def fit(features, labels, mask, l2s, *, classes: int, iterations: int = 100, tol
         def unfinished(carry):
             return (carry[2] < iterations) & (carry[3] > tolerance)
 
-        start = (zero, optimizer.init(zero), 0, jnp.asarray(jnp.inf, dtype))
-        return jax.lax.while_loop(unfinished, step, start)[0]
+        start = (nearby, optimizer.init(nearby), 0, jnp.asarray(jnp.inf, dtype))
+        found = jax.lax.while_loop(unfinished, step, start)[0]
+        return found, found
 
-    return jax.vmap(fit_one)(l2s)
+    # One after the other: side by side, every line search would wait for the longest.
+    order = jnp.argsort(-l2s)
+    _, weights = jax.lax.scan(fit_one, zero, l2s[order])
+    return jax.tree.map(lambda w: jnp.zeros_like(w).at[order].set(w), weights)
+
+
+def fit_over(
+    mesh: Mesh,
+    features: np.ndarray,
+    labels: np.ndarray,
+    l2s: Sequence[float],
+    *,
+    classes: int,
+    iterations: int,
+) -> dict[str, np.ndarray]:
+    """`fit` on rows split over the mesh; as many penalties at a time as memory allows."""
+    filling = -len(labels) % mesh.size
+    mask = np.arange(len(labels) + filling) < len(labels)
+    features = np.pad(features, [(0, filling), (0, 0)])
+    labels = np.pad(labels, (0, filling))
+    data = sharding.put_same([features, labels, mask], sharding.by_batch(mesh))
+    l2s = np.asarray(l2s, features.dtype)
+    groups = np.array_split(l2s, -(-len(l2s) * len(labels) * classes // BUDGET))
+    fits = [fit(*data, group, classes=classes, iterations=iterations) for group in groups]
+    return jax.tree.map(lambda *w: np.concatenate([np.asarray(x) for x in w]), *fits)
 
 
 @jax.jit

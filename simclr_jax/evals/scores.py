@@ -1,12 +1,12 @@
 """The final scores of a representation, every choice made on a hold-out of train."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simclr_jax import sharding
 from simclr_jax.evals import knn, linear
 from simclr_jax.evals.features import Features
 
@@ -15,7 +15,6 @@ K = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5)
 HOLDOUT, HOLDOUT_MOST = 0.2, 20_000  # of the training examples
 LABELS = (100, 1000)
-BUDGET = 1 << 28  # logits at a time while fitting
 
 
 class Score(NamedTuple):
@@ -47,9 +46,8 @@ def score(
     linear_all then use all of train (at most `knn_bank` and, unless 0, `linear_examples`), with the
     standard error of a proportion. A probe that finds too few labels to draw from is left out.
     """
-    order = np.random.default_rng(seed).permutation(len(train.labels))
-    cut = min(max(1, round(HOLDOUT * len(order))), HOLDOUT_MOST)
-    held, rest = order[:cut], order[cut:]
+    held, rest = hold_out(len(train.labels), seed)
+    order = np.concatenate([held, rest])
     if not len(rest) or not len(test.labels):
         return {}
     scores = {}
@@ -59,9 +57,9 @@ def score(
 
     settings = [(k, t) for k in K for t in TEMPERATURES]
     search = {"mesh": mesh, "classes": classes}
-    tried = knn.evaluate(*_rows(train, rest[:knn_bank]), *_rows(train, held), settings=settings, **search)
+    tried = knn.evaluate(*train.rows(rest[:knn_bank]), *train.rows(held), settings=settings, **search)
     best = max(settings, key=lambda s: tried[s][0])
-    found = knn.evaluate(*_rows(train, order[:knn_bank]), *test, settings=[best], **search)
+    found = knn.evaluate(*train.rows(order[:knn_bank]), *test, settings=[best], **search)
     scores["knn"] = proportion(found[best][0], {"k": best[0], "temperature": best[1]})
 
     train_x, test_x = linear.standardize(train.features, test.features)
@@ -73,16 +71,19 @@ def score(
             scores[f"linear_{count}"] = _few_labels(scaled, scaled_test, drawn, held, classes, iterations)
 
     limit = linear_examples or len(order)
-    fit_all = _fit_all(mesh, classes, iterations)
-    _, losses = linear.evaluate(fit_all(*_rows(scaled, rest[:limit])), *_rows(scaled, held))
+    fit_all = functools.partial(linear.fit_over, mesh, classes=classes, iterations=iterations)
+    _, losses = linear.evaluate(fit_all(*scaled.rows(rest[:limit]), L2), *scaled.rows(held))
     l2 = L2[int(np.argmin(losses))]
-    accuracy, _ = linear.evaluate(fit_all(*_rows(scaled, order[:limit]), l2s=(l2,)), *scaled_test)
+    accuracy, _ = linear.evaluate(fit_all(*scaled.rows(order[:limit]), (l2,)), *scaled_test)
     scores["linear_all"] = proportion(float(accuracy[0]), {"l2": l2})
     return scores
 
 
-def _rows(data: Features, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return data.features[index], data.labels[index]
+def hold_out(examples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(held out, rest): rows of a fixed fifth of the training examples, at most 20,000, and of the others."""
+    order = np.random.default_rng(seed).permutation(examples)
+    cut = min(max(1, round(HOLDOUT * len(order))), HOLDOUT_MOST)
+    return order[:cut], order[cut:]
 
 
 def _few_labels(
@@ -97,29 +98,11 @@ def _few_labels(
     draws, l2s = len(drawn), np.asarray(L2, pool.features.dtype)
     everyone = np.ones(len(drawn[0]), bool)
     fits = [
-        linear.fit(*_rows(pool, rows), everyone, l2s, classes=classes, iterations=iterations)
-        for rows in drawn
+        linear.fit(*pool.rows(rows), everyone, l2s, classes=classes, iterations=iterations) for rows in drawn
     ]
-    losses = [linear.evaluate(weights, *_rows(pool, held))[1] for weights in fits]
+    losses = [linear.evaluate(weights, *pool.rows(held))[1] for weights in fits]
     best = int(np.argmin(np.mean(losses, axis=0)))
     chosen = jax.tree.map(lambda *w: np.stack([x[best] for x in w]), *fits)
     accuracy = np.asarray(linear.evaluate(chosen, *test)[0], np.float64)
     error = accuracy.std(ddof=1) / np.sqrt(draws) if draws > 1 else 0.0
     return Score(float(accuracy.mean()), float(error), {"l2": L2[best]})
-
-
-def _fit_all(mesh: Mesh, classes: int, iterations: int):
-    """A probe for every l2 on rows split over the mesh; weights stacked `[l2, ...]`."""
-
-    def fit(features, labels, l2s=L2):
-        filling = -len(labels) % mesh.size
-        mask = np.arange(len(labels) + filling) < len(labels)
-        features = np.pad(features, [(0, filling), (0, 0)])
-        labels = np.pad(labels, (0, filling))
-        data = sharding.put_same([features, labels, mask], sharding.by_batch(mesh))
-        l2s = np.asarray(l2s, features.dtype)
-        groups = np.array_split(l2s, -(-len(l2s) * len(labels) * classes // BUDGET))
-        fits = [linear.fit(*data, g, classes=classes, iterations=iterations) for g in groups]
-        return jax.tree.map(lambda *w: np.concatenate([np.asarray(x) for x in w]), *fits)
-
-    return fit
