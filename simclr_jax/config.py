@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_dict
 
 from simclr_jax.errors import SimclrError
 
-SCHEMA = 3  # of config.json; raise it when a field is added, renamed or changes its meaning
+SCHEMA = 4  # of config.json; raise it when a field is added, renamed or changes its meaning
 FILE = "config.json"
 
 # What may differ between a run and its resumption: it does not decide the trained parameters, but for how
@@ -62,7 +62,7 @@ def duration(*, epochs: float = 0.0, steps: int = 0, examples: int = 0) -> Confi
 def default() -> ConfigDict:
     """The default configuration: SimCLR v1 on ImageNet's settings, data not chosen."""
     c = ConfigDict()
-    c.task = "pretrain"  # or supervised (linear evaluation, fine-tuning, from scratch), or distill
+    c.task = "pretrain"  # or supervised (linear evaluation, fine-tuning, from scratch), distill, or heads
     c.seed = 0  # of the initial parameters, the order of data and every augmentation
 
     c.start = start = ConfigDict()  # where the first parameters come from
@@ -185,6 +185,7 @@ def default() -> ConfigDict:
     evaluation.batch_size = 256
     evaluation.crop = 0.875  # central share of the shorter side that is seen, above 32 px
     evaluation.resize = "bicubic"  # or "bilinear", antialiased as in PyTorch
+    evaluation.endpoint = "final_avg_pool"  # whose features the evaluation command takes; maps are averaged
     evaluation.final = True  # scores beside the untrained encoder and raw pixels, at the end
     evaluation.figures = True
     evaluation.knn = ConfigDict({"k": 200, "temperature": 0.1, "bank": 200_000})
@@ -192,6 +193,15 @@ def default() -> ConfigDict:
     linear.examples = 0  # training examples of linear_all at most; 0: all
     linear.draws = 10  # balanced draws of 100 and of 1,000 labels
     linear.iterations = 100  # of L-BFGS
+    linear.epochs = 90.0  # of classifiers trained on augmented images (paper, B.6), by task heads
+    linear.learning_rate = 0.1  # of the standard one, without decay; × batch / 256
+    linear.rates = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of the others, each with ...
+    linear.decays = (0.0, 1e-6, 1e-5, 1e-4)  # ... each of these
+    evaluation.finetune = finetuning = ConfigDict()  # protocol finetune (paper, B.5)
+    finetuning.shares = (0.01, 0.1, 1.0)  # of the labels, balanced over the classes
+    finetuning.epochs = (60.0, 30.0, 30.0)  # for each share
+    finetuning.learning_rate = 0.05  # × batch / 256
+    evaluation.robustness = ConfigDict({"images": 2000})  # of the test split that are corrupted and attacked
 
     c.compile_cache = "auto"  # directory of compiled programs; auto: ~/.cache/simclr_jax; "" for none
     return c.lock()

@@ -5,6 +5,7 @@ Nothing here imports JAX or TensorFlow, so that a mistyped field is answered at 
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,7 +14,7 @@ from simclr_jax import config as cfg
 from simclr_jax.errors import SimclrError
 
 # The names a field may take. Tests compare them with the dicts of constructors they stand for.
-TASKS = ("pretrain", "supervised", "distill")
+TASKS = ("pretrain", "supervised", "distill", "heads")
 SOURCES = ("tfds:NAME", "folder:PATH", "npz:PATH", "builtin:mnist5k", "arrays")
 ENCODERS = ("resnet", "cnn")
 DEPTHS = (18, 34, 50, 101, 152, 200)
@@ -89,7 +90,9 @@ def _check_values(flat: dict[str, Any]) -> None:
                 "eval.linear.draws", "eval.linear.iterations", "optimizer.learning_rate",
                 "data.image_size", "data.channels", "data.shuffle_buffer", "optimizer.eta",
                 "augment.blur_kernel", "model.norm_groups", "model.dropblock_size", "loss.sigma",
-                "distill.temperature", "optimizer.eps")  # fmt: skip
+                "distill.temperature", "optimizer.eps", "eval.linear.epochs",
+                "eval.linear.learning_rate", "eval.finetune.learning_rate",
+                "eval.robustness.images")  # fmt: skip
     for field in positive:
         _require(flat[field] > 0, flat, field, "above 0")
     for field in ("flip", "jitter", "grayscale", "blur", "crop_min_covered"):
@@ -114,7 +117,8 @@ def _check_values(flat: dict[str, Any]) -> None:
     _require(all(v > 0 for v in flat["data.std"]), flat, "data.std", "above 0")
     both = bool(flat["data.mean"]) == bool(flat["data.std"])
     _require(both, flat, "data.std", "given together with data.mean")
-    never_negative = [f for f in flat if f.endswith((".epochs", ".steps", ".examples"))]
+    lengths = (".epochs", ".steps", ".examples")
+    never_negative = [f for f in flat if f.endswith(lengths) and f != "eval.finetune.epochs"]
     never_negative += ["mesh.devices", "data.threads", "seed", "optimizer.weight_decay",
                        "start.step", "distill.step", "loss.dense_mb", "loss.gather_mb",
                        "loss.margin", "model.sk_ratio", "model.se_ratio",
@@ -125,6 +129,20 @@ def _check_values(flat: dict[str, Any]) -> None:
     _require(flat["seed"] < 2**31, flat, "seed", "below 2**31")
     if not any(flat[f"train.{unit}"] for unit in ("steps", "examples", "epochs")):
         raise SimclrError("config.train.epochs=0: give the length of the run, in epochs or steps")
+
+
+def _check_evaluation(flat: dict[str, Any]) -> None:
+    for field in ("eval.linear.rates", "eval.finetune.epochs"):
+        _require(all(v > 0 for v in flat[field]), flat, field, "numbers above 0")
+    _require(all(v >= 0 for v in flat["eval.linear.decays"]), flat, "eval.linear.decays", "numbers from 0 up")
+    for field in ("eval.linear.rates", "eval.linear.decays"):
+        _require(len(flat[field]) > 0, flat, field, "at least one number, like (0.1,)")
+    shares = flat["eval.finetune.shares"]
+    _require(all(0 < v <= 1 for v in shares), flat, "eval.finetune.shares", "shares above 0, at most 1")
+    same = len(shares) == len(flat["eval.finetune.epochs"])
+    _require(
+        same, flat, "eval.finetune.epochs", f"{len(shares)} numbers, one for each of eval.finetune.shares"
+    )
 
 
 def _check_model(flat: dict[str, Any]) -> None:
@@ -214,6 +232,7 @@ def validate(config: ConfigDict) -> None:
     _check_microbatch(flat)
     _check_calls(flat)
     _check_task(flat)
+    _check_evaluation(flat)
     _check_source(flat)
     check_size(flat)
 
@@ -226,8 +245,14 @@ def validate_run(config: ConfigDict, examples: int, devices: int) -> None:
             f"config.train.batch_size={batch}: larger than the training set ({examples} images); "
             f"at most --config.train.batch_size={examples // devices * devices}"
         )
-    sizes = {"train.batch_size": batch, "train.microbatch": config.train.microbatch}
-    for field, value in (sizes | {"eval.batch_size": config.eval.batch_size}).items():
+    check_divisible(config, ("train.batch_size", "train.microbatch", "eval.batch_size"), devices)
+
+
+def check_divisible(config: ConfigDict, fields: Iterable[str], devices: int) -> None:
+    """Raises SimclrError where a batch size cannot be shared out evenly."""
+    flat = cfg.flatten(config)
+    for field in fields:
+        value = flat[field]
         if value % devices:
             near = value // devices * devices or devices
             raise SimclrError(

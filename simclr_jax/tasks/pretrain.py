@@ -5,13 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import config as cfg
 from simclr_jax import encoder, figures, losses, sharding
-from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.evals import embedding, knn
@@ -20,10 +19,11 @@ from simclr_jax.evals.scores import score
 from simclr_jax.losses import tiled
 from simclr_jax.losses.classification import classification
 from simclr_jax.models import simclr
+from simclr_jax.tasks.extractor import Extractor, labelled, sample
 from simclr_jax.tasks.images import Images
 from simclr_jax.tasks.task import Context, Task
 
-RAW_SIDE, RAW_EXAMPLES = 32, 50_000  # of the raw-pixel baseline, at most
+RAW_EXAMPLES = 50_000  # of the raw-pixel baseline, at most
 GALLERY = 1000  # images in the retrieval and t-SNE figures, at most
 NEIGHBOURS = 8  # beside each query in the retrieval figure
 
@@ -59,7 +59,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     def loss(outputs, batch, step):
         value, metrics = contrast(outputs["projection"], batch["label"])
         total = value * scale
-        metrics["loss"] = total
+        metrics |= {"loss": total, "feature_std": _deviation(outputs["features"])}
         if "logits" in outputs:
             probe, accuracy = classification(outputs["logits"], batch["label"])
             metrics |= {"probe_loss": probe, "probe_accuracy": accuracy}
@@ -99,6 +99,13 @@ def _contrastive_loss(config: ConfigDict, mesh: Mesh) -> Callable:
     return functools.partial(dense, gather=gather)
 
 
+def _deviation(h: jax.Array) -> jax.Array:
+    """`evals.health.feature_std` of h `[n, 2, d]`: 0 where all images look alike, of a collapse."""
+    h = jax.lax.stop_gradient(h).astype(jnp.promote_types(h.dtype, jnp.float32))
+    unit = h * jax.lax.rsqrt(jnp.maximum(jnp.sum(h**2, axis=-1, keepdims=True), 1e-24))
+    return jnp.mean(jnp.std(unit, axis=(0, 1))) * jnp.sqrt(h.shape[-1])
+
+
 class _Evaluations:
     """kNN while training; at the end the scores beside the baselines, and the figures."""
 
@@ -107,13 +114,7 @@ class _Evaluations:
         self.init, self.images = init, images
         self.classes = len(splits.train.classes)
         self.labelled = bool(splits.test and splits.test.classes and self.classes)  # can be scored
-
-        def encode(state, x):
-            variables = {"params": state[0], **state[1]}
-            return model.apply(variables, images.prepare(x), method="features")
-
-        self.encode = jax.jit(encode)
-        self.raw_pixels = jax.jit(lambda x: _raw_pixels(images.seen(x)))
+        self.extractor = Extractor(images, model)
 
     def evals(self):
         config, evals = self.config, {}
@@ -127,20 +128,16 @@ class _Evaluations:
         return evals
 
     def features(self, variables, split, limit: int = 0) -> Features:
-        """Of the encoder with `variables` = (params, model_state); raw pixels for None."""
-        index = _sample(split, limit)
+        """Of the encoder with `variables`; raw pixels for None."""
+        index = sample(split, limit)
         if variables is None:
-            found = extract(self.raw_pixels, self.images.every(split, index), self.mesh)
-        else:
-            found = extract(
-                lambda images: self.encode(variables, images), self.images.every(split, index), self.mesh
-            )
-        known = found.labels >= 0
-        return Features(found.features[known], found.labels[known])
+            return labelled(self.extractor.raw_pixels(split, index))
+        found = self.extractor(variables, split, index)
+        return labelled(found._replace(features=found.features["final_avg_pool"]))
 
     def knn(self, state, context: Context) -> dict[str, float]:
         options = self.config.eval.knn
-        variables = (state.params, state.model_state)
+        variables = {"params": state.params, **state.model_state}
         bank = self.features(variables, self.splits.train, options.bank)
         queries = self.features(variables, self.splits.test)
         if not len(bank.labels) or not len(queries.labels):
@@ -150,11 +147,9 @@ class _Evaluations:
         return {"knn_top1": found[setting][0], "knn_top5": found[setting][1]}
 
     def scores(self, state, context: Context) -> dict[str, float]:
-        fresh = jax.jit(self.init)(jax.random.key(self.config.seed))
-        params = fresh.pop("params")
         contenders = {
-            "simclr": ((state.params, state.model_state), 0),
-            "untrained": ((params, fresh), 0),
+            "simclr": ({"params": state.params, **state.model_state}, 0),
+            "untrained": (jax.jit(self.init)(jax.random.key(self.config.seed)), 0),
             "raw_pixels": (None, RAW_EXAMPLES),
         }
         limit = max(self.config.eval.knn.bank, self.config.eval.linear.examples or 2**62)
@@ -179,32 +174,15 @@ class _Evaluations:
 
     def figures(self, state, context: Context) -> dict[str, float]:
         split = self.splits.test or self.splits.train
-        kept = list(self.images.every(split, _sample(split, GALLERY)))
-        variables = (state.params, state.model_state)
-        found = extract(lambda x: self.encode(variables, x), kept, self.mesh)
-        pixels = extract(lambda x: self.images.seen(x).reshape(len(x), -1), kept, self.mesh).features
-        images = pixels.reshape(-1, *self.images.shape)
-        _, near = knn.nearest(found.features, found.features, NEIGHBOURS + 1, self.mesh)
+        index = sample(split, GALLERY)
+        found = self.extractor({"params": state.params, **state.model_state}, split, index)
+        features = found.features["final_avg_pool"]
+        images = extract(self.images.seen, self.images.every(split, index), self.mesh).features
+        _, near = knn.nearest(features, features, NEIGHBOURS + 1, self.mesh)
         if jax.process_index() == 0:
             folder = context.workdir / "figures"
             figures.neighbours(folder / "neighbours.png", images, near, found.labels)
-            points = embedding.tsne(found.features)
+            points = embedding.tsne(features)
             if points is not None:
                 figures.embedding(folder / "tsne.png", points, found.labels, split.classes)
         return {}
-
-
-def _sample(split: Source, limit: int) -> np.ndarray | None:
-    """Rows of a fixed sample of at most `limit` examples, None for all; a Stream's are its first."""
-    if not limit or limit >= split.size:
-        return None
-    return np.sort(np.random.default_rng(0).permutation(split.size)[:limit])
-
-
-def _raw_pixels(images: jax.Array) -> jax.Array:
-    """Images `[n, h, w, c]` resized to at most 32 px a side, flattened."""
-    n, h, w, c = images.shape
-    side = min(h, RAW_SIDE)
-    if side != h or side != w:
-        images = jax.image.resize(images, (n, side, side, c), "linear", antialias=True)
-    return images.reshape(n, -1)

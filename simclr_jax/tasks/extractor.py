@@ -1,0 +1,79 @@
+"""Features of whole splits: of the encoder with any variables, and of the pixels themselves."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simclr_jax.data.sources import Source, Stream
+from simclr_jax.errors import SimclrError
+from simclr_jax.evals.features import Features, extract
+from simclr_jax.models import simclr
+from simclr_jax.tasks.images import Images
+
+RAW_SIDE = 32  # of the raw-pixel baseline, at most
+
+
+class Extractor:
+    """What `model` makes of `images`; compiled once for all variables and splits.
+
+    Args:
+      endpoints: names of `SimCLR.endpoints`; maps `[n, h, w, c]` are averaged over h and w.
+    """
+
+    def __init__(self, images: Images, model: simclr.SimCLR, endpoints: Sequence[str] = ("final_avg_pool",)):
+        self.images = images
+
+        def encode(variables: Any, x: jax.Array) -> dict[str, jax.Array]:
+            ends = model.apply(
+                variables, images.prepare(x), method="endpoints"
+            )  # BatchNorm never trains here
+            return {name: read_endpoint(ends, name) for name in endpoints}
+
+        self._encode = jax.jit(encode)
+        self._pixels = jax.jit(lambda x: _raw_pixels(images.seen(x)))
+
+    def __call__(
+        self, variables: dict[str, Any], split: Source | Stream, index: np.ndarray | None = None
+    ) -> Features:
+        """{endpoint: `[n, d]`} of every image of a split, or of those in `index`, in order."""
+        batches = self.images.every(split, index)
+        return extract(lambda x: self._encode(variables, x), batches, self.images.mesh)
+
+    def raw_pixels(self, split: Source | Stream, index: np.ndarray | None = None) -> Features:
+        """The evaluation views, resized to at most 32 px a side, `[n, d]`."""
+        return extract(self._pixels, self.images.every(split, index), self.images.mesh)
+
+
+def sample(split: Source | Stream, limit: int) -> np.ndarray | None:
+    """Rows of a fixed sample of at most `limit` examples, None for all; a Stream's are its first."""
+    if not limit or limit >= split.size:
+        return None
+    return np.sort(np.random.default_rng(0).permutation(split.size)[:limit])
+
+
+def labelled(found: Features) -> Features:
+    """Those whose label is known."""
+    return found.rows(found.labels >= 0)
+
+
+def read_endpoint(ends: dict[str, jax.Array], name: str) -> jax.Array:
+    """An endpoint as features `[n, d]`; maps `[n, h, w, d]` are averaged over h and w.
+
+    Raises:
+      SimclrError: there is none of this name.
+    """
+    if name not in ends:
+        raise SimclrError(f"config.eval.endpoint={name!r}: this encoder has {', '.join(ends)}")
+    return jnp.mean(ends[name], axis=(1, 2)) if ends[name].ndim == 4 else ends[name]
+
+
+def _raw_pixels(images: jax.Array) -> jax.Array:
+    """Images `[n, h, w, c]` resized to at most 32 px a side, flattened."""
+    n, h, w, c = images.shape
+    side = min(h, RAW_SIDE)
+    if side != h or side != w:
+        images = jax.image.resize(images, (n, side, side, c), "linear", antialias=True)
+    return images.reshape(n, -1)
