@@ -57,6 +57,27 @@ def memory_line(compiled: Any) -> str:
     )
 
 
+class Collapse:
+    """Watches the deviation of normalised features (SimSiam, arXiv 2011.10566, section 4.1)."""
+
+    LEAST, LOGS = 0.02, 2  # below it for so many logs in a row, the user is told, once
+
+    def __init__(self) -> None:
+        self._logs, self._said = 0, False
+
+    def line(self, deviation: float | None) -> str:
+        """What to do about it, when that is to be said."""
+        low = deviation is not None and deviation < self.LEAST
+        self._logs = self._logs + 1 if low else 0
+        if self._said or self._logs < self.LOGS:
+            return ""
+        self._said = True
+        return (
+            f"collapse: the features of all images are nearly the same (feature_std {deviation:.3f}, healthy "
+            "ones 0.1 and more); lower config.optimizer.learning_rate, or raise config.loss.temperature"
+        )
+
+
 class Hunger:
     """Watches the share of the time in which the device waits for input."""
 

@@ -1,5 +1,6 @@
 """The figures of a run, drawn with matplotlib from plain arrays."""
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,21 +11,26 @@ INK, BLUE, ORANGE = "#333333", "#2166ac", "#d95f02"
 GOOD, BAD = "#1a9850", "#d73027"
 
 
-def _new(*args: Any, **kwargs: Any):
+def new(*args: Any, **kwargs: Any):
+    """An empty figure."""
     from matplotlib.figure import Figure  # without pyplot: no global state, no display needed
 
     figure = Figure(*args, layout="constrained", **kwargs)
     return figure
 
 
-def _save(figure, path: epath.PathLike) -> None:
+def save(figure, path: epath.PathLike | io.BytesIO) -> None:
+    """Writes a figure as PNG into a file, whose folder is made, or into memory."""
+    if isinstance(path, io.BytesIO):
+        figure.savefig(path, format="png", dpi=120)
+        return
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         figure.savefig(file, format="png", dpi=120)
 
 
-def _show(axes, image: np.ndarray, frame: str | None = None) -> None:
+def show(axes, image: np.ndarray, frame: str | None = None) -> None:
     """An image `[h, w, c]` in [0, 1]: gray where it has one channel, else the first three as RGB."""
     image = np.clip(image.astype(np.float32), 0, 1)
     image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
@@ -42,15 +48,15 @@ def views(path: epath.PathLike, originals: np.ndarray | None, pairs: np.ndarray)
     named = [(f"view {'abcdefgh'[i]}", pairs[:, i]) for i in range(v)]
     if originals is not None:
         named.insert(0, ("image", originals))
-    figure = _new(figsize=(1.25 * n + 0.6, 1.3 * len(named) + 0.5))
+    figure = new(figsize=(1.25 * n + 0.6, 1.3 * len(named) + 0.5))
     grid = figure.subplots(len(named), n, squeeze=False)
     for row, (name, images) in zip(grid, named, strict=True):
         row[0].set_ylabel(name, color=INK)
         for axes, image in zip(row, images, strict=True):
-            _show(axes, image)
+            show(axes, image)
     title = "What the encoder is asked to match: two random views of each image"
     figure.suptitle(title if pairs.shape[1] > 1 else "What the encoder sees of each image", color=INK)
-    _save(figure, path)
+    save(figure, path)
 
 
 def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -64,6 +70,7 @@ def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
         ("accuracy", "accuracy, views of train (%)", 100),
         ("agreement", "agreement with the teacher (%)", 100),
         ("test_top1", "test, top-1 (%)", 100),
+        ("feature_std", "deviation of features (0: collapse)", 1),
     )
     series = []
     for key, title, factor in panels:
@@ -72,7 +79,7 @@ def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
             series.append((title, np.array(points)))
     if not series:
         return
-    figure = _new(figsize=(4 * len(series), 3.2))
+    figure = new(figsize=(4 * len(series), 3.2))
     for axes, (title, points) in zip(figure.subplots(1, len(series), squeeze=False)[0], series,
                                      strict=True):  # fmt: skip
         axes.plot(*points.T, color=BLUE, marker="o" if len(points) < 30 else None, markersize=3)
@@ -80,7 +87,7 @@ def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.set_title(f"{title}: {points[-1, 1]:.3g} at the end", color=INK, fontsize=10)
         axes.set_xlabel("step", color=INK)
         axes.grid(color="#dddddd")
-    _save(figure, path)
+    save(figure, path)
 
 
 def neighbours(
@@ -92,26 +99,26 @@ def neighbours(
       images: `[n, h, w, c]`; near: `[n, k]` indices, each row including the query itself.
       labels: `[n]`, -1 for none (no frames then).
     """
-    queries = _spread(labels, rows)
+    queries = spread(labels, rows)
     shown = near.shape[1] - 1
     if not shown:
         return
-    figure = _new(figsize=(1.1 * (shown + 1) + 0.3, 1.15 * len(queries) + 0.8))
+    figure = new(figsize=(1.1 * (shown + 1) + 0.3, 1.15 * len(queries) + 0.8))
     grid = figure.subplots(len(queries), shown + 1, squeeze=False)
     for row, query in zip(grid, queries, strict=True):
-        _show(row[0], images[query])
+        show(row[0], images[query])
         others = [i for i in near[query] if i != query][:shown]
         for axes, other in zip(row[1:], others, strict=False):
             same = GOOD if labels[other] == labels[query] else BAD
-            _show(axes, images[other], None if labels[query] < 0 else same)
+            show(axes, images[other], None if labels[query] < 0 else same)
     grid[0, 0].set_title("query", color=INK, fontsize=10)
     grid[0, 1].set_title("nearest first", color=INK, fontsize=10)
     frames = "" if labels.max() < 0 else " (green: same label, red: another)"
     figure.suptitle(f"What the encoder finds similar{frames}", color=INK)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _spread(labels: np.ndarray, rows: int) -> list[int]:
+def spread(labels: np.ndarray, rows: int) -> list[int]:
     """The first row of each label, then the next ones, `rows` in all."""
     rank = {}
     keys = []
@@ -129,7 +136,7 @@ def embedding(
     method: str = "t-SNE",
 ) -> None:
     """A map of features, points `[n, 2]` (see `evals.embedding`), coloured by label."""
-    figure = _new(figsize=(7, 6))
+    figure = new(figsize=(7, 6))
     axes = figure.subplots()
     import matplotlib
 
@@ -143,4 +150,4 @@ def embedding(
         axes.legend(title="class", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_title(f"{method} of the encoder's features, {len(points)} images", color=INK)
     axes.set_axis_off()
-    _save(figure, path)
+    save(figure, path)

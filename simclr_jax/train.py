@@ -165,7 +165,7 @@ def train(
     ahead = 0 if jax.process_count() > 1 and jax.default_backend() == "cpu" else 2
     step = first
     waiting: tuple | None = None  # a log whose numbers are read once the next step runs
-    hunger = announce.Hunger(config)
+    hunger, collapse = announce.Hunger(config), announce.Collapse()
 
     def write_log(log: tuple | None, **more: float) -> None:
         if log is None:
@@ -174,8 +174,9 @@ def train(
         row = {k: float(v) for k, v in jax.device_get(numbers).items()} | speed | more
         writers.write(step, row)
         progress.note(row)
-        if line := hunger.line(speed["data_wait"]):
-            progress.say(line)
+        for line in (hunger.line(speed["data_wait"]), collapse.line(row.get("feature_std"))):
+            if line:
+                progress.say(line)
         if names := task.unreadable():  # otherwise no file is read at every log
             folder.note_unreadable(workdir, names, progress.say, jax.process_index())
         check_finite(row, step, checkpoints)
@@ -328,7 +329,7 @@ def finish(
     workdir: epath.Path, config: ConfigDict, first: int, steps: int, results: dict[str, Any],
     rates: dict[str, float], task: Task, clock: metrics.Clock,
 ) -> dict[str, Any]:  # fmt: skip
-    """Draws the curves, writes summary.json and prints the table."""
+    """Draws the curves and writes summary.json."""
     first_process = jax.process_index() == 0
     rows = metrics.read_rows(workdir)
     say = print if first_process else lambda line: None
@@ -351,10 +352,4 @@ def finish(
         if config.eval.figures:
             figures.curves(workdir / "figures" / "curves.png", rows)
         files.write(workdir / report.FILE, json.dumps(summary, indent=2) + "\n")
-        print(f"\n{report.table(summary)}\n\n{workdir}")
-        for path in sorted(workdir.iterdir()):
-            inside = ", ".join(sorted(child.name for child in path.iterdir())) if path.is_dir() else ""
-            print(f"  {path.name}/  {inside}" if inside else f"  {path.name}")
-        if unreadable:
-            print(f"{len(unreadable)} unreadable files were replaced: {', '.join(unreadable[:5])}")
     return summary
