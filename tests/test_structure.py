@@ -25,7 +25,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Each room may import those on lower floors, and within itself.
 FLOORS = (
     ("errors", "version", "files"),
-    ("geometry", "sharding", "distributed"),
+    ("geometry", "sharding", "distributed", "command"),
     ("config", "state", "losses", "models", "optim", "augment", "data", "metrics",
      "figures", "report"),
     ("checkpoint", "evals", "workdir", "validation"),
@@ -33,7 +33,7 @@ FLOORS = (
     ("tasks", "convert"),
     ("step", "announce"),
     ("train",),
-    ("main",),
+    ("main", "evaluate"),
 )  # fmt: skip
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 PURE = ("losses", "models", "optim", "augment", "geometry")  # never TensorFlow, flags or the config

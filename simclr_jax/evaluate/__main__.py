@@ -1,0 +1,128 @@
+"""The command: `python -m simclr_jax.evaluate --workdir=RUN`."""
+
+import argparse
+import sys
+
+from absl import flags, logging
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from simclr_jax import command, validation
+from simclr_jax import config as cfg
+from simclr_jax.errors import SimclrError
+
+PROTOCOLS = """protocols, in this order; all but the last two are the default:
+  features    of every image, once; kept for the others
+  knn         k = 200, T = 0.1; k = 20, T = 0.07; the best of a grid, chosen on a hold-out of train
+  lbfgs       logistic regression, 45 penalties, chosen on the hold-out
+  linear      SGD on augmented images, 90 epochs: the standard rate, and a sweep of rates and decays at once
+  classifier  the run's own: fine-tuned, distilled, or the online probe
+  robustness  of the lbfgs classifier: corruptions, FGSM, PGD
+  invariance  of the features to each augmentation
+  health      RankMe, alignment, uniformity, collapse
+  neighbours  retrieval, near-duplicates, outliers
+  saliency    Grad-CAM, and what makes two images similar
+  maps        t-SNE, UMAP, files for TensorBoard's projector
+  finetune    with 1, 10 and 100 % of the labels, beside training from scratch
+  transfer    to the labelled sets of --transfer
+
+--config.FIELD=VALUE changes a field of the run's config for the evaluation: images, config.eval, the mesh.
+What was found before is kept: the same command goes on where it stopped."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options, but for those of the config."""
+    top = argparse.ArgumentParser(
+        prog="python -m simclr_jax.evaluate",
+        description="Tells how good the encoder of a run is: WORKDIR/eval/report.html.",
+        epilog=PROTOCOLS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = top.add_argument
+    add("--workdir", help="of a run, trained here or converted")
+    add("--protocols", metavar="A,B", help="instead of the default ones")
+    add(
+        "--transfer",
+        metavar="SOURCE,SOURCE",
+        default="",
+        help="labelled sets: tfds:NAME, folder:PATH, npz:PATH",
+    )
+    add("--step", type=int, default=0, metavar="N", help="of its checkpoints (the newest)")
+    add("--again", action="store_true", help="run protocols although their results are there")
+    add(
+        "--compare", nargs="+", metavar="WORKDIR", help="evaluated runs side by side, with config differences"
+    )
+    add("--out", metavar="FILE", default="comparison.html", help="of --compare (comparison.html)")
+    several = top.add_argument_group("several processes")
+    several.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="of the first (a TPU pod and Slurm need none)"
+    )
+    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    several.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    return top
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Evaluates, or compares; prints the table and where the report is."""
+    argv = sys.argv[1:] if argv is None else argv
+    args, rest = parser().parse_known_args(argv)
+    logging.set_verbosity(logging.WARNING)
+    with command.ends("goes on where this one stopped"):
+        _check(args, rest)
+        if args.compare:
+            from simclr_jax.evaluate import compare
+
+            print(compare.compare(args.compare, epath.Path(args.out)))
+            return
+        config = override(args.workdir, rest)
+        from simclr_jax import distributed
+
+        distributed.start(args.coordinator, args.processes, args.process)
+        from simclr_jax.evaluate import run, summary
+
+        names = args.protocols.split(",") if args.protocols else run.DEFAULT
+        sources = [source for source in args.transfer.split(",") if source]
+        made = run.evaluate(
+            args.workdir, protocols=names, config=config, step=args.step, transfer=sources, again=args.again
+        )
+        if distributed.first():
+            folder = epath.Path(args.workdir) / "eval"
+            print(f"\n{summary.table(made)}\n\n{made['verdict']}\n\n{folder / 'report.html'}")
+
+
+def _check(args: argparse.Namespace, rest: list[str]) -> None:
+    for word in rest:
+        if not word.lstrip("-").startswith("config."):
+            raise SimclrError(f"{word!r}: not understood; see --help")
+    if args.compare and args.workdir:
+        raise SimclrError("--compare names the runs itself: leave --workdir out")
+    if not args.compare and not args.workdir:
+        raise SimclrError("--workdir is missing: for example --workdir=runs/quickstart")
+    if args.step < 0:
+        raise SimclrError(f"--step={args.step}: must be one of the run's checkpoints, or 0 for the newest")
+
+
+def override(workdir: str, options: list[str]) -> ConfigDict:
+    """The config of a run with what the options `--config.FIELD=VALUE` say."""
+    path = epath.Path(workdir) / cfg.FILE
+    if not path.exists():
+        raise SimclrError(f"{workdir}: no {cfg.FILE} there; give the workdir of a run")
+    config, _ = cfg.from_json(path.read_text())
+    for option in options:
+        cfg.check_field(option.split("=", 1)[0].lstrip("-").removeprefix("config."))
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config.unlock(), flag_values=values)
+    try:
+        values(["evaluate", *options])
+        values.config.to_dict()
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        command.misread(error, options)
+    changed = values.config.lock()
+    if changed.data.source not in ("", "arrays"):
+        validation.validate(changed)
+    return changed
+
+
+if __name__ == "__main__":
+    main()

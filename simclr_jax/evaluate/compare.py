@@ -1,0 +1,115 @@
+"""Evaluated runs side by side: scores, curves, and what their configs differ in."""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from simclr_jax import config as cfg
+from simclr_jax import files, metrics
+from simclr_jax.errors import SimclrError
+from simclr_jax.evaluate import charts
+from simclr_jax.evaluate.page import STYLE
+from simclr_jax.evaluate.summary import shown
+
+SAME = ("eval.figures", "compile_cache", "log", "checkpoint", "data.threads")  # differences of no interest
+
+
+def compare(workdirs: Sequence[epath.PathLike], out: epath.Path) -> str:
+    """Writes a page `out` and returns its table as text.
+
+    Raises:
+      SimclrError: a run has not been evaluated, or there are fewer than two.
+    """
+    if len(set(map(str, workdirs))) < 2:
+        raise SimclrError("--compare: give two runs or more")
+    reports = {}
+    for workdir in map(epath.Path, workdirs):
+        made = files.read_json(workdir / "eval" / "report.json")
+        if not made:
+            raise SimclrError(
+                f"{workdir}: not evaluated yet; python -m simclr_jax.evaluate --workdir={workdir}"
+            )
+        reports[str(workdir)] = made
+    names = _names(list(reports))
+    found = _scores(reports)
+    changed = differences(reports)
+    page = _page(names, found, changed, reports)
+    files.write(out, page)
+    return f"{_text(list(names.values()), found)}\n\n{_text(list(names.values()), changed)}\n\n{out}"
+
+
+def differences(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """{field: its value in every run} of the config fields that are not the same in all."""
+    flat = [cfg.flatten(made["config"]) for made in reports.values()]
+    fields = sorted({field for one in flat for field in one})
+    rows = {field: [repr(one[field]) if field in one else "" for one in flat] for field in fields}
+    idle = lambda field: any(field == name or field.startswith(name + ".") for name in SAME)  # noqa: E731
+    return {f: values for f, values in rows.items() if len(set(values)) > 1 and not idle(f)}
+
+
+def _names(workdirs: list[str]) -> dict[str, str]:
+    """The last part of every workdir; the whole where two would be alike."""
+    short = {workdir: epath.Path(workdir).name for workdir in workdirs}
+    return short if len(set(short.values())) == len(short) else {workdir: workdir for workdir in workdirs}
+
+
+def _scores(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """{title: a cell for every run}, in the order of the first that has the row."""
+    rows: dict[str, list[str]] = {}
+    for number, made in enumerate(reports.values()):
+        for row in made["rows"]:
+            cells = rows.setdefault(row["title"], [""] * len(reports))
+            cells[number] = shown(row["cells"].get("simclr"))
+    health = [made["protocols"].get("health", {}).get("simclr", {}) for made in reports.values()]
+    for field in ("rank_me", "alignment", "uniformity", "feature_std"):
+        values = [one.get(field) for one in health]
+        if any(value is not None for value in values):
+            rows[field] = ["" if value is None else f"{value:.2f}" for value in values]
+    return rows
+
+
+def _text(names: list[str], rows: Mapping[str, list[str]]) -> str:
+    if not rows:
+        return "The configs are the same."
+    widths = [max(len(name), *(len(row[i]) for row in rows.values())) + 2 for i, name in enumerate(names)]
+    title = max(map(len, rows)) + 2
+    lines = [" " * title + "".join(f"{n:>{w}}" for n, w in zip(names, widths, strict=True))]
+    for name, row in rows.items():
+        lines.append(f"{name:<{title}}" + "".join(f"{c:>{w}}" for c, w in zip(row, widths, strict=True)))
+    return "\n".join(lines)
+
+
+def _page(
+    names: Mapping[str, str],
+    scores: Mapping[str, list[str]],
+    changed: Mapping[str, list[str]],
+    reports: Mapping,
+) -> str:
+    def cells(row: list[str]) -> str:
+        return "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+
+    def table(rows: Mapping[str, list[str]]) -> str:
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in names.values())
+        body = "".join(f"<tr><td>{html.escape(title)}</td>{cells(row)}</tr>" for title, row in rows.items())
+        return f"<div class=scroll><table><tr><th></th>{head}</tr>{body}</table></div>"
+
+    verdicts = "".join(
+        f"<p><b>{html.escape(names[workdir])}</b>: {html.escape(made['verdict'])}</p>"
+        for workdir, made in reports.items()
+    )
+    picture = io.BytesIO()
+    curves = {name: metrics.read_rows(workdir) for workdir, name in names.items()}
+    drawn = charts.curves(picture, curves)
+    data = base64.b64encode(picture.getvalue()).decode()
+    training = f'<h2>Training</h2><img alt="curves" src="data:image/png;base64,{data}">' if drawn else ""
+    differ = table(changed) if changed else "<p>None.</p>"
+    return (
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Comparison</title>'
+        f"<style>{STYLE}</style>\n<h1>Runs side by side</h1>\n{verdicts}\n{table(scores)}\n{training}\n"
+        f"<h2>Where the configs differ</h2>\n{differ}\n</html>\n"
+    )

@@ -1,0 +1,264 @@
+"""Protocols that leave the encoder as it is and classify its features: kNN, L-BFGS, linear heads, its own."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from simclr_jax import checkpoint, train
+from simclr_jax.evals import classified, knn, linear
+from simclr_jax.evals.features import Features
+from simclr_jax.evals.scores import hold_out
+from simclr_jax.evaluate import charts
+from simclr_jax.evaluate.subject import WHO, Subject
+from simclr_jax.tasks import heads
+from simclr_jax.tasks.extractor import labelled
+
+STANDARD = ((200, 0.1), (20, 0.07))  # (k, T): of InstDisc, and of DINO and solo-learn
+GRID_K = (1, 2, 5, 10, 20, 50, 100, 200)
+GRID_T = (0.01, 0.02, 0.05, 0.07, 0.1, 0.2, 0.5, 1.0)
+CLASSIFIER = "classifier.npz"
+L2 = tuple(float(x) for x in np.logspace(-6, 5, 45))  # the paper's (B.8)
+
+
+def cell(measured: dict[str, Any]) -> dict[str, Any]:
+    """What the table shows of a contender."""
+    low, high = measured["interval"]["top1"]
+    return {"value": measured["top1"], "low": low, "high": high}
+
+
+def features(subject: Subject) -> dict[str, Any]:
+    """Every image's features, float32, once: the encoder's, those of the same untrained, raw pixels."""
+    parts = ["train", "test"] if subject.splits.test else ["train"]
+    shapes = {}
+    for who in WHO:
+        for part in parts:
+            found = subject.features(who, part).features
+            shapes[f"{who}, {part}"] = {name: list(x.shape) for name, x in found.items()}
+    return {"shapes": shapes}
+
+
+def draw_quality(subject: Subject, name: str, measured: dict[str, Any]) -> list[list[str]]:
+    """[file, caption] of the figures of one classifier: confusions, classes, calibration."""
+    subject.draw(f"{name}_confusion.png", charts.confusion, measured["confusion"], subject.classes)
+    subject.draw(f"{name}_classes.png", charts.per_class, measured["per_class"], subject.classes)
+    subject.draw(f"{name}_calibration.png", charts.calibration, measured["calibration"], measured["ece"])
+    return [
+        [f"{name}_confusion.png", "What is taken for what: rows the truth, columns the prediction, in %"],
+        [f"{name}_classes.png", "Class by class"],
+        [f"{name}_calibration.png", "Calibration: how often it is right, by how sure it is"],
+    ]
+
+
+def nearest_neighbours(subject: Subject) -> dict[str, Any]:
+    """Weighted kNN (Wu et al., arXiv 1805.01978, section 3.4), the whole training set as bank.
+
+    k = 200, T = 0.1 and k = 20, T = 0.07 from one search. The best of the grid (k, T, distance, encoder or
+    projection) is the most accurate on a hold-out of train; test is looked at once.
+    """
+    standard = {who: _standard_votes(subject, who) for who in WHO}
+    rows, predictions = [], {}
+    for setting in STANDARD:
+        k, temperature = setting
+        measured = {who: standard[who][setting] for who in WHO}
+        cells = {who: cell(one) for who, (one, _) in measured.items()}
+        rows.append({"id": f"knn_{k}", "title": f"kNN, k = {k}, T = {temperature:g}", "cells": cells})
+        predictions[f"k{k}"] = measured["simclr"][1]
+    grids = _grids(subject)
+    chosen = max(grids, key=lambda g: np.max(g["accuracy"]))
+    at = np.unravel_index(np.argmax(chosen["accuracy"]), np.shape(chosen["accuracy"]))
+    k, temperature = GRID_K[at[0]], chosen["temperatures"][at[1]]
+    bank, queries = (subject.labelled("simclr", part, chosen["features"]) for part in ("train", "test"))
+    scores = _votes(subject, bank, queries, [(k, temperature)], chosen["distance"])[0]
+    best = classified.evaluate(scores, queries.labels)
+    what = f"k = {k}, " + (f"T = {temperature:g}, " if temperature else "1/distance, ")
+    what += f"{chosen['distance']}, {chosen['features']}"
+    rows.append(
+        {
+            "id": "knn_chosen",
+            "title": "kNN, chosen on hold-out",
+            "note": what,
+            "cells": {"simclr": cell(best)},
+        }
+    )
+    predictions["chosen"] = np.argmax(scores, axis=1)
+    subject.predicted("knn", queries.labels, **predictions)
+    subject.draw("knn_grid.png", charts.knn_grids, GRID_K, grids)
+    return {
+        "rows": rows,
+        "grids": grids,
+        "metrics": {"kNN, k = 200, T = 0.1": standard["simclr"][STANDARD[0]][0]},
+        "figures": [["knn_grid.png", "kNN on the hold-out of train, top-1 in %, over k and T"]],
+    }
+
+
+def _standard_votes(subject: Subject, who: str) -> dict[tuple, tuple[dict, np.ndarray]]:
+    """{(k, T): (what is measured, predictions)} of a contender."""
+    bank, queries = (subject.labelled(who, part) for part in ("train", "test"))
+    votes = _votes(subject, bank, queries, list(STANDARD), "cosine")
+    return {
+        setting: (classified.evaluate(scores, queries.labels), np.argmax(scores, axis=1))
+        for setting, scores in zip(STANDARD, votes, strict=True)
+    }
+
+
+def _votes(subject: Subject, bank: Features, queries: Features, settings: list, distance: str) -> list:
+    """Class probabilities `[q, classes]` for every (k, T), from one search."""
+    bank = bank.rows(np.arange(min(len(bank.labels), subject.config.eval.knn.bank)))
+    most = max(k for k, _ in settings)
+    similarity, index = knn.nearest(bank.features, queries.features, most, subject.mesh, distance=distance)
+    labels, classes = bank.labels[index], len(subject.classes)
+    votes = (knn.vote(similarity, labels, k, temperature, classes) for k, temperature in settings)
+    return [v / v.sum(axis=1, keepdims=True) for v in votes]
+
+
+def _grids(subject: Subject) -> list[dict[str, Any]]:
+    """Accuracy `[k][T]` on the hold-out, for every kind of features and distance."""
+    grids = []
+    for name in ("encoder", "projection"):
+        if name not in subject.features("simclr", "train").features:
+            continue
+        found = subject.labelled("simclr", "train", name)
+        held, rest = hold_out(len(found.labels))
+        bank, queries = found.rows(rest), found.rows(held)
+        for distance in knn.DISTANCES:
+            temperatures = GRID_T if distance == "cosine" else (None,)
+            settings = [(k, t) for k in GRID_K for t in temperatures]
+            votes = _votes(subject, bank, queries, settings, distance)
+            accuracy = [knn.top_k_accuracy(v, queries.labels, 1) for v in votes]
+            grids.append(
+                {
+                    "features": name,
+                    "distance": distance,
+                    "temperatures": list(temperatures),
+                    "accuracy": np.reshape(accuracy, (len(GRID_K), -1)).tolist(),
+                }
+            )
+    return grids
+
+
+def logistic_regression(subject: Subject) -> dict[str, Any]:
+    """L-BFGS on features of the evaluation views, 45 penalties from 1e-6 to 1e5 (SimCLR, B.8).
+
+    The penalty has the lowest cross entropy on a hold-out of train; the classifier of all of train with it is
+    what test sees. Features are standardised, which the paper does not say it does: L-BFGS then converges.
+    """
+    cells, curves, measured = {}, {}, {}
+    for who in WHO:
+        train_set, test = (subject.labelled(who, part) for part in ("train", "test"))
+        weights, curves[who] = fit_l2(subject, train_set)
+        scores = np.asarray(linear.probabilities(weights, test.features))
+        measured[who] = classified.evaluate(scores, test.labels)
+        cells[who] = cell(measured[who])
+        if who == "simclr":
+            predicted = np.argmax(scores, axis=1)
+            subject.keep(
+                subject.folder / "predictions" / "lbfgs.npz", labels=test.labels, predicted=predicted
+            )
+            subject.keep(subject.folder / "classifier.npz", key=np.array(subject.key), **weights)
+    subject.draw("penalties.png", charts.penalties, curves)
+    figures = [["penalties.png", "Which penalty: accuracy and cross entropy on the hold-out of train"]]
+    figures += draw_quality(subject, "lbfgs", measured["simclr"])
+    return {
+        "rows": [{"id": "lbfgs", "title": "linear, L-BFGS", "cells": cells}],
+        "penalties": curves,
+        "metrics": {"linear, L-BFGS": measured["simclr"]},
+        "figures": figures,
+    }
+
+
+def fit_l2(subject: Subject, found: Features) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(weights {kernel [d, classes], bias}, accuracy and loss for every penalty) chosen on a hold-out."""
+    options = subject.config.eval.linear
+    settings = {"classes": len(subject.classes), "iterations": options.iterations}
+    (scaled,) = linear.standardize(found.features)
+    held, rest = hold_out(len(found.labels))
+    limit = options.examples or len(found.labels)
+    order = np.concatenate([held, rest])
+    fits = linear.fit_over(subject.mesh, scaled[rest[:limit]], found.labels[rest[:limit]], L2, **settings)
+    accuracy, loss = (np.asarray(x) for x in linear.evaluate(fits, scaled[held], found.labels[held]))
+    best = int(np.argmin(loss))
+    rows = order[:limit]
+    final = linear.fit_over(subject.mesh, scaled[rows], found.labels[rows], L2[best : best + 1], **settings)
+    weights = linear.for_plain(jax.tree.map(lambda x: x[0], final), found.features)
+    return weights, {"l2": list(L2), "accuracy": accuracy.tolist(), "loss": loss.tolist(), "best": best}
+
+
+def classifier_weights(subject: Subject) -> dict[str, np.ndarray]:
+    """{kernel [d, classes], bias [classes]} on plain features, of the L-BFGS protocol."""
+    with (subject.folder / CLASSIFIER).open("rb") as file:
+        return dict(np.load(file))
+
+
+def linear_heads(subject: Subject) -> dict[str, Any]:
+    """Linear evaluation on augmented images (SimCLR, B.6), a sweep of rates and decays in the same pass.
+
+    SGD with Nesterov momentum, 90 epochs, batch of the run, cosine. The best of the sweep is the most
+    accurate on a hold-out of train; the one with its settings that learned from all of train is tested.
+    """
+    config = heads.config_of(subject.config, str(subject.workdir), subject.encoder.step)
+    rundir = subject.run_folder("linear", config)
+    train.run(config, rundir, splits=subject.splits)
+    _, params, _ = checkpoint.read_parameters(rundir / "checkpoints")
+    grid = heads.heads_of(config, subject.splits.train)
+    weights = heads.effective(params["heads"], grid, config)
+    stacked = {"kernel": np.moveaxis(weights["kernel"], 1, 0), "bias": weights["bias"]}
+    test = subject.labelled("simclr", "test")
+
+    def tested(number: int) -> tuple[dict[str, Any], np.ndarray]:
+        one = jax.tree.map(lambda x: x[number], stacked)
+        scores = np.asarray(linear.probabilities(one, test.features))
+        return classified.evaluate(scores, test.labels), np.argmax(scores, axis=1)
+
+    epochs = config.eval.linear.epochs
+    standard, predicted = tested(0)
+    note = f"{epochs:g} epochs, rate {grid.rate[0]:g} · batch / 256"
+    rows = [{"id": "sgd", "title": "linear, SGD", "note": note, "cells": {"simclr": cell(standard)}}]
+    result = {"rows": rows, "metrics": {"linear, SGD, standard": standard}, "figures": []}
+    predictions = {"standard": predicted}
+    if (count := len(grid.rate) // 2) > 1:
+        sweep = jax.tree.map(lambda x: x[1 : 1 + count], stacked)
+        held = labelled(subject.features("simclr", "train", hold_out(subject.splits.train.size)[0]))
+        accuracy, loss = (
+            np.asarray(x) for x in linear.evaluate(sweep, held.features["encoder"], held.labels)
+        )
+        best = min(range(count), key=lambda i: (-accuracy[i], loss[i]))
+        chosen, predictions["chosen"] = tested(1 + count + best)
+        rate, decay = grid.rate[1 + best], grid.decay[1 + best]
+        note, cells = f"rate {rate:g}, decay {decay:g}", {"simclr": cell(chosen)}
+        title = f"linear, SGD, best of {count} on hold-out"
+        rows.append({"id": "sgd_chosen", "title": title, "note": note, "cells": cells})
+        shape = (len(config.eval.linear.rates), len(config.eval.linear.decays))
+        result["sweep"] = {
+            "rates": list(config.eval.linear.rates),
+            "decays": list(config.eval.linear.decays),
+            "accuracy": accuracy.reshape(shape).tolist(),
+        }
+        result["metrics"]["linear, SGD, chosen"] = chosen
+        subject.draw("sweep.png", charts.sweep, **result["sweep"])
+        result["figures"].append(
+            ["sweep.png", "Linear classifiers trained at once: top-1 in % on the hold-out"]
+        )
+    subject.predicted("linear", test.labels, **predictions)
+    return result
+
+
+def own_classifier(subject: Subject) -> dict[str, Any]:
+    """The classifier that the run itself trained: a fine-tuned or distilled one, or the online probe."""
+    encoder = subject.encoder
+    if "logits" not in subject.features("simclr", "test").features:
+        return {"skipped": "the run has no classifier of its own"}
+    if len(encoder.classes) != len(subject.classes):
+        return {"skipped": f"the run's classifier knows {len(encoder.classes)} classes, these images have "
+                           f"{len(subject.classes)}"}  # fmt: skip
+    found = subject.labelled("simclr", "test", "logits")
+    scores = np.asarray(jax.nn.softmax(found.features, axis=1))
+    measured = classified.evaluate(scores, found.labels)
+    names = {"pretrain": "online probe", "supervised": "its own classifier", "distill": "its own classifier"}
+    title = names.get(subject.config.task, "its own classifier")
+    subject.predicted("classifier", found.labels, predicted=np.argmax(scores, axis=1))
+    return {
+        "rows": [{"id": "classifier", "title": title, "cells": {"simclr": cell(measured)}}],
+        "metrics": {title: measured},
+        "figures": draw_quality(subject, "classifier", measured),
+    }

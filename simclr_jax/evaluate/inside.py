@@ -1,0 +1,162 @@
+"""Looking inside: health of the representation, what is similar, what stands out, where the encoder looks."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from simclr_jax import figures
+from simclr_jax.evals import curation, embedding, health, knn, linear, saliency
+from simclr_jax.evaluate import charts
+from simclr_jax.evaluate.frozen import classifier_weights
+from simclr_jax.evaluate.subject import Subject
+from simclr_jax.models import simclr
+
+MAPPED = 2000  # images in the maps and for the measures of health, at most
+INSPECTED = 20_000  # images among which duplicates and outliers are looked for, at most
+QUERIES, NEIGHBOURS = 10, 8  # rows and columns of the retrieval figure
+SHOWN = 8  # images, or pairs, in the other figures
+
+
+def representation(subject: Subject) -> dict[str, Any]:
+    """Whether the representation has collapsed, without labels.
+
+    RankMe (Garrido et al., arXiv 2210.02885), alignment and uniformity (Wang & Isola, arXiv 2005.10242), the
+    deviation of normalised features (SimSiam, arXiv 2011.10566).
+    """
+    views, _, _ = subject.gallery(MAPPED)
+    changed = subject.augmented(views, **subject.augmentation())
+    found, spectra = {}, {}
+    for who in ("simclr", "untrained"):
+        plain, other = subject.h_of(views, who), subject.h_of(changed, who)
+        found[who] = health.report(plain, other)
+        spectra[who] = np.linalg.svd(plain, compute_uv=False)
+    subject.draw("spectrum.png", charts.spectra, spectra)
+    return {
+        **found,
+        "notes": [_health_line(who, found[name]) for name, who in charts.NAMES.items() if name in found],
+        "figures": [["spectrum.png", "Singular values of the features; a collapse would be a cliff"]],
+    }
+
+
+def _health_line(who: str, one: dict[str, Any]) -> str:
+    if one["rank_me"] is None:
+        return f"{who}: too few images to tell"
+    verdict = "COLLAPSED, images look alike to it" if one["collapsed"] else "no collapse"
+    return (
+        f"{who}: {verdict}; RankMe {one['rank_me']:.1f} of {one['dimensions']} dimensions, alignment "
+        f"{one['alignment']:.2f} (0: views agree), uniformity {one['uniformity']:.2f} (lower: more even), "
+        f"deviation {one['feature_std']:.2f} (0: collapsed)"
+    )
+
+
+def neighbourhood(subject: Subject) -> dict[str, Any]:
+    """Nearest training images of test images, and near-duplicates and outliers of the training images."""
+    train, mesh = subject.splits.train, subject.mesh
+    views, labels, _ = subject.gallery(MAPPED)
+    bank = subject.features("simclr", "train")
+    bank = bank.rows(np.arange(min(len(bank.labels), INSPECTED)))
+    vectors = bank.features["encoder"]
+    shown = []
+    if subject.splits.test:
+        queries = figures.spread(labels, QUERIES)
+        _, near = knn.nearest(vectors, subject.h_of(views[queries]), NEIGHBOURS, mesh)
+        images = subject.pictures(train, near.ravel()).reshape(*near.shape, *views.shape[1:])
+        subject.draw(
+            "retrieval.png", charts.retrieval, views[queries], images, labels[queries], bank.labels[near]
+        )
+        shown.append(["retrieval.png", "Test images, and the training images most similar to each"])
+    twins = curation.near_duplicates(vectors, mesh)
+    odd = curation.outliers(vectors, mesh)
+    if twins:
+        pairs = np.array([pair[:2] for pair in twins[:SHOWN]])
+        images = subject.pictures(train, pairs.ravel()).reshape(*pairs.shape, *views.shape[1:])
+        titles = [f"{similarity:.3f}" for *_, similarity in twins[:SHOWN]]
+        subject.draw("duplicates.png", charts.pairs, images, titles, "Most similar pairs of training images")
+        shown.append(
+            ["duplicates.png", "Most similar pairs of training images, with their cosine similarity"]
+        )
+    if odd:
+        images = subject.pictures(train, np.array([i for i, _ in odd[: 2 * SHOWN]]))
+        titles = [f"{similarity:.2f}" for _, similarity in odd[: 2 * SHOWN]]
+        subject.draw("outliers.png", charts.grid, images, titles, "Training images least like any other")
+        shown.append(
+            ["outliers.png", "Training images least like any other: mean similarity to their 10 nearest"]
+        )
+    name = lambda i: train.names[i] if getattr(train, "names", ()) else int(i)  # noqa: E731
+    return {
+        "near_duplicates": [[name(i), name(j), s] for i, j, s in twins],
+        "outliers": [[name(i), s] for i, s in odd],
+        "notes": [
+            f"{len(twins)} near-duplicate pairs and {len(odd)} outliers are named in report.json "
+            f"(of {len(vectors):,} training images)"
+        ],
+        "figures": shown,
+    }
+
+
+def where_it_looks(subject: Subject) -> dict[str, Any]:
+    """Grad-CAM for the class of an image (arXiv 1610.02391) and for the similarity of two (arXiv 1901.00536).
+
+    On the last block group; classes are those of the L-BFGS classifier.
+    """
+    model, variables = subject.encoder.model, subject.variables("simclr")
+    views, labels, _ = subject.gallery(MAPPED)
+    chosen = figures.spread(labels, SHOWN)
+    some = views[chosen]
+    size, pool = views.shape[1], model.encoder.pool
+
+    @jax.jit
+    def maps_of(variables: Any, x: jax.Array) -> jax.Array:
+        return simclr.last_maps(subject.endpoints(variables, x))
+
+    maps = subject.over(maps_of, some)
+    shown = []
+    if not subject.unscorable() and subject.config.eval.endpoint == "final_avg_pool":
+        weights = classifier_weights(subject)
+        features = subject.h_of(some)
+        predicted = np.argmax(np.asarray(linear.logits(weights, features)), axis=1)
+        heat = saliency.heat(saliency.class_map(maps, pool, weights["kernel"], predicted), size)
+        titles = [subject.classes[c] for c in predicted]
+        subject.draw(
+            "class_maps.png",
+            charts.overlays,
+            some,
+            np.asarray(heat),
+            titles,
+            "Predicted class, and where it shows",
+        )
+        shown.append(["class_maps.png", "Grad-CAM: what speaks for the predicted class, in red"])
+    everyone = subject.h_of(views)
+    _, near = knn.nearest(everyone, everyone[chosen], 2, subject.mesh)
+    other = np.array([next((i for i in row if i != q), q) for row, q in zip(near, chosen, strict=True)])
+    partner = views[other]
+    left, right = saliency.similarity_maps(maps, subject.over(maps_of, partner), pool)
+    pairs = np.stack([some, partner], axis=1)
+    heats = np.stack([np.asarray(saliency.heat(x, size)) for x in (left, right)], axis=1)
+    subject.draw("similarity_maps.png", charts.overlay_pairs, pairs, heats)
+    shown.append(["similarity_maps.png", "What makes an image and its nearest neighbour similar, in red"])
+    del variables
+    return {"figures": shown}
+
+
+def maps(subject: Subject) -> dict[str, Any]:
+    """t-SNE and UMAP of the features, and files for TensorBoard's projector."""
+    views, labels, _ = subject.gallery(MAPPED)
+    features = subject.h_of(views)
+    shown, notes = [], []
+    if subject.first:
+        methods = {"t-SNE": ("tsne.png", embedding.tsne), "UMAP": ("umap.png", embedding.umap)}
+        for name, (file, method) in methods.items():
+            points = method(features)
+            if points is None:
+                notes.append(
+                    f"no {name}: " + ("pip install umap-learn" if name == "UMAP" else "too few images")
+                )
+                continue
+            subject.draw(file, figures.embedding, points, labels, subject.classes, name)
+            shown.append([file, f"{name} map: images that the encoder finds similar lie together"])
+        projector = subject.folder / "projector"
+        embedding.projector(projector, features, labels, subject.classes, views)
+        notes.append(f"TensorBoard's projector: tensorboard --logdir {projector}")
+    return {"notes": notes, "figures": shown}

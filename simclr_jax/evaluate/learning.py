@@ -1,0 +1,124 @@
+"""Protocols that train or take other images: fine-tuning with few labels, transfer to other sets."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from simclr_jax import config as cfg
+from simclr_jax import encoder, train
+from simclr_jax.data import splits as data_splits
+from simclr_jax.data.sources import Source
+from simclr_jax.data.splits import Splits
+from simclr_jax.errors import SimclrError
+from simclr_jax.evals import classified, linear
+from simclr_jax.evaluate.frozen import cell, fit_l2
+from simclr_jax.evaluate.subject import WHO, Subject
+
+# The sets whose published figure is the mean over classes (SimCLR, B.8); others are told by accuracy.
+MEAN_PER_CLASS = ("fgvc_aircraft", "oxford_iiit_pet", "caltech101", "oxford_flowers102")
+SUBSETS = {0.01: "1pct", 0.1: "10pct"}  # of tfds:imagenet2012_subset, the official lists
+
+
+def few_labels(subject: Subject) -> dict[str, Any]:
+    """Fine-tuning with a share of the labels, beside training from scratch on the same images (SimCLR, B.5).
+
+    SGD with Nesterov momentum, rate 0.05 · batch / 256, no warm-up, no decay, crop and flip; 60 epochs for
+    1 %, 30 for the others. Labels are balanced over the classes; of ImageNet the official lists are taken.
+    """
+    options, rows, results = subject.config.eval.finetune, [], {}
+    for share, epochs in zip(options.shares, options.epochs, strict=True):
+        splits = _few(subject, share)
+        cells = {}
+        for who in ("simclr", "untrained"):
+            config = _finetuning(subject, epochs, splits.train.size, scratch=who == "untrained")
+            name = f"finetune-{share:g}-{'scratch' if who == 'untrained' else 'encoder'}"
+            folder = subject.run_folder(name, config)
+            train.run(config, folder, splits=splits)
+            tuned = Subject(folder, config, encoder.load(folder), splits, subject.mesh)
+            found = tuned.labelled("simclr", "test", "logits")
+            scores = np.asarray(jax.nn.softmax(found.features, axis=1))
+            measured = classified.evaluate(scores, found.labels)
+            cells[who] = cell(measured)
+            subject.predicted(name, found.labels, predicted=np.argmax(scores, axis=1))
+        labels = np.bincount(splits.train.labels()) if isinstance(splits.train, Source) else None
+        title = f"fine-tuned, {100 * share:g} % of the labels"
+        note = f"{splits.train.size:,} images; untrained: from scratch"
+        rows.append({"id": f"finetune_{share:g}", "title": title, "note": note, "cells": cells})
+        results[f"{share:g}"] = {
+            "images": splits.train.size,
+            "of_each_class": None if labels is None else [int(labels.min()), int(labels.max())],
+            **{who: one["value"] for who, one in cells.items()},
+        }
+    return {"rows": rows, "shares": results}
+
+
+def _few(subject: Subject, share: float) -> Splits:
+    """The splits with `share` of the training labels, as many of each class as there are."""
+    source, (whole, test) = subject.config.data.source, subject.splits
+    if source.split("/")[0].split(":")[:2] == ["tfds", "imagenet2012"] and share in SUBSETS:
+        options = {**subject.config.data.to_dict(), "source": f"tfds:imagenet2012_subset/{SUBSETS[share]}"}
+        return data_splits.load(**{**options, "train_split": "train"})._replace(test=test)
+    if share == 1 and not isinstance(whole, Source):
+        return subject.splits
+    if not isinstance(whole, Source):
+        raise SimclrError(
+            f"{whole.name}: a share of the labels needs random access; prepare it as ArrayRecord"
+        )
+    labels = whole.labels()
+    known = np.flatnonzero(labels >= 0)
+    count = max(len(np.unique(labels[known])), round(share * len(known)))
+    rows = linear.balanced_draw(labels[known], count, np.random.default_rng(subject.config.seed))
+    return Splits(whole.subset(np.sort(known[rows])), test)
+
+
+def _finetuning(subject: Subject, epochs: float, examples: int, *, scratch: bool) -> ConfigDict:
+    """The config of `configs/finetune.py` for these images."""
+    config = subject.config.copy_and_resolve_references()
+    config.task, config.distill.teacher = "supervised", ""
+    config.start.workdir = "" if scratch else str(subject.workdir)
+    config.start.step = 0 if scratch else subject.encoder.step
+    augment, optimizer, devices = config.augment, config.optimizer, subject.mesh.size
+    augment.jitter = augment.grayscale = augment.blur = 0.0
+    optimizer.name, optimizer.nesterov, optimizer.momentum = "sgd", True, 0.9
+    optimizer.rate_in_momentum = False
+    optimizer.learning_rate, optimizer.scaling = config.eval.finetune.learning_rate, "linear"
+    optimizer.weight_decay, optimizer.warmup = 0.0, cfg.duration()
+    config.model.probe, config.model.probe_layer, config.model.norm_groups = True, 0, 1
+    config.finetune.after_block = -1
+    config.train.batch_size = min(config.train.batch_size, max(examples // devices, 1) * devices)
+    config.train.microbatch = 0
+    config.train.update(cfg.duration(epochs=epochs))
+    config.checkpoint.every, config.checkpoint.keep = cfg.duration(epochs=10), 1
+    config.eval.every, config.eval.final, config.eval.figures = cfg.duration(), False, False
+    return config
+
+
+def transfer(subject: Subject, sources: tuple[str, ...]) -> dict[str, Any]:
+    """Other labelled sets, by L-BFGS on frozen features, the penalty chosen on a hold-out (SimCLR, B.8).
+
+    Aircraft, Pets, Caltech-101 and Flowers are told by the mean over classes; the others by accuracy.
+    """
+    rows, results = [], {}
+    for source in sources:
+        config = subject.config.copy_and_resolve_references()
+        config.data.source, config.data.train_split, config.data.test_split = source, "train", "test"
+        splits = data_splits.load(**config.data)
+        other = Subject(subject.workdir, config, subject.encoder, splits, subject.mesh)
+        if reason := other.unscorable():
+            raise SimclrError(f"--transfer={source}: {reason}")
+        name = source.partition(":")[2].split("/")[0]
+        metric = "mean_per_class" if name in MEAN_PER_CLASS else "top1"
+        cells = {}
+        for who in WHO:
+            found, test = (other.labelled(who, part) for part in ("train", "test"))
+            weights, _ = fit_l2(other, found)
+            measured = classified.evaluate(
+                np.asarray(linear.probabilities(weights, test.features)), test.labels
+            )
+            cells[who] = cell(measured) if metric == "top1" else {"value": measured[metric]}
+            results.setdefault(source, {})[who] = measured
+        what = "mean per class" if metric == "mean_per_class" else "top-1"
+        rows.append({"id": f"transfer_{source}", "title": f"{source}, L-BFGS", "note": what, "cells": cells})
+    return {"rows": rows, "sets": results}

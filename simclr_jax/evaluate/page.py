@@ -1,0 +1,142 @@
+"""report.html: one file that opens offline, on a phone too."""
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from simclr_jax.evaluate.summary import COLUMNS, percent
+
+# Headings, with the figures and the protocols' notes below each; what is not named comes last.
+SECTIONS = (
+    ("Training", ("curves",), ()),
+    ("What it confuses", ("lbfgs_confusion",), ()),
+    ("What it finds similar", ("retrieval", "tsne", "umap"), ("maps",)),
+    ("Class by class", ("lbfgs_classes", "lbfgs_calibration"), ()),
+    ("When images change", ("robustness", "invariance"), ("robustness", "invariance")),
+    ("Health of the representation", ("spectrum",), ("health",)),
+    ("Where it looks", ("class_maps", "similarity_maps"), ("saliency",)),
+    ("Unusual images", ("duplicates", "outliers"), ("neighbours",)),
+    ("How the classifiers were chosen", ("knn_grid", "penalties", "sweep"), ()),
+)
+STYLE = """
+:root { color-scheme: light dark; --ink: #222; --soft: #666; --line: #ddd; --paper: #fff; --blue: #2166ac }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --soft: #a8a8a8; --line: #444; --paper: #1b1b1b;
+  --blue: #7fb2e5 } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 62rem; padding: 1.2rem; color: var(--ink); background: var(--paper);
+  font: 16px/1.5 system-ui, sans-serif }
+h1 { font-size: 1.5rem; margin: 0 0 .2rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem }
+.soft { color: var(--soft); font-size: .9rem; overflow-wrap: anywhere }
+.verdict { font-size: 1.15rem; border-left: .3rem solid var(--blue); padding: .2rem 0 .2rem .9rem }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-size: .92rem; min-width: 100% }
+th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(--line); white-space: nowrap }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 8rem }
+th { white-space: normal; vertical-align: bottom }
+td small { color: var(--soft); display: block } .mine { font-weight: 600 }
+figure { margin: 1rem 0 } figcaption { color: var(--soft); font-size: .9rem }
+img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem }
+pre { overflow-x: auto; font-size: .8rem }
+"""
+
+
+def render(made: Mapping[str, Any], folder: epath.Path) -> str:
+    """The page of a report; figures are read from `folder/figures` and become part of it."""
+    figures = {name.removesuffix(".png"): caption for name, caption in made["curves"]}
+    notes = {}
+    for name, result in made["protocols"].items():
+        figures |= {file.removesuffix(".png"): caption for file, caption in result.get("figures", ())}
+        notes[name] = result.get("notes", [])
+    parts = []
+    for title, names, protocols in SECTIONS:
+        lines = [note for name in protocols for note in notes.pop(name, [])]
+        drawn = [_figure(folder, name, figures.pop(name)) for name in names if name in figures]
+        parts.append(_section(title, lines, drawn + [_metrics(made)] * (title == "Class by class")))
+    rest = [_figure(folder, name, caption) for name, caption in figures.items()]
+    parts.append(_section("More", [note for some in notes.values() for note in some], rest))
+    where = made["images"]
+    test = f"; tested on {where['test'][1]:,} ({where['test'][0]})" if where["test"] else ""
+    versions = made["environment"]["versions"]
+    device = made["environment"]["device"]
+    about = (
+        f"Step {made['step']:,}, {made['config']['eval']['endpoint']}; {where['train'][1]:,} images to learn "
+        f"from ({where['train'][0]}){test}. Written {made['written']}, {made['seconds']:.0f} s on "
+        f"{device['count']} × {device['kind']}, jax {versions['jax']}."
+    )
+    config = json.dumps(made["config"], indent=1)
+    title = html.escape(f"{epath.Path(made['workdir']).name}: evaluation")
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
+        f"<style>{STYLE}</style>\n<h1>{title}</h1>\n<p class=soft>{html.escape(about)}</p>\n"
+        f"<p class=verdict>{html.escape(made['verdict'])}</p>\n{_table(made['rows'])}\n"
+        + "\n".join(parts)
+        + f"\n<h2>Config</h2><details><summary>all fields</summary><pre>{html.escape(config)}</pre>"
+        "</details>\n"
+        "</html>\n"
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    columns = [who for who in COLUMNS if any(who in row["cells"] for row in rows)]
+    theirs = any("published" in row for row in rows)
+    head = "".join(f"<th>{html.escape(COLUMNS[who])}</th>" for who in columns)
+    head += "<th>published (theirs)</th>" if theirs else ""
+    lines = [f"<tr><th>%, with 95 % interval</th>{head}</tr>"]
+    for row in rows:
+        note = f"<small>{html.escape(row['note'])}</small>" if row.get("note") else ""
+        cells = "".join(
+            f"<td{' class=mine' if who == 'simclr' else ''}>{_cell(row['cells'].get(who))}</td>"
+            for who in columns
+        )
+        other = row.get("published")
+        if theirs:
+            cells += f"<td>{_cell(other)}<small>{html.escape(other['by']) if other else ''}</small></td>"
+        lines.append(f"<tr><td>{html.escape(row['title'])}{note}</td>{cells}</tr>")
+    return f"<div class=scroll><table>{''.join(lines)}</table></div>"
+
+
+def _cell(one: Mapping[str, float] | None) -> str:
+    if one is None:
+        return ""
+    interval = f"<small>{100 * one['low']:.1f} to {100 * one['high']:.1f}</small>" if "low" in one else ""
+    return f"{100 * one['value']:.1f}{interval}"
+
+
+def _metrics(made: Mapping[str, Any]) -> str:
+    """Precision, recall, F1 and calibration of every classifier."""
+    found = {
+        title: m for result in made["protocols"].values() for title, m in result.get("metrics", {}).items()
+    }
+    if not found:
+        return ""
+    heads = ("classifier", "top-1", "top-5", "mean per class", "macro precision", "macro recall", "macro F1",
+             "weighted F1", "calibration error")  # fmt: skip
+    lines = [f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"]
+    for title, m in found.items():
+        macro = [m["macro"][name] for name in ("precision", "recall", "f1")]
+        numbers = [m["top1"], m.get("top5"), m["mean_per_class"], *macro, m["weighted"]["f1"], m["ece"]]
+        cells = "".join(f"<td>{'' if value is None else percent(value)}</td>" for value in numbers)
+        lines.append(f"<tr><td>{html.escape(title)}</td>{cells}</tr>")
+    return f"<div class=scroll><table>{''.join(lines)}</table></div>"
+
+
+def _section(title: str, notes: Sequence[str], contents: Sequence[str]) -> str:
+    body = [f"<p>{html.escape(note)}</p>" for note in notes] + [part for part in contents if part]
+    return f"<h2>{html.escape(title)}</h2>\n" + "\n".join(body) if body else ""
+
+
+def _figure(folder: epath.Path, name: str, caption: str) -> str:
+    path = folder / "figures" / f"{name}.png"
+    if not path.exists():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode()
+    text = html.escape(caption)
+    image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

@@ -1,0 +1,152 @@
+"""One evaluation: protocols in order, each kept when it is done, then the report."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax import config as cfg
+from simclr_jax import encoder, files, sharding, validation
+from simclr_jax.data import splits as data_splits
+from simclr_jax.data.splits import Splits
+from simclr_jax.errors import SimclrError
+from simclr_jax.evaluate import frozen, inside, learning, page, robust, summary
+from simclr_jax.evaluate.subject import Subject
+from simclr_jax.train import use_compile_cache
+
+
+class Protocol(NamedTuple):
+    """A part of an evaluation: subject -> what is found, as JSON takes it."""
+
+    run: Callable[..., dict[str, Any]]
+    labels: bool  # it needs them
+    after: str = ""  # another one whose classifier it takes
+
+
+PROTOCOLS = {
+    "features": Protocol(frozen.features, labels=False),
+    "knn": Protocol(frozen.nearest_neighbours, labels=True),
+    "lbfgs": Protocol(frozen.logistic_regression, labels=True),
+    "linear": Protocol(frozen.linear_heads, labels=True),
+    "classifier": Protocol(frozen.own_classifier, labels=True),
+    "robustness": Protocol(robust.robustness, labels=True, after="lbfgs"),
+    "invariance": Protocol(robust.invariance, labels=False),
+    "health": Protocol(inside.representation, labels=False),
+    "neighbours": Protocol(inside.neighbourhood, labels=False),
+    "saliency": Protocol(inside.where_it_looks, labels=False, after="lbfgs"),
+    "maps": Protocol(inside.maps, labels=False),
+    "finetune": Protocol(learning.few_labels, labels=True),
+    "transfer": Protocol(learning.transfer, labels=False),
+}
+DEFAULT = tuple(name for name in PROTOCOLS if name not in ("finetune", "transfer"))
+
+
+def evaluate(
+    workdir: epath.PathLike,
+    *,
+    protocols: Sequence[str] = DEFAULT,
+    config: ConfigDict | None = None,
+    step: int = 0,
+    transfer: Sequence[str] = (),
+    splits: Splits | None = None,
+    again: bool = False,
+) -> dict[str, Any]:
+    """Evaluates the encoder of a run and writes `workdir/eval`: report.html, report.json, figures.
+
+    What an earlier call has found of the same encoder, images and config is kept.
+
+    Args:
+      workdir: of a run, trained here or converted.
+      protocols: names of PROTOCOLS, run in the order of that dict.
+      config: the run's own with what is wanted otherwise.
+      step: of its checkpoints; 0: the newest.
+      transfer: sources of labelled images for the protocol of that name.
+      splits: the images, where the config's source is "arrays".
+      again: run the protocols although their results are there.
+
+    Returns:
+      the report, as written to report.json.
+
+    Raises:
+      SimclrError: something the user can put right; one line that says what.
+    """
+    workdir = epath.Path(workdir)
+    wanted = ["transfer"] * bool(transfer) + _check(protocols)
+    found = encoder.load(workdir, step)
+    config = _complete(found.config, config, workdir)
+    use_compile_cache(config.compile_cache)
+    mesh = sharding.make_mesh(config.mesh.devices)
+    validation.check_divisible(config, ("eval.batch_size", "train.batch_size"), mesh.size)
+    splits = splits or _load(config)
+    mine = encoder.Encoder(config, found.classes, found.step, found.variables)
+    subject = Subject(workdir, config, mine, splits, mesh)
+    say = print if subject.first else lambda *_, **__: None
+    tested = f", {splits.test.size:,} to test on" if splits.test else ""
+    images = f"{splits.train.size:,} images to learn from ({splits.train.name}){tested}"
+    say(f"{workdir}, step {found.step}, {config.eval.endpoint}; {images}", flush=True)
+    unscorable = subject.unscorable()
+    if unscorable:
+        say(f"no classifier can be scored: {unscorable}")
+    results = _kept(subject)
+    for name, protocol in PROTOCOLS.items():
+        needed = any(PROTOCOLS[other].after == name for other in wanted)
+        if not (name in wanted or needed) or (protocol.labels and unscorable):
+            continue
+        more = {"sources": list(transfer)} if name == "transfer" else {}
+        if name in results and results[name]["asked"] == more and not (again and name in wanted):
+            say(f"{name:<12} kept")
+            continue
+        begin = time.perf_counter()
+        result = protocol.run(subject, **more)
+        seconds = round(time.perf_counter() - begin, 2)
+        results[name] = {"subject": subject.key, "asked": more, "seconds": seconds, **result}
+        subject.write(f"protocols/{name}.json", results[name])
+        say(f"{name:<12} {result.get('skipped') or f'{seconds:.1f} s'}", flush=True)
+    made = summary.make(subject, results, unscorable)
+    if subject.first:
+        subject.write("report.json", made)
+        files.write(subject.folder / "report.html", page.render(made, subject.folder))
+    return made
+
+
+def _check(protocols: Sequence[str]) -> list[str]:
+    for name in protocols:
+        if name not in PROTOCOLS:
+            raise SimclrError(f"--protocols={name}: must be one or more of {', '.join(PROTOCOLS)}")
+    return list(protocols)
+
+
+def _complete(own: ConfigDict, wanted: ConfigDict | None, workdir: epath.Path) -> ConfigDict:
+    """The config of the evaluation; a model other than the run's is refused."""
+    config = wanted or own
+    mine, theirs = cfg.flatten(own), cfg.flatten(config)
+    for field in (f"model.{name}" for name in cfg.ARCHITECTURE):
+        if mine[field] != theirs[field]:
+            raise SimclrError(
+                f"config.{field}={theirs[field]!r}: {workdir} has {mine[field]!r}; leave it out"
+            )
+    if config.data.source not in ("", "arrays"):
+        validation.validate(config)
+    return config
+
+
+def _load(config: ConfigDict) -> Splits:
+    if config.data.source in ("", "arrays"):
+        raise SimclrError(
+            "the run does not say where images are: name those to evaluate on, for example "
+            "--config.data.source=folder:/my/images"
+        )
+    return data_splits.load(**config.data)
+
+
+def _kept(subject: Subject) -> dict[str, Any]:
+    """What earlier calls found of this encoder on these images by this config, by protocol."""
+    found = {}
+    for name in PROTOCOLS:
+        result = files.read_json(subject.folder / "protocols" / f"{name}.json")
+        there = bool(result) and result.get("subject") == subject.key
+        if sharding.agreed(int(there)) and there:
+            found[name] = result
+    return found

@@ -1,0 +1,279 @@
+"""What is evaluated: a run's encoder, the images, and their features, extracted once and kept."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import augment, distributed, files, sharding
+from simclr_jax import config as cfg
+from simclr_jax.data import memory
+from simclr_jax.data.sources import Source
+from simclr_jax.data.splits import Splits
+from simclr_jax.encoder import Encoder
+from simclr_jax.errors import SimclrError
+from simclr_jax.evals.features import Features, extract
+from simclr_jax.models import simclr
+from simclr_jax.tasks.extractor import Extractor, labelled, read_endpoint, sample
+from simclr_jax.tasks.images import Images
+
+WHO = ("simclr", "untrained", "raw_pixels")  # as in the run's own table
+RAW_EXAMPLES = 50_000  # of the raw-pixel baseline, at most
+# Fields that decide nothing here.
+IDLE = ("checkpoint", "compile_cache", "data.data_dir", "data.download", "data.threads", "log", "mesh",
+        "eval.every", "eval.batch_size", "eval.figures", "eval.final", "train.steps_per_call")  # fmt: skip
+
+
+class Subject:
+    """The encoder of a run beside what it is compared with, on the images of `config`.
+
+    Args:
+      workdir: of the run; `workdir/eval` keeps all that is found.
+      config: the run's, with what the user wants otherwise.
+      splits: the images.
+
+    Attributes:
+      folder: where results are kept.
+      classes: names of the classes, () without labels.
+      key: changes with the encoder, the images or the config.
+    """
+
+    def __init__(self, workdir: epath.Path, config: ConfigDict, encoder: Encoder, splits: Splits, mesh: Mesh):
+        if config.augment.device == "all":
+            splits = memory.hold(splits, config.data)
+        self.workdir, self.folder = workdir, workdir / "eval"
+        self.config, self.encoder, self.splits, self.mesh = config, encoder, splits, mesh
+        self.classes = splits.train.classes
+        self.images = Images(config, splits, mesh, views=1)
+        self.first = distributed.first()
+        self._digest = _digest(encoder.variables)
+        self._kept: dict[str, Features] = {}
+        self.key = self.key_of(_decisive(config), *(s.fingerprint for s in splits if s))
+
+    def key_of(self, *parts: Any) -> str:
+        """A short name for what decides a result, beside the encoder."""
+        text = json.dumps([self._digest, *parts], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def run_folder(self, name: str, config: ConfigDict) -> epath.Path:
+        """Where a run of `config`, part of a protocol, is kept: another folder for whatever differs."""
+        key = self.key_of(_decisive(config), *(s.fingerprint for s in self.splits if s))
+        return self.folder / "runs" / f"{name}-{key}"
+
+    # ---- what can be done ------------------------------------------------------------------------
+
+    def unscorable(self) -> str:
+        """Why no classifier can be scored; empty where one can."""
+        train, test = self.splits
+        if not train.classes:
+            return f"{train.name} has no labels"
+        if test is None:
+            return (
+                "there is no test split: name one by --config.data.test_split, or raise --config.data.holdout"
+            )
+        if not test.classes:
+            return f"{test.name} has no labels"
+        # -1 is no class, and a class without images teaches nothing.
+        if len(np.unique(self.labelled("simclr", "train").labels)) < 2:
+            return f"{train.name} has labelled images of one class only: nothing to tell apart"
+        if not len(self.labelled("simclr", "test").labels):
+            return f"{test.name} has no labelled image"
+        return ""
+
+    @property
+    def shown(self) -> Source:
+        """The split that pictures are drawn from: test where there is one."""
+        return self.splits.test or self.splits.train
+
+    # ---- features --------------------------------------------------------------------------------
+
+    def features(self, who: str, part: str, index: np.ndarray | None = None) -> Features:
+        """Of every image of a split, or of those in `index`: {encoder, projection, logits}, each `[n, d]`.
+
+        "encoder" is `config.eval.endpoint`; projection and logits only of an encoder that has such a layer.
+        """
+        split = getattr(self.splits, part)
+        if index is None:
+            limit = self._limit(who) if part == "train" else 0
+            index = sample(split, limit)
+        key = self.key_of(
+            who, split.fingerprint, split.name, None if index is None else _digest(index),
+            self.config.data.to_dict(), self.config.eval.crop, self.config.eval.resize,
+            self.config.eval.endpoint, self.config.model.dtype, self.config.seed, self.config.augment.device,
+        )  # fmt: skip
+        if key not in self._kept:
+            path = self.folder / "features" / f"{who}-{part}-{key}.npz"
+            self._kept[key] = self._read(path) or self._extract(who, split, index, path)
+        return self._kept[key]
+
+    def labelled(self, who: str, part: str, name: str = "encoder") -> Features:
+        """One of the features, of the images whose label is known."""
+        found = labelled(self.features(who, part))
+        return found._replace(features=found.features[name])
+
+    def _limit(self, who: str) -> int:
+        linear, knn = self.config.eval.linear, self.config.eval.knn
+        limit = max(knn.bank, linear.examples) if linear.examples else 0
+        return RAW_EXAMPLES if who == "raw_pixels" and not 0 < limit < RAW_EXAMPLES else limit
+
+    def _read(self, path: epath.Path) -> Features | None:
+        there = path.exists()
+        if not sharding.agreed(int(there)) or not there:
+            return None
+        try:
+            with path.open("rb") as file:
+                arrays = dict(np.load(file))
+        except (OSError, ValueError):  # damaged: extract again
+            return None
+        return Features({k: v for k, v in arrays.items() if k != "labels"}, arrays["labels"])
+
+    def _extract(self, who: str, split: Source, index: np.ndarray | None, path: epath.Path) -> Features:
+        if who == "raw_pixels":
+            found = self._extractor.raw_pixels(split, index)
+            found = found._replace(features={"encoder": found.features})
+        else:
+            found = self._extractor(self.variables(who), split, index)
+            names = self._endpoints if who == "simclr" else {"encoder": self._endpoints["encoder"]}
+            found = found._replace(features={k: found.features[end] for k, end in names.items()})
+        self.keep(path, labels=found.labels, **found.features)
+        return found
+
+    def keep(self, path: epath.Path, **arrays: np.ndarray) -> None:
+        """Writes an .npz file as a whole, by the first process."""
+        if not self.first:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = path.with_name(path.name + ".tmp")
+        with half.open("wb") as file:
+            np.savez(file, **arrays)
+        half.replace(path)
+
+    @functools.cached_property
+    def _endpoints(self) -> dict[str, str]:
+        """Our names of features, and the encoder's."""
+        sample = jax.ShapeDtypeStruct((2, *self.images.shape), self.images.dtype)
+        model, variables = self.encoder.model, self.encoder.variables
+        ends = jax.eval_shape(lambda v, x: model.apply(v, x, method="endpoints"), variables, sample)
+        names = {"encoder": self.config.eval.endpoint}
+        if names["encoder"] not in ends:
+            raise SimclrError(f"config.eval.endpoint={names['encoder']!r}: there are {', '.join(ends)}")
+        has_head = "projection_1" in ends  # without one the projection is h itself
+        wanted = (("projection", has_head), ("logits", True))
+        return names | {name: name for name, wants in wanted if wants and name in ends}
+
+    @functools.cached_property
+    def _extractor(self) -> Extractor:
+        return Extractor(self.images, self.encoder.model, tuple(dict.fromkeys(self._endpoints.values())))
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - a subject lives as long as its evaluation
+    def variables(self, who: str) -> dict[str, Any]:
+        """On the mesh: the run's, or those it started from."""
+        everywhere = sharding.replicated(self.mesh)
+        if who == "simclr":
+            return sharding.put_same(self.encoder.variables, everywhere)
+        fresh = lambda key: simclr.init(self.encoder.model, key, self.images.sample())  # noqa: E731
+        return jax.jit(fresh, out_shardings=everywhere)(jax.random.key(self.config.seed))
+
+    # ---- pictures --------------------------------------------------------------------------------
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019
+    def gallery(self, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(evaluation views `[n, h, w, c]` in [0, 1], labels, rows of `shown`) of a fixed sample."""
+        index = sample(self.shown, limit)
+        found = extract(self.images.seen, self.images.every(self.shown, index), self.mesh)
+        rows = np.arange(self.shown.size) if index is None else index
+        return found.features, found.labels, rows[: len(found.labels)]
+
+    def pictures(self, split: Source, index: np.ndarray) -> np.ndarray:
+        """Evaluation views of the images in `index`, `[n, h, w, c]`."""
+        return extract(self.images.seen, self.images.every(split, np.asarray(index)), self.mesh).features
+
+    def h(self, variables: Any, views: jax.Array) -> jax.Array:
+        """Features `[n, d]` of evaluation views, differentiable."""
+        found = read_endpoint(self.endpoints(variables, views), self.config.eval.endpoint)
+        return found.astype(jnp.float32)
+
+    def over(self, function: Callable[..., Any], *arrays: np.ndarray, who: str = "simclr") -> Any:
+        """`function(variables, *rows)` over the rows of all arrays, split over the mesh; NumPy everywhere.
+
+        A function that has been through `jax.jit` is compiled once for all calls.
+        """
+        size, total = self.config.eval.batch_size, len(arrays[0])
+        compiled, parts = jax.jit(function), []
+        size = min(size, -(-total // self.mesh.size) * self.mesh.size)
+        for begin in range(0, total, size):
+            rows = [x[begin : begin + size] for x in arrays]
+            count = len(rows[0])
+            rows = [np.pad(x, [(0, size - count)] + [(0, 0)] * (x.ndim - 1)) for x in rows]
+            placed = sharding.put_same(rows, sharding.by_batch(self.mesh))
+            found = sharding.gather(compiled(self.variables(who), *placed))
+            parts.append(jax.tree.map(lambda x: np.asarray(x)[:count], found))  # noqa: B023
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+    def h_of(self, views: np.ndarray, who: str = "simclr") -> np.ndarray:
+        """Features `[n, d]` of evaluation views `[n, h, w, c]`."""
+        return self.over(self._jitted_h, views, who=who)
+
+    @functools.cached_property
+    def _jitted_h(self) -> Callable[..., jax.Array]:
+        return jax.jit(self.h)
+
+    def augmentation(self) -> dict[str, Any]:
+        """The fields of config.augment that `augmented` takes."""
+        return {name: value for name, value in self.config.augment.to_dict().items() if name != "device"}
+
+    def endpoints(self, variables: Any, views: jax.Array) -> dict[str, jax.Array]:
+        """All endpoints of evaluation views, differentiable."""
+        data = self.config.data
+        x = simclr.normalize_images(views, data.mean, data.std, self.images.dtype)
+        return self.encoder.model.apply(variables, x, method="endpoints")
+
+    def augmented(self, views: np.ndarray, seed: int = 1, **fields: Any) -> np.ndarray:
+        """One augmentation of every evaluation view; `fields` of config.augment."""
+
+        def one(_: Any, x: jax.Array, position: jax.Array) -> jax.Array:
+            size = self.config.data.image_size
+            as_bytes = jnp.rint(255 * x).astype(jnp.uint8)
+            return augment.random_views(as_bytes, position, seed, size=size, views=1, **fields)[:, 0]
+
+        return self.over(one, views, np.arange(len(views), dtype=np.uint32))
+
+    def draw(self, name: str, figure: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Draws `figures/NAME`, by the first process."""
+        if self.first:
+            figure(self.folder / "figures" / name, *args, **kwargs)
+
+    def predicted(self, name: str, labels: np.ndarray, **classes: np.ndarray) -> None:
+        """Keeps the predicted classes `[n]` of the labelled test images, in order."""
+        self.keep(self.folder / "predictions" / f"{name}.npz", labels=labels, **classes)
+
+    def write(self, name: str, value: Any) -> None:
+        """A JSON file in the folder, by the first process."""
+        if self.first:
+            files.write(self.folder / name, json.dumps(value, indent=2) + "\n")
+
+
+def _decisive(config: ConfigDict) -> dict[str, Any]:
+    """The fields that can change a result."""
+    return {
+        field: value
+        for field, value in cfg.flatten(config).items()
+        if not any(field == idle or field.startswith(idle + ".") for idle in IDLE)
+    }
+
+
+def _digest(tree: Any) -> str:
+    """Of the bytes of every array."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

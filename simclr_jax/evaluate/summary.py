@@ -1,0 +1,105 @@
+"""The report as data: the verdict, the table, and what every protocol found."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from simclr_jax import metrics, report
+from simclr_jax.evaluate import charts, published
+from simclr_jax.evaluate.subject import Subject
+
+SCHEMA = 1  # of report.json
+COLUMNS = {**charts.NAMES, "untrained": "untrained encoder"}
+TELLS = ("lbfgs", "sgd", "knn_200", "classifier")  # rows that the verdict may rest on, the first there is
+
+
+def make(subject: Subject, results: Mapping[str, Any], unscorable: str) -> dict[str, Any]:
+    """What report.json holds; draws the curves of training."""
+    theirs = published.figures(subject.config)
+    rows = [row for result in results.values() for row in result.get("rows", ())]
+    for row in rows:
+        if row["id"] in theirs:
+            row["published"] = theirs[row["id"]]
+    runs = {subject.workdir.name: metrics.read_rows(subject.workdir)}
+    curves = subject.folder / "figures" / "curves.png"
+    drawn = subject.first and charts.curves(curves, runs)
+    train, test = subject.splits
+    return {
+        "schema": SCHEMA,
+        "workdir": str(subject.workdir),
+        "step": subject.encoder.step,
+        "written": time.strftime("%Y-%m-%d %H:%M"),
+        "verdict": verdict(rows, results.get("health"), unscorable),
+        "rows": rows,
+        "classes": list(subject.classes),
+        "images": {"train": [train.name, train.size], "test": [test.name, test.size] if test else None},
+        "curves": [["curves.png", "What was measured over the steps of training"]] if drawn else [],
+        "protocols": dict(results),
+        "seconds": round(sum(result["seconds"] for result in results.values()), 2),
+        "config": subject.config.to_dict(),
+        "environment": report.environment(),
+    }
+
+
+def verdict(rows: list[dict[str, Any]], health: Mapping[str, Any] | None, unscorable: str) -> str:
+    """One line: how good the encoder is, and whether that is more than without training."""
+    collapsed = health and health["simclr"]["collapsed"]
+    alarm = "The representation has COLLAPSED: images look nearly alike to it. " if collapsed else ""
+    row = next((row for tell in TELLS for row in rows if row["id"] == tell), None)
+    if row is None:
+        why = f"No score: {unscorable}." if unscorable else "No classifier was evaluated."
+        sound = " No sign of a collapse." if health and not collapsed else ""
+        return f"{alarm}{why}{sound}"
+    mine, others = row["cells"]["simclr"], row["cells"]
+    text = f"{row['title']}: {percent(mine['value'])} of the test images right{_interval(mine)}"
+    told = []
+    for who, name in (("untrained", "the untrained encoder"), ("raw_pixels", "raw pixels")):
+        if who in others:
+            told.append(f"{_compared(mine, others[who])} {name} ({percent(others[who]['value'])})")
+    return alarm + text + ("; " + ", ".join(told) if told else "") + "."
+
+
+def _compared(mine: Mapping[str, float], other: Mapping[str, float]) -> str:
+    if mine["low"] > other["high"]:
+        return "better than"
+    if mine["high"] < other["low"]:
+        return "WORSE than"
+    return "not clearly better than" if mine["value"] > other["value"] else "no better than"
+
+
+def percent(value: float) -> str:
+    """0.979 as 97.9 %."""
+    return f"{100 * value:.1f} %"
+
+
+def _interval(one: Mapping[str, float]) -> str:
+    if "low" not in one:
+        return ""
+    return f" (95 %: {100 * one['low']:.1f} to {100 * one['high']:.1f})"
+
+
+def table(made: Mapping[str, Any]) -> str:
+    """The rows as text."""
+    rows = made["rows"]
+    if not rows:
+        return made["verdict"]
+    title = max(len(row["title"]) for row in rows) + 2
+    columns = [who for who in COLUMNS if any(who in row["cells"] for row in rows)]
+    theirs = any("published" in row for row in rows)
+    lines = [f"{'%, with 95 % interval':<{title}}" + "".join(f"{COLUMNS[who]:>22}" for who in columns)]
+    lines[0] += "  published (theirs)" if theirs else ""
+    for row in rows:
+        cells = "".join(f"{shown(row['cells'].get(who)):>22}" for who in columns)
+        other = row.get("published")
+        lines.append(
+            f"{row['title']:<{title}}{cells}" + (f"  {shown(other)}, {other['by']}" if other else "")
+        )
+    return "\n".join(lines)
+
+
+def shown(one: Mapping[str, float] | None) -> str:
+    """A cell: 97.9 [97.0, 98.7]."""
+    if one is None:
+        return ""
+    interval = f" [{100 * one['low']:.1f}, {100 * one['high']:.1f}]" if "low" in one else ""
+    return f"{100 * one['value']:.1f}{interval}"
