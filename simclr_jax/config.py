@@ -195,7 +195,18 @@ def default() -> ConfigDict:
     linear.iterations = 100  # of L-BFGS
     linear.epochs = 90.0  # of classifiers trained on augmented images (paper, B.6), by task heads
     linear.learning_rate = 0.1  # of the standard one, without decay; × batch / 256
-    linear.rates = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of the others, each with ...
+    linear.rates = (
+        0.01,
+        0.02,
+        0.05,
+        0.1,
+        0.2,
+        0.5,
+        1.0,
+        2.0,
+        5.0,
+        10.0,
+    )  # of the others, each with ..., () for none
     linear.decays = (0.0, 1e-6, 1e-5, 1e-4)  # ... each of these
     evaluation.finetune = finetuning = ConfigDict()  # protocol finetune (paper, B.5)
     finetuning.shares = (0.01, 0.1, 1.0)  # of the labels, balanced over the classes

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -118,15 +118,21 @@ def _start_wandb(workdir: epath.Path, project: str, config: Mapping[str, Any] | 
 class Progress:
     """A bar on a terminal, plain lines elsewhere: step, rate, ETA, loss, input-wait share."""
 
-    def __init__(self, start: int, total: int, every_seconds: float = 10.0, enabled: bool = True):
+    def __init__(
+        self, start: int, total: int, every_seconds: float = 10.0, enabled: bool = True, unit: str = "step"
+    ):
         self._start, self._total, self._every, self._enabled = start, total, every_seconds, enabled
+        self._unit, self._units = unit, unit + ("es" if unit.endswith("ch") else "s")
         self._begin = self._printed = time.perf_counter()
         self._step, self._note = start, ""
         self._bar = None
         if enabled and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1)
+            aside = {} if unit == "step" else {"leave": False, "delay": 3}  # nothing of what takes a moment
+            self._bar = tqdm(
+                total=total, initial=start, unit=unit, dynamic_ncols=True, smoothing=0.1, **aside
+            )
 
     def step(self, step: int) -> None:
         """`step` updates are done (dispatched)."""
@@ -136,13 +142,14 @@ class Progress:
         now = time.perf_counter()
         if not self._enabled or self._bar is not None:
             return
-        if now - self._printed > self._every or step == self._total:
+        due = step == self._total and (self._unit == "step" or self._printed > self._begin)
+        if now - self._printed > self._every or due:
             self._printed = now
             rate = (step - self._start) / max(now - self._begin, 1e-9)
             left = (self._total - step) / rate
             eta = f"{int(left) // 60}:{int(left) % 60:02d}"
             percent = 100 * step / self._total
-            print(f"step {step}/{self._total} ({percent:.0f} %)  {rate:.3g} steps/s  "
+            print(f"{self._unit} {step}/{self._total} ({percent:.0f} %)  {rate:.3g} {self._units}/s  "
                   f"ETA {eta}  {self._note}", flush=True)  # fmt: skip
 
     def note(self, row: Mapping[str, float]) -> None:
@@ -168,6 +175,30 @@ class Progress:
         """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+def watched(batches: Iterable[Any], total: int, unit: str, enabled: bool = True) -> Iterator[Any]:
+    """The `batches`, `total` of them, with their progress shown: rate, ETA, share of the time waited for."""
+    progress, begin, waited, done = (
+        Progress(0, total, enabled=enabled, unit=unit),
+        time.perf_counter(),
+        0.0,
+        0,
+    )
+    source = iter(batches)
+    try:
+        while True:
+            asked = time.perf_counter()
+            batch = next(source, None)
+            waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+            done += 1
+            progress.note({"data_wait": waited / (time.perf_counter() - begin)})
+            progress.step(done)
+    finally:
+        progress.close()
 
 
 class Clock:

@@ -135,8 +135,6 @@ def _check_evaluation(flat: dict[str, Any]) -> None:
     for field in ("eval.linear.rates", "eval.finetune.epochs"):
         _require(all(v > 0 for v in flat[field]), flat, field, "numbers above 0")
     _require(all(v >= 0 for v in flat["eval.linear.decays"]), flat, "eval.linear.decays", "numbers from 0 up")
-    for field in ("eval.linear.rates", "eval.linear.decays"):
-        _require(len(flat[field]) > 0, flat, field, "at least one number, like (0.1,)")
     shares = flat["eval.finetune.shares"]
     _require(all(0 < v <= 1 for v in shares), flat, "eval.finetune.shares", "shares above 0, at most 1")
     same = len(shares) == len(flat["eval.finetune.epochs"])

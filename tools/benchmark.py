@@ -8,6 +8,7 @@ Parts, with their options:
   augment   augmentation on the device. --images=64 --steps --peer
   input     a folder of JPEGs to batches of views, by the core. --images=400 --batch=32 --steps --peer
   knn       exact weighted kNN. --bank=50000 --queries=2048 --dim=512 --k=200 --classes=10,1000 --steps --peer
+  heads     linear evaluation of --config's encoder: a sweep of classifiers beside one. --steps
   startup   from the command to the first step of --config, cold and warm
   scaling   what the step of --config moves between 1 to 8 devices; pods on paper. --devices=1,2,4,8
             --images_per_device=0 --utilisation=0.4 --latency_us=20
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags, logging
-from bench import augment, collectives, defaults, input, knn, loss, scaling, smoke, startup, step
+from bench import augment, collectives, defaults, heads, input, knn, loss, scaling, smoke, startup, step
 
 from simclr_jax import config as cfg
 from simclr_jax import main as command
@@ -92,6 +93,7 @@ PARTS = {
     "augment": Part(augment.measure, augment.show),
     "input": Part(input.measure, input.show),
     "knn": Part(knn.measure, knn.show),
+    "heads": Part(heads.measure, heads.show, needs_config=True),
     "startup": Part(startup.measure, startup.show, needs_config=True),
     "scaling": Part(scaling.measure, scaling.show, needs_config=True),
     "collectives": Part(collectives.measure, collectives.show, needs_config=True),
@@ -138,7 +140,7 @@ def main(argv: list[str]) -> None:
     name = argv[1]
     part, given = PARTS[name], options(name)
     config = cfg.adopt_start(command.CONFIG.value)
-    if name in ("step", "startup", "scaling", "collectives"):
+    if PARTS[name].needs_config:
         validation.validate(config)
     if PEER.value:  # both sides' arrays must fit on the accelerator
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")

@@ -1,12 +1,13 @@
 """Features of whole splits: of the encoder with any variables, and of the pixels themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simclr_jax import metrics
 from simclr_jax.data.sources import Source, Stream
 from simclr_jax.errors import SimclrError
 from simclr_jax.evals.features import Features, extract
@@ -39,12 +40,17 @@ class Extractor:
         self, variables: dict[str, Any], split: Source | Stream, index: np.ndarray | None = None
     ) -> Features:
         """{endpoint: `[n, d]`} of every image of a split, or of those in `index`, in order."""
-        batches = self.images.every(split, index)
-        return extract(lambda x: self._encode(variables, x), batches, self.images.mesh)
+        return extract(lambda x: self._encode(variables, x), self._batches(split, index), self.images.mesh)
 
     def raw_pixels(self, split: Source | Stream, index: np.ndarray | None = None) -> Features:
         """The evaluation views, resized to at most 32 px a side, `[n, d]`."""
-        return extract(self._pixels, self.images.every(split, index), self.images.mesh)
+        return extract(self._pixels, self._batches(split, index), self.images.mesh)
+
+    def _batches(self, split: Source | Stream, index: np.ndarray | None) -> Iterator[Any]:
+        """With progress where it takes longer than a moment."""
+        examples, size = split.size if index is None else len(index), self.images.config.eval.batch_size
+        first = jax.process_index() == 0
+        return metrics.watched(self.images.every(split, index), -(-examples // size), "batch", first)
 
 
 def sample(split: Source | Stream, limit: int) -> np.ndarray | None:

@@ -39,8 +39,8 @@ class Heads(NamedTuple):
 def heads_of(config: ConfigDict, train: Source) -> Heads:
     """The standard classifier; then every rate × decay without the hold-out; then all those with it.
 
-    The hold-out chooses among the second; test sees the same one of the third. Images that are read in
-    sequence (TFRecord) cannot be held out: the standard classifier is then alone.
+    The hold-out chooses among the second; test sees the same one of the third. Without rates, and with images
+    that are read in sequence (TFRecord), of which none can be held out, the standard classifier is alone.
     """
     linear = config.eval.linear
     rates, decays = (x.ravel() for x in np.meshgrid(linear.rates, linear.decays, indexing="ij"))
@@ -78,10 +78,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
 
     def forward(params, model_state, batch, rng, step):
         h = read(params["encoder"], images.prepare(images.augmented(batch)[:, 0]))
-        weights = effective(params["heads"], heads, config)
-        decay = jnp.asarray(heads.decay, h.dtype)[None, :, None]
-        penalty = jnp.broadcast_to(jnp.sum(decay * weights["kernel"] ** 2) / 2, h.shape[:1])
-        return {"logits": logits(weights, h), "penalty": penalty}, model_state
+        return apply(params["heads"], h, heads, config), model_state
 
     def loss(outputs, batch, step):
         outputs, penalty = outputs["logits"], outputs["penalty"][0]
@@ -131,6 +128,14 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
 def _read(source: encoder.Encoder, endpoint: str, variables: Any, x: jax.Array) -> jax.Array:
     h = read_endpoint(source.model.apply(variables, x, method="endpoints"), endpoint)
     return h.astype(jnp.promote_types(h.dtype, jnp.float32))
+
+
+def apply(stored: dict[str, Any], h: jax.Array, heads: Heads, config: ConfigDict) -> dict[str, jax.Array]:
+    """{logits `[n, m, classes]`, penalty `[n]`, the same in all rows} of features `[n, d]`."""
+    weights = effective(stored, heads, config)
+    decay = jnp.asarray(heads.decay, h.dtype)[None, :, None]
+    penalty = jnp.sum(decay * weights["kernel"] ** 2) / 2
+    return {"logits": logits(weights, h), "penalty": jnp.broadcast_to(penalty, h.shape[:1])}
 
 
 def effective(stored: dict[str, Any], heads: Heads, config: ConfigDict) -> dict[str, Any]:
