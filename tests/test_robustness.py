@@ -33,7 +33,7 @@ def corrupted(name, images, severity, seed=0, position=None):
     return np.asarray(f(images, severity=severity, position=position, seed=seed))
 
 
-@pytest.mark.parametrize(("size", "channels"), [("small", 1), ("small", 3), ("large", 3), ("large", 5)])
+@pytest.mark.parametrize(("size", "channels"), [("small", 1), ("small", 3), ("large", 5)])
 def test_every_corruption_keeps_shape_and_range_and_gets_worse(size, channels):
     images = photos(size, channels)
     for name in corruptions.available(channels):

@@ -124,7 +124,7 @@ def test_heat_keeps_the_range():
     "architecture",
     [
         {"encoder": "cnn", "width": 0.25},
-        {"encoder": "resnet", "depth": 18, "blocks": (1, 1), "width": 0.125, "stem": "cifar"},
+        {"encoder": "resnet", "depth": 18, "blocks": (1,), "width": 0.125, "stem": "cifar"},
     ],
     ids=["cnn", "resnet"],
 )
