@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from simclr_jax import config as cfg
+from simclr_jax.convert import run
 from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
+from simclr_jax.models import simclr
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -65,6 +67,15 @@ def tiny_arrays(n=80, classes=4, size=12, channels=1, seed=0):
     patterns = np.random.default_rng(1).integers(0, 256, (classes, size, size, channels))
     noise = rng.integers(0, 256, (n, size, size, channels))
     return (0.6 * patterns[labels] + 0.4 * noise).astype(np.uint8), labels.astype(np.int32)
+
+
+def untrained_run(workdir, config, classes=4):
+    """The workdir of a run of `config` that has not learned anything, made in a moment."""
+    model, side = simclr.create(**config.model, classes=classes), config.data.image_size
+    images = np.zeros((2, side, side, config.data.channels), model.encoder.dtype)
+    variables = jax.jit(lambda key: simclr.init(model, key, images))(jax.random.key(5))
+    run.write(workdir, config, jax.device_get(variables), step=7, origin="random")
+    return workdir
 
 
 def tiny_splits(**kwargs):

@@ -4,12 +4,14 @@ import jax
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.neighbors import KNeighborsClassifier
 
 from simclr_jax import sharding
 from simclr_jax.data import pipeline, sources
 from simclr_jax.evals import knn, linear
 from simclr_jax.evals.features import Features, extract
-from simclr_jax.evals.scores import score
+from simclr_jax.evals.scores import hold_out, limited, score
 
 
 @pytest.fixture(scope="module", params=[1, 8])
@@ -152,3 +154,73 @@ def test_fewer_examples_than_k(mesh):
     few = Features(*clusters(12))
     found = score(few, Features(*clusters(1, seed=5)), classes=4, mesh=mesh, draws=2, iterations=10)
     assert set(found) == {"knn", "linear_all"}
+
+
+@pytest.mark.parametrize("distance", knn.DISTANCES)
+def test_votes_are_scikit_learns(mesh, distance):
+    """Same predictions as KNeighborsClassifier with the same weights, but for ties within 1e-6."""
+    temperature, k = 0.07, 20
+    bank, labels = clusters(300, d=16, spread=2.0)
+    queries, _ = clusters(101, d=16, spread=2.0, seed=3)
+    queries[:3] = bank[:3]  # at distance zero
+    similarity, index = knn.nearest(bank, queries, k, mesh, distance=distance)
+    mine = knn.vote(similarity, labels[index], k, temperature if distance == "cosine" else None, 4)
+    weights = (lambda d: np.exp((1 - d) / temperature)) if distance == "cosine" else "distance"
+    theirs = KNeighborsClassifier(k, weights=weights, metric=distance, algorithm="brute")
+    expected = theirs.fit(bank.astype(np.float64), labels).predict_proba(queries.astype(np.float64))
+    mine /= mine.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(mine, expected, atol=1e-4)
+    top = np.sort(expected, axis=1)
+    clear = top[:, -1] - top[:, -2] > 1e-6
+    assert clear.sum() > 90
+    np.testing.assert_array_equal(mine.argmax(1)[clear], expected.argmax(1)[clear])
+
+
+def test_forty_five_penalties_of_scikit_learn(mesh):
+    """The whole path in float64, gradients below 1e-6: probabilities within 1e-4 of LogisticRegression's."""
+    x, y = clusters(160, d=8, spread=1.5)
+    x, l2s, held = x.astype(np.float64), np.logspace(-6, 5, 45), np.arange(0, 160, 5)
+    with jax.enable_x64(True):
+        everyone = np.ones(160, bool)
+        found = linear.fit(x, y, everyone, l2s, classes=4, iterations=2000, tolerance=1e-7)
+        for i in (0, 12, 24, 36, 44):
+            weights = jax.tree.map(lambda w: w[i], found)  # noqa: B023
+            gradient = jax.grad(linear.objective)(weights, x, y, everyone, l2s[i])
+            assert np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(gradient))) < 1e-6
+            theirs = LogisticRegression(C=1 / (l2s[i] * 160), tol=1e-10, max_iter=20_000).fit(x, y)
+            np.testing.assert_allclose(
+                linear.probabilities(weights, x), theirs.predict_proba(x), atol=1e-4, err_msg=str(l2s[i])
+            )
+        chosen = linear.fit_chosen(mesh, x, y, held, l2s, classes=4, iterations=300)
+    rest = ~np.isin(np.arange(160), held)
+    losses = [
+        log_loss(
+            y[~rest],
+            LogisticRegression(C=1 / (l2 * 128), max_iter=5000).fit(x[rest], y[rest]).predict_proba(x[~rest]),
+        )
+        for l2 in l2s[::4]
+    ]
+    np.testing.assert_allclose(chosen.loss[::4], losses, rtol=2e-3)
+    assert chosen.best == np.argmin(chosen.loss)
+
+
+def test_a_classifier_of_standardised_features_for_plain_ones():
+    x, y = clusters(60)
+    x = 5 + 3 * x
+    x[:, 2] = 7  # constant
+    (scaled,) = linear.standardize(x)
+    weights = jax.tree.map(
+        lambda w: np.asarray(w[0]), linear.fit(scaled, y, np.ones(60, bool), [0.1], classes=4, iterations=20)
+    )
+    plain = linear.for_plain(weights, x)
+    np.testing.assert_allclose(linear.logits(plain, x), linear.logits(weights, scaled), atol=1e-4)
+
+
+def test_limited_rows_hold_out_their_share():
+    held, rest = hold_out(1000)
+    rows, which = limited(held, rest, 100)
+    assert len(rows) == len(set(rows.tolist())) == 100
+    assert len(which) == 20
+    assert set(rows[which]) <= set(held)
+    assert set(rows[20:]) <= set(rest)
+    assert len(limited(held, rest, 0)[0]) == len(limited(held, rest, 5000)[0]) == 1000

@@ -77,6 +77,7 @@ def _hold_one(
         fetch=lambda index: (images[index], labels[index]),
         read=_no_tensorflow,
         fingerprint=source.fingerprint,
+        names=source.names if isinstance(source, Source) else (),
         unreadable=source.unreadable,
     )
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,6 @@ from jax.lax import Precision
 from jax.sharding import Mesh
 
 from simclr_jax import sharding
-
-BUDGET = 1 << 28  # logits at a time while fitting
 
 
 def standardize(features: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
@@ -54,24 +53,35 @@ def objective(weights, features, labels, mask, l2):
     return mean + 0.5 * l2 * jnp.sum(weights["kernel"] ** 2)
 
 
-@functools.partial(jax.jit, static_argnames=("classes", "iterations"))
-def fit(features, labels, mask, l2s, *, classes: int, iterations: int = 100, tolerance=1e-5):
-    """Minimises `objective` for every l2 by L-BFGS, the largest from zero, every other from the next larger.
+def fit(
+    features, labels, mask, l2s, *, classes: int, iterations: int = 100, tolerance=1e-5, start=None
+) -> dict[str, jax.Array]:
+    """Minimises `objective` for every l2 by L-BFGS, the largest first, each from where the last one ended.
 
     Args:
       features: `[n, d]`, labels: `[n]` int, mask: `[n]` bool; may be split over a mesh by rows.
       l2s: `[m]`, in any order.
       tolerance: of the gradient's norm; or stop after `iterations`.
+      start: {"kernel": [d, classes], "bias": [classes]} to begin with; zero where None.
 
     Returns:
       {"kernel": [m, d, classes], "bias": [m, classes]}.
     """
     dtype = jnp.result_type(float)  # float64 where it is enabled
-    features, l2s = features.astype(dtype), l2s.astype(dtype)
-    zero = {
-        "kernel": jnp.zeros((features.shape[1], classes), dtype),
-        "bias": jnp.zeros((classes,), dtype),
-    }
+    if start is None:
+        start = {"kernel": np.zeros((features.shape[1], classes)), "bias": np.zeros(classes)}
+    weights = jax.tree.map(lambda x: np.asarray(x, dtype), start)
+    found = [None] * len(l2s)
+    # One after the other: side by side, every line search would wait for the longest.
+    for i in np.argsort(-np.asarray(l2s)):
+        l2 = np.asarray(l2s[i], dtype)
+        found[i] = weights = _descend(weights, features, labels, mask, l2, iterations, tolerance)
+    return jax.tree.map(lambda *w: jnp.stack(w), *found)
+
+
+@functools.partial(jax.jit, static_argnames="iterations")
+def _descend(start, features, labels, mask, l2, iterations, tolerance):
+    features, dtype = features.astype(l2.dtype), l2.dtype
     # The problem is convex: backtracking finds a step in about one evaluation, zoom takes several.
     # atol: near the optimum a decrease drowns in rounding, and no step at all would look good enough.
     search = optax.scale_by_backtracking_linesearch(
@@ -81,52 +91,63 @@ def fit(features, labels, mask, l2s, *, classes: int, iterations: int = 100, tol
         store_grad=True,
     )
     optimizer = optax.lbfgs(memory_size=10, linesearch=search)
+    f = lambda weights: objective(weights, features, labels, mask, l2)  # noqa: E731
+    value_and_grad = optax.value_and_grad_from_state(f)
 
-    def fit_one(nearby, l2):
-        f = lambda weights: objective(weights, features, labels, mask, l2)  # noqa: E731
-        value_and_grad = optax.value_and_grad_from_state(f)
+    def step(carry):
+        weights, state, i, _ = carry
+        value, gradient = value_and_grad(weights, state=state)
+        updates, state = optimizer.update(gradient, state, weights, value=value, grad=gradient, value_fn=f)
+        norm = optax.tree.norm(gradient).astype(dtype)
+        return optax.apply_updates(weights, updates), state, i + 1, norm
 
-        def step(carry):
-            weights, state, i, _ = carry
-            value, gradient = value_and_grad(weights, state=state)
-            updates, state = optimizer.update(
-                gradient, state, weights, value=value, grad=gradient, value_fn=f
-            )
-            norm = optax.tree.norm(gradient).astype(dtype)
-            return optax.apply_updates(weights, updates), state, i + 1, norm
+    def unfinished(carry):
+        return (carry[2] < iterations) & (carry[3] > tolerance)
 
-        def unfinished(carry):
-            return (carry[2] < iterations) & (carry[3] > tolerance)
-
-        start = (nearby, optimizer.init(nearby), 0, jnp.asarray(jnp.inf, dtype))
-        found = jax.lax.while_loop(unfinished, step, start)[0]
-        return found, found
-
-    # One after the other: side by side, every line search would wait for the longest.
-    order = jnp.argsort(-l2s)
-    _, weights = jax.lax.scan(fit_one, zero, l2s[order])
-    return jax.tree.map(lambda w: jnp.zeros_like(w).at[order].set(w), weights)
+    first = (start, optimizer.init(start), 0, jnp.asarray(jnp.inf, dtype))
+    return jax.lax.while_loop(unfinished, step, first)[0]
 
 
-def fit_over(
+class Chosen(NamedTuple):
+    """A classifier {"kernel": [d, classes], "bias": [classes]}, and how each penalty did on the hold-out."""
+
+    weights: dict[str, np.ndarray]
+    best: int  # of the penalties
+    accuracy: np.ndarray
+    loss: np.ndarray
+
+
+def fit_chosen(
     mesh: Mesh,
     features: np.ndarray,
     labels: np.ndarray,
+    held: np.ndarray,
     l2s: Sequence[float],
     *,
     classes: int,
     iterations: int,
-) -> dict[str, np.ndarray]:
-    """`fit` on rows split over the mesh; as many penalties at a time as memory allows."""
+) -> Chosen:
+    """The classifier of all rows, with the penalty that did best on those `held` out while it was chosen.
+
+    Best is the lowest cross entropy: accuracies tie too often.
+
+    Args:
+      features: `[n, d]`, labels: `[n]`; split over the mesh by rows.
+      held: rows.
+    """
     filling = -len(labels) % mesh.size
-    mask = np.arange(len(labels) + filling) < len(labels)
-    features = np.pad(features, [(0, filling), (0, 0)])
-    labels = np.pad(labels, (0, filling))
-    data = sharding.put_same([features, labels, mask], sharding.by_batch(mesh))
-    l2s = np.asarray(l2s, features.dtype)
-    groups = np.array_split(l2s, -(-len(l2s) * len(labels) * classes // BUDGET))
-    fits = [fit(*data, group, classes=classes, iterations=iterations) for group in groups]
-    return jax.tree.map(lambda *w: np.concatenate([np.asarray(x) for x in w]), *fits)
+    everyone = np.arange(len(labels) + filling) < len(labels)
+    rest = everyone.copy()
+    rest[held] = False
+    padded = [np.pad(features, [(0, filling), (0, 0)]), np.pad(labels, (0, filling)), rest, everyone]
+    *data, rest, everyone = sharding.put_same(padded, sharding.by_batch(mesh))
+    settings = {"classes": classes, "iterations": iterations}
+    tried = fit(*data, rest, l2s, **settings)
+    accuracy, loss = (np.asarray(x) for x in evaluate(tried, features[held], labels[held]))
+    best = int(np.argmin(loss))
+    start = jax.tree.map(lambda w: w[best], tried)
+    final = fit(*data, everyone, l2s[best : best + 1], start=start, **settings)
+    return Chosen(jax.tree.map(lambda w: np.asarray(w[0]), final), best, accuracy, loss)
 
 
 @jax.jit

@@ -1,6 +1,5 @@
 """The final scores of a representation, every choice made on a hold-out of train."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -70,13 +69,20 @@ def score(
             drawn = [rest[linear.balanced_draw(train.labels[rest], count, rng)] for _ in range(draws)]
             scores[f"linear_{count}"] = _few_labels(scaled, scaled_test, drawn, held, classes, iterations)
 
-    limit = linear_examples or len(order)
-    fit_all = functools.partial(linear.fit_over, mesh, classes=classes, iterations=iterations)
-    _, losses = linear.evaluate(fit_all(*scaled.rows(rest[:limit]), L2), *scaled.rows(held))
-    l2 = L2[int(np.argmin(losses))]
-    accuracy, _ = linear.evaluate(fit_all(*scaled.rows(order[:limit]), (l2,)), *scaled_test)
-    scores["linear_all"] = proportion(float(accuracy[0]), {"l2": l2})
+    rows, held = limited(held, rest, linear_examples)
+    data = scaled.rows(rows)
+    chosen = linear.fit_chosen(mesh, *data, held, L2, classes=classes, iterations=iterations)
+    accuracy, _ = linear.evaluate(jax.tree.map(lambda w: w[None], chosen.weights), *scaled_test)
+    scores["linear_all"] = proportion(float(accuracy[0]), {"l2": L2[chosen.best]})
     return scores
+
+
+def limited(held: np.ndarray, rest: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, which of them are held out): of both the share, at most `limit` rows in all; 0: all."""
+    if limit and limit < len(held) + len(rest):
+        cut = min(len(held), max(1, round(HOLDOUT * limit)))
+        held, rest = held[:cut], rest[: limit - cut]
+    return np.concatenate([held, rest]), np.arange(len(held))
 
 
 def hold_out(examples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

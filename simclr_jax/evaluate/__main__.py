@@ -99,6 +99,10 @@ def _check(args: argparse.Namespace, rest: list[str]) -> None:
         raise SimclrError("--compare names the runs itself: leave --workdir out")
     if not args.compare and not args.workdir:
         raise SimclrError("--workdir is missing: for example --workdir=runs/quickstart")
+    if args.protocols and "transfer" in args.protocols.split(",") and not args.transfer:
+        raise SimclrError(
+            "--protocols=transfer: name the labelled sets, --transfer=tfds:food101,folder:/my/set"
+        )
     if args.step < 0:
         raise SimclrError(f"--step={args.step}: must be one of the run's checkpoints, or 0 for the newest")
 
@@ -111,10 +115,10 @@ def override(workdir: str, options: list[str]) -> ConfigDict:
     config, _ = cfg.from_json(path.read_text())
     for option in options:
         cfg.check_field(option.split("=", 1)[0].lstrip("-").removeprefix("config."))
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config.unlock(), flag_values=values)
+    values, words = flags.FlagValues(), ["evaluate", *options]
+    config_flags.DEFINE_config_dict("config", config.unlock(), flag_values=values, sys_argv=words)
     try:
-        values(["evaluate", *options])
+        values(words)
         values.config.to_dict()
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         command.misread(error, options)

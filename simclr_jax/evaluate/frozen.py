@@ -8,7 +8,7 @@ import numpy as np
 from simclr_jax import checkpoint, train
 from simclr_jax.evals import classified, knn, linear
 from simclr_jax.evals.features import Features
-from simclr_jax.evals.scores import hold_out
+from simclr_jax.evals.scores import hold_out, limited
 from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.subject import WHO, Subject
 from simclr_jax.tasks import heads
@@ -151,11 +151,9 @@ def logistic_regression(subject: Subject) -> dict[str, Any]:
         measured[who] = classified.evaluate(scores, test.labels)
         cells[who] = cell(measured[who])
         if who == "simclr":
-            predicted = np.argmax(scores, axis=1)
-            subject.keep(
-                subject.folder / "predictions" / "lbfgs.npz", labels=test.labels, predicted=predicted
-            )
-            subject.keep(subject.folder / "classifier.npz", key=np.array(subject.key), **weights)
+            subject.predicted("lbfgs", test.labels, predicted=np.argmax(scores, axis=1))
+            subject.keep(subject.folder / CLASSIFIER, **weights)
+            subject.weights = weights
     subject.draw("penalties.png", charts.penalties, curves)
     figures = [["penalties.png", "Which penalty: accuracy and cross entropy on the hold-out of train"]]
     figures += draw_quality(subject, "lbfgs", measured["simclr"])
@@ -170,24 +168,22 @@ def logistic_regression(subject: Subject) -> dict[str, Any]:
 def fit_l2(subject: Subject, found: Features) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(weights {kernel [d, classes], bias}, accuracy and loss for every penalty) chosen on a hold-out."""
     options = subject.config.eval.linear
-    settings = {"classes": len(subject.classes), "iterations": options.iterations}
+    rows, held = limited(*hold_out(len(found.labels)), options.examples)
+    found = found.rows(rows)
     (scaled,) = linear.standardize(found.features)
-    held, rest = hold_out(len(found.labels))
-    limit = options.examples or len(found.labels)
-    order = np.concatenate([held, rest])
-    fits = linear.fit_over(subject.mesh, scaled[rest[:limit]], found.labels[rest[:limit]], L2, **settings)
-    accuracy, loss = (np.asarray(x) for x in linear.evaluate(fits, scaled[held], found.labels[held]))
-    best = int(np.argmin(loss))
-    rows = order[:limit]
-    final = linear.fit_over(subject.mesh, scaled[rows], found.labels[rows], L2[best : best + 1], **settings)
-    weights = linear.for_plain(jax.tree.map(lambda x: x[0], final), found.features)
-    return weights, {"l2": list(L2), "accuracy": accuracy.tolist(), "loss": loss.tolist(), "best": best}
+    settings = {"classes": len(subject.classes), "iterations": options.iterations}
+    chosen = linear.fit_chosen(subject.mesh, scaled, found.labels, held, L2, **settings)
+    weights = linear.for_plain(chosen.weights, found.features)
+    curves = {"accuracy": chosen.accuracy.tolist(), "loss": chosen.loss.tolist()}
+    return weights, {"l2": list(L2), "best": chosen.best, **curves}
 
 
 def classifier_weights(subject: Subject) -> dict[str, np.ndarray]:
-    """{kernel [d, classes], bias [classes]} on plain features, of the L-BFGS protocol."""
-    with (subject.folder / CLASSIFIER).open("rb") as file:
-        return dict(np.load(file))
+    """{kernel [d, classes], bias [classes]} of the L-BFGS protocol, this call's or an earlier one's."""
+    if subject.weights is None:
+        with (subject.folder / CLASSIFIER).open("rb") as file:
+            subject.weights = dict(np.load(file))
+    return subject.weights
 
 
 def linear_heads(subject: Subject) -> dict[str, Any]:
@@ -197,6 +193,7 @@ def linear_heads(subject: Subject) -> dict[str, Any]:
     accurate on a hold-out of train; the one with its settings that learned from all of train is tested.
     """
     config = heads.config_of(subject.config, str(subject.workdir), subject.encoder.step)
+    config.train.batch_size = subject.batch_size(subject.splits.train.size)
     rundir = subject.run_folder("linear", config)
     train.run(config, rundir, splits=subject.splits)
     _, params, _ = checkpoint.read_parameters(rundir / "checkpoints")

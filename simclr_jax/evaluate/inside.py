@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from simclr_jax import figures
+from simclr_jax.data.sources import Source
 from simclr_jax.evals import curation, embedding, health, knn, linear, saliency
 from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.frozen import classifier_weights
@@ -53,6 +54,10 @@ def _health_line(who: str, one: dict[str, Any]) -> str:
 def neighbourhood(subject: Subject) -> dict[str, Any]:
     """Nearest training images of test images, and near-duplicates and outliers of the training images."""
     train, mesh = subject.splits.train, subject.mesh
+    if not isinstance(train, Source):
+        return {
+            "skipped": f"{train.name} is read in sequence: to show single images prepare it as ArrayRecord"
+        }
     views, labels, _ = subject.gallery(MAPPED)
     bank = subject.features("simclr", "train")
     bank = bank.rows(np.arange(min(len(bank.labels), INSPECTED)))
@@ -83,7 +88,7 @@ def neighbourhood(subject: Subject) -> dict[str, Any]:
         shown.append(
             ["outliers.png", "Training images least like any other: mean similarity to their 10 nearest"]
         )
-    name = lambda i: train.names[i] if getattr(train, "names", ()) else int(i)  # noqa: E731
+    name = lambda i: train.names[i] if train.names else int(i)  # noqa: E731
     return {
         "near_duplicates": [[name(i), name(j), s] for i, j, s in twins],
         "outliers": [[name(i), s] for i, s in odd],
@@ -100,11 +105,10 @@ def where_it_looks(subject: Subject) -> dict[str, Any]:
 
     On the last block group; classes are those of the L-BFGS classifier.
     """
-    model, variables = subject.encoder.model, subject.variables("simclr")
     views, labels, _ = subject.gallery(MAPPED)
     chosen = figures.spread(labels, SHOWN)
     some = views[chosen]
-    size, pool = views.shape[1], model.encoder.pool
+    size, pool = views.shape[1], subject.encoder.model.encoder.pool
 
     @jax.jit
     def maps_of(variables: Any, x: jax.Array) -> jax.Array:
@@ -136,7 +140,6 @@ def where_it_looks(subject: Subject) -> dict[str, Any]:
     heats = np.stack([np.asarray(saliency.heat(x, size)) for x in (left, right)], axis=1)
     subject.draw("similarity_maps.png", charts.overlay_pairs, pairs, heats)
     shown.append(["similarity_maps.png", "What makes an image and its nearest neighbour similar, in red"])
-    del variables
     return {"figures": shown}
 
 

@@ -79,7 +79,7 @@ def _finetuning(subject: Subject, epochs: float, examples: int, *, scratch: bool
     config.task, config.distill.teacher = "supervised", ""
     config.start.workdir = "" if scratch else str(subject.workdir)
     config.start.step = 0 if scratch else subject.encoder.step
-    augment, optimizer, devices = config.augment, config.optimizer, subject.mesh.size
+    augment, optimizer = config.augment, config.optimizer
     augment.jitter = augment.grayscale = augment.blur = 0.0
     optimizer.name, optimizer.nesterov, optimizer.momentum = "sgd", True, 0.9
     optimizer.rate_in_momentum = False
@@ -87,7 +87,7 @@ def _finetuning(subject: Subject, epochs: float, examples: int, *, scratch: bool
     optimizer.weight_decay, optimizer.warmup = 0.0, cfg.duration()
     config.model.probe, config.model.probe_layer, config.model.norm_groups = True, 0, 1
     config.finetune.after_block = -1
-    config.train.batch_size = min(config.train.batch_size, max(examples // devices, 1) * devices)
+    config.train.batch_size = subject.batch_size(examples)
     config.train.microbatch = 0
     config.train.update(cfg.duration(epochs=epochs))
     config.checkpoint.every, config.checkpoint.keep = cfg.duration(epochs=10), 1
@@ -104,7 +104,10 @@ def transfer(subject: Subject, sources: tuple[str, ...]) -> dict[str, Any]:
     for source in sources:
         config = subject.config.copy_and_resolve_references()
         config.data.source, config.data.train_split, config.data.test_split = source, "train", "test"
-        splits = data_splits.load(**config.data)
+        try:
+            splits = data_splits.load(**config.data)
+        except SimclrError as error:
+            raise SimclrError(f"--transfer={source}: {error}") from None
         other = Subject(subject.workdir, config, subject.encoder, splits, subject.mesh)
         if reason := other.unscorable():
             raise SimclrError(f"--transfer={source}: {reason}")

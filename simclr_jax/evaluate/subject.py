@@ -24,6 +24,7 @@ from simclr_jax.evals.features import Features, extract
 from simclr_jax.models import simclr
 from simclr_jax.tasks.extractor import Extractor, labelled, read_endpoint, sample
 from simclr_jax.tasks.images import Images
+from simclr_jax.version import __version__
 
 WHO = ("simclr", "untrained", "raw_pixels")  # as in the run's own table
 RAW_EXAMPLES = 50_000  # of the raw-pixel baseline, at most
@@ -42,6 +43,7 @@ class Subject:
 
     Attributes:
       folder: where results are kept.
+      weights: {kernel [d, classes], bias} of the classifier by L-BFGS, once there is one.
       classes: names of the classes, () without labels.
       key: changes with the encoder, the images or the config.
     """
@@ -54,13 +56,14 @@ class Subject:
         self.classes = splits.train.classes
         self.images = Images(config, splits, mesh, views=1)
         self.first = distributed.first()
+        self.weights: dict[str, np.ndarray] | None = None
         self._digest = _digest(encoder.variables)
         self._kept: dict[str, Features] = {}
         self.key = self.key_of(_decisive(config), *(s.fingerprint for s in splits if s))
 
     def key_of(self, *parts: Any) -> str:
         """A short name for what decides a result, beside the encoder."""
-        text = json.dumps([self._digest, *parts], sort_keys=True, default=str)
+        text = json.dumps([__version__, self._digest, *parts], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def run_folder(self, name: str, config: ConfigDict) -> epath.Path:
@@ -92,6 +95,11 @@ class Subject:
     def shown(self) -> Source:
         """The split that pictures are drawn from: test where there is one."""
         return self.splits.test or self.splits.train
+
+    def batch_size(self, examples: int) -> int:
+        """That of the run, or what so few images allow."""
+        devices = self.mesh.size
+        return min(self.config.train.batch_size, max(examples // devices, 1) * devices)
 
     # ---- features --------------------------------------------------------------------------------
 

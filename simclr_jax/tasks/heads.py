@@ -23,6 +23,7 @@ from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.evals.scores import hold_out
+from simclr_jax.models import simclr
 from simclr_jax.tasks.extractor import read_endpoint
 from simclr_jax.tasks.images import Images
 from simclr_jax.tasks.task import Task
@@ -65,7 +66,10 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         raise SimclrError("config.start.workdir is empty: give the workdir whose encoder is evaluated")
     images, source = Images(config, splits, mesh, views=1), encoder.load(start.workdir, start.step)
     heads, count = heads_of(config, train), len(train.classes)
-    read = functools.partial(_read, source, config.eval.endpoint)
+    architecture = {**source.config.model.to_dict(), "dtype": config.model.dtype}
+    read = functools.partial(
+        _read, simclr.create(**architecture, classes=len(source.classes)), config.eval.endpoint
+    )
 
     def init(rng: jax.Array) -> dict[str, Any]:
         h = jax.eval_shape(read, source.variables, images.sample())
@@ -125,8 +129,8 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     )
 
 
-def _read(source: encoder.Encoder, endpoint: str, variables: Any, x: jax.Array) -> jax.Array:
-    h = read_endpoint(source.model.apply(variables, x, method="endpoints"), endpoint)
+def _read(model: simclr.SimCLR, endpoint: str, variables: Any, x: jax.Array) -> jax.Array:
+    h = read_endpoint(model.apply(variables, x, method="endpoints"), endpoint)
     return h.astype(jnp.promote_types(h.dtype, jnp.float32))
 
 

@@ -1,0 +1,319 @@
+"""The evaluation command: protocols, what is kept, the report, and the same predictions anywhere."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_arrays, tiny_config, untrained_run
+
+from simclr_jax import config as cfg
+from simclr_jax.data import sources
+from simclr_jax.data.splits import Splits
+from simclr_jax.errors import SimclrError
+from simclr_jax.evaluate import __main__ as command
+from simclr_jax.evaluate import compare, published, run, summary
+from simclr_jax.evaluate.subject import Subject
+
+ROOT = Path(__file__).parent.parent
+FAST = ("features", "knn", "lbfgs", "linear", "classifier")
+
+
+def config_of(images, **fields):
+    common = {
+        "data__source": f"npz:{images}", "augment__device": "all", "augment__jitter": 0.0,
+        "eval__linear__epochs": 2.0, "eval__linear__rates": (0.1, 1.0), "eval__linear__decays": (0.0,),
+        "eval__finetune__shares": (0.1, 1.0), "eval__finetune__epochs": (2.0, 1.0),
+        "eval__robustness__images": 24, "mesh__devices": 1,
+    }  # fmt: skip
+    return tiny_config(**(common | fields))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "tiny.npz"
+    (x, y), (test_x, test_y) = tiny_arrays(n=120), tiny_arrays(n=41, seed=7)
+    np.savez(path, x_train=x, y_train=y, x_test=test_x, y_test=test_y)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fresh(images, tmp_path_factory):
+    """The workdir of a run that nobody has evaluated; to be copied."""
+    return untrained_run(tmp_path_factory.mktemp("runs") / "fresh", config_of(images))
+
+
+@pytest.fixture
+def workdir(fresh, tmp_path):
+    return shutil.copytree(fresh, tmp_path / "run")
+
+
+def predictions(workdir):
+    """Every prediction of every classifier."""
+    found = {}
+    for path in sorted((workdir / "eval" / "predictions").glob("*.npz")):
+        with np.load(path) as arrays:
+            found |= {f"{path.stem}/{name}": arrays[name] for name in arrays}
+    return found
+
+
+def test_the_report_and_that_what_was_found_is_kept(workdir, monkeypatch, capsys):
+    made = run.evaluate(workdir)
+    assert set(made["protocols"]) == set(run.DEFAULT)
+    assert [row["id"] for row in made["rows"]] == [
+        "knn_200", "knn_20", "knn_chosen", "lbfgs", "sgd", "sgd_chosen", "classifier",
+    ]  # fmt: skip
+    for row in made["rows"]:
+        for one in row["cells"].values():
+            assert 0 <= one["low"] <= one["value"] <= one["high"] <= 1
+    assert json.loads((workdir / "eval" / "report.json").read_text()) == json.loads(json.dumps(made))
+    page = (workdir / "eval" / "report.html").read_text()
+    drawn = [name for result in made["protocols"].values() for name, _ in result.get("figures", ())]
+    assert page.count("data:image/png;base64,") == len(drawn) >= 18
+    assert not re.search(r"(src|href)=\W?http|url\(|@import", page)  # opens offline
+    assert 'name="viewport"' in page
+    assert made["verdict"] in page
+    assert {"tensors.tsv", "metadata.tsv", "sprite.png", "projector_config.pbtxt"} <= {
+        path.name for path in (workdir / "eval" / "projector").iterdir()
+    }
+    text = summary.table(made)
+    assert "kNN, k = 200, T = 0.1" in text
+    assert "untrained encoder" in text
+
+    def again(subject):
+        raise AssertionError("runs again")
+
+    for name in run.DEFAULT:
+        monkeypatch.setitem(run.PROTOCOLS, name, run.PROTOCOLS[name]._replace(run=again))
+    capsys.readouterr()
+    second = run.evaluate(workdir)
+    assert second["rows"] == made["rows"]
+    assert capsys.readouterr().out.count("kept") == len(run.DEFAULT)
+    with pytest.raises(AssertionError, match="runs again"):
+        run.evaluate(workdir, protocols=["knn"], again=True)
+    other = command.override(str(workdir), ["--config.eval.endpoint=block_group2"])
+    with pytest.raises(AssertionError, match="runs again"):  # another question
+        run.evaluate(workdir, protocols=["knn"], config=other)
+
+
+def test_a_stopped_evaluation_goes_on(workdir, monkeypatch):
+    """The protocols before the stop are not run again, features are not extracted again."""
+    calls = []
+
+    def counted(name, fails=False):
+        protocol = run.PROTOCOLS[name]
+
+        def wrapped(subject):
+            calls.append(name)
+            if fails:
+                raise KeyboardInterrupt
+            return protocol.run(subject)
+
+        monkeypatch.setitem(run.PROTOCOLS, name, protocol._replace(run=wrapped))
+        return protocol
+
+    counted("knn")
+    original = counted("health", fails=True)
+    names = ["knn", "health"]
+    with pytest.raises(KeyboardInterrupt):
+        run.evaluate(workdir, protocols=names)
+    monkeypatch.setitem(run.PROTOCOLS, "health", original)
+    monkeypatch.setattr(Subject, "_extract", lambda *_: pytest.fail("extracts again"))
+    made = run.evaluate(workdir, protocols=names)
+    assert calls == ["knn", "health"]
+    assert set(made["protocols"]) == set(names)
+
+
+def test_one_and_eight_devices_and_two_processes_predict_the_same(fresh, tmp_path):
+    folders = {name: shutil.copytree(fresh, tmp_path / name) for name in ("one", "eight", "two")}
+    words = [
+        sys.executable,
+        str(ROOT / "tools" / "launch" / "local.py"),
+        "--processes=2",
+        "--devices=2",
+        "--",
+    ]
+    words += [sys.executable, "-m", "simclr_jax.evaluate", f"--workdir={folders['two']}"]
+    words += [f"--protocols={','.join(FAST)}", "--config.mesh.devices=0"]
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    two = subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    for name, devices in (("one", 1), ("eight", 8)):
+        config = command.override(str(folders[name]), [f"--config.mesh.devices={devices}"])
+        run.evaluate(folders[name], protocols=FAST, config=config)
+    output = two.communicate(timeout=300)[0]
+    assert two.returncode == 0, output
+    assert output.count("report.html") == 1  # process 0 alone speaks
+    one = predictions(folders["one"])
+    assert len(one) == 11
+    for other in ("eight", "two"):
+        found = predictions(folders[other])
+        for name, classes in one.items():
+            np.testing.assert_array_equal(found[name], classes, err_msg=f"{other}: {name}")
+
+
+def test_features_do_not_depend_on_the_batch_around_them(workdir):
+    """BatchNorm goes by its moving statistics, and the filling of the last batch leaves no trace."""
+    found = []
+    for size in (8, 32):
+        config = command.override(str(workdir), [f"--config.eval.batch_size={size}"])
+        shutil.rmtree(workdir / "eval", ignore_errors=True)
+        run.evaluate(workdir, protocols=["features"], config=config)
+        (path,) = (workdir / "eval" / "features").glob("simclr-test-*.npz")
+        with np.load(path) as arrays:
+            found.append(dict(arrays))
+    assert {name: len(x) for name, x in found[0].items()} == dict.fromkeys(
+        ("encoder", "projection", "logits", "labels"), 41
+    )
+    for name, values in found[0].items():
+        np.testing.assert_allclose(values, found[1][name], rtol=1e-5, atol=1e-5)
+
+
+def arrays(n=40, classes=4, labels=None, seed=0):
+    x, y = tiny_arrays(n=n, classes=classes, seed=seed)
+    return sources.from_arrays(
+        x, y if labels is None else np.full(n, labels) if np.ndim(labels) == 0 else labels
+    )
+
+
+def unlabelled(n=40):
+    return sources.from_arrays(tiny_arrays(n=n)[0])
+
+
+DEGENERATE = {
+    "no labels": (lambda: Splits(unlabelled(), None), "has no labels"),
+    "no test split": (lambda: Splits(arrays(), None), "no test split"),
+    "no labels in test": (lambda: Splits(arrays(), unlabelled(9)), "has no labels"),
+    "one class only": (lambda: Splits(arrays(labels=0), arrays(9, labels=0)), "one class only"),
+}
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_nothing_to_score(case, workdir, capsys):
+    make, line = DEGENERATE[case]
+    made = run.evaluate(workdir, splits=make(), protocols=["knn", "lbfgs", "health", "neighbours"])
+    assert not made["rows"]
+    assert line in made["verdict"]
+    assert set(made["protocols"]) == {"health", "neighbours"}
+    assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "count", "more"),
+    [
+        ({"n": 11}, {"n": 6}, 6, ("linear", "neighbours")),  # fewer than k, than neighbours, than a batch
+        ({"n": 40}, {"n": 1}, 1, ("robustness", "saliency")),
+        ({"n": 40}, {"labels": np.arange(40) % 2}, 40, ()),  # two classes missing from test
+        (
+            {"labels": np.r_[np.full(20, -1), np.arange(20) % 4]},
+            {"labels": np.r_[-1, np.arange(39) % 4]},
+            39,
+            ("classifier",),
+        ),
+    ],
+)
+def test_little_to_score(train, test, count, more, workdir):
+    splits = Splits(arrays(**train), arrays(**test, seed=3))
+    made = run.evaluate(workdir, splits=splits, protocols=["knn", "lbfgs", *more])
+    assert len(made["rows"]) == 4 + 2 * ("linear" in more) + ("classifier" in more)
+    for title, measured in made["protocols"]["lbfgs"]["metrics"].items():
+        assert measured["images"] == count, title
+        assert 0 <= measured["top1"] <= 1
+
+
+def test_fine_tuning_takes_balanced_labels_and_stays_with_them(workdir):
+    made = run.evaluate(workdir, protocols=["finetune"])
+    shares = made["protocols"]["finetune"]["shares"]
+    assert shares["0.1"]["images"] == 12
+    assert shares["0.1"]["of_each_class"] == [3, 3]
+    assert shares["1"]["images"] == 120
+    assert set(made["rows"][0]["cells"]) == {"simclr", "untrained"}
+    assert made["rows"][0]["id"] == "finetune_0.1"
+
+
+def test_transfer_to_other_images(workdir, images):
+    made = run.evaluate(workdir, protocols=[], transfer=[f"npz:{images}"])
+    own = run.evaluate(workdir, protocols=["lbfgs"])
+    assert made["rows"][0]["cells"] == next(row for row in own["rows"] if row["id"] == "lbfgs")["cells"]
+    with pytest.raises(SimclrError, match=r"--transfer=npz:.*no such file"):
+        run.evaluate(workdir, protocols=[], transfer=["npz:/nowhere.npz"])
+
+
+def test_runs_side_by_side(fresh, workdir, tmp_path):
+    first = shutil.copytree(fresh, tmp_path / "first")
+    run.evaluate(first, protocols=["lbfgs", "health"])
+    with pytest.raises(SimclrError, match="not evaluated yet"):
+        compare.compare([first, workdir], tmp_path / "both.html")
+    run.evaluate(workdir, protocols=["lbfgs"], config=command.override(str(workdir), ["--config.seed=3"]))
+    text = compare.compare([first, workdir], tmp_path / "both.html")
+    assert "linear, L-BFGS" in text
+    assert [line.split() for line in text.splitlines() if line.startswith("seed")] == [["seed", "0", "3"]]
+    assert "Where the configs differ" in (tmp_path / "both.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "--workdir is missing"),
+        (["--workdir=/nowhere"], "/nowhere: no config.json"),
+        (["--workdir=RUN", "--protocols=knn,foo"], "--protocols=foo: must be one or more of features"),
+        (["--workdir=RUN", "--config.eval.lin=3"], "config.eval.lin: no such field"),
+        (["--workdir=RUN", "--config.eval.batch_size=abc"], "--config.eval.batch_size=abc"),
+        (["--workdir=RUN", "--config.eval.batch_size=0"], "config.eval.batch_size=0: must be above 0"),
+        (["--workdir=RUN", "--config.model.width=2"], "config.model.width=2.0"),
+        (["--workdir=RUN", "--config.data.source="], "does not say where images are"),
+        (["--workdir=RUN", "--config.eval.endpoint=foo"], "config.eval.endpoint='foo': there are"),
+        (["--workdir=RUN", "--protocols=transfer"], "--transfer"),
+        (["--workdir=RUN", "--step=3"], "no checkpoint 3; there are: 7"),
+        (["--workdir=RUN", "word"], "'word': not understood"),
+        (["--compare", "RUN"], "--compare: give two runs"),
+    ],
+)
+def test_mistakes(words, line, fresh, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main([word.replace("RUN", str(fresh)) for word in words])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert line in error
+    assert "\n" not in error
+
+
+def test_published_figures_are_of_the_same_setting():
+    config = cfg.default()
+    config.data.source = "tfds:imagenet2012"
+    assert published.figures(config)["sgd"] == {
+        "value": pytest.approx(0.646),
+        "by": "SimCLR paper, Table B.1",
+    }
+    config.train.batch_size = 333
+    assert "sgd" not in published.figures(config)
+    config.model.depth = 34
+    assert not published.figures(config)
+
+
+def test_the_verdict():
+    def row(**values):
+        cells = {who: {"value": v, "low": v - 0.02, "high": v + 0.02} for who, v in values.items()}
+        return [{"id": "lbfgs", "title": "linear", "cells": cells}]
+
+    good = summary.verdict(row(simclr=0.9, untrained=0.8, raw_pixels=0.89), None, "")
+    assert good.startswith("linear: 90.0 % of the test images right (95 %: 88.0 to 92.0)")
+    assert "better than the untrained encoder" in good
+    assert "not clearly better than raw pixels" in good
+    bad = summary.verdict(row(simclr=0.5, untrained=0.8), {"simclr": {"collapsed": True}}, "")
+    assert "COLLAPSED" in bad
+    assert "WORSE than the untrained encoder" in bad
+
+
+def test_float64(workdir):
+    with jax.enable_x64(True):
+        made = run.evaluate(workdir, protocols=["knn", "lbfgs"])
+    assert len(made["rows"]) == 4
