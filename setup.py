@@ -44,10 +44,11 @@ setup(
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
+        "sweep": ["optuna>=4.9"],
         "torch": ["torch>=2.10"],  # to read and write .pth
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb"],
-        "test": ["pillow", "pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"],
+        "test": ["optuna>=4.9", "pillow", "pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

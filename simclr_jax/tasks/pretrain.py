@@ -150,13 +150,11 @@ class _Evaluations:
         return {"knn_top1": found[setting][0], "knn_top5": found[setting][1]}
 
     def scores(self, state, context: Context) -> dict[str, float]:
-        fresh = jax.jit(self.init)(jax.random.key(self.config.seed))
-        params = fresh.pop("params")
-        contenders = {
-            "simclr": ((state.params, state.model_state), 0),
-            "untrained": ((params, fresh), 0),
-            "raw_pixels": (None, RAW_EXAMPLES),
-        }
+        contenders = {"simclr": ((state.params, state.model_state), 0)}
+        if self.config.eval.baselines:
+            fresh = jax.jit(self.init)(jax.random.key(self.config.seed))
+            params = fresh.pop("params")
+            contenders |= {"untrained": ((params, fresh), 0), "raw_pixels": (None, RAW_EXAMPLES)}
         limit = max(self.config.eval.knn.bank, self.config.eval.linear.examples or 2**62)
         results = {}
         for who, (variables, at_most) in contenders.items():
