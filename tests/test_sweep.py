@@ -17,9 +17,11 @@ from sweeps import results, trials
 from sweeps import space as spaces
 from sweeps import study as studies
 
+from simclr_jax import config as cfg
 from simclr_jax.errors import DivergedError, SimclrError
 
 TOOL = Path(__file__).parent.parent / "tools" / "sweep.py"
+KEEPS = ({"checkpoint.keep": 1}, {"checkpoint.keep": 2})  # one compiled program for both
 SEEDS = ({"seed": 0}, {"seed": 1})
 
 
@@ -73,7 +75,7 @@ def test_a_grid_runs_every_point_once_on_images_held_out_of_train(config, tmp_pa
         return train_run(config, workdir, splits=splits, on_eval=on_eval)
 
     monkeypatch.setattr(trials.train, "run", spy)
-    sweep, study = start(config, tmp_path, SEEDS)
+    sweep, study = start(config, tmp_path, KEEPS)
     trials.run(sweep, study)
     results.report(sweep, study)
 
@@ -88,17 +90,15 @@ def test_a_grid_runs_every_point_once_on_images_held_out_of_train(config, tmp_pa
     assert "knn, top-1 on a tenth of the training images, kept from training" in output
     with (tmp_path / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["workdir"] for row in rows} == {"trials/seed=0", "trials/seed=1"}
-    values = [float(row["value"]) for row in rows]
-    assert values[0] == max(values) == study.best_value
+    assert {row["workdir"] for row in rows} == {"trials/checkpoint.keep=1", "trials/checkpoint.keep=2"}
     for row in rows:
         summary = json.loads((tmp_path / row["workdir"] / "summary.json").read_text())
-        assert summary["config"]["seed"] == int(row["seed"])
+        assert summary["config"]["checkpoint"]["keep"] == int(row["checkpoint.keep"])
         assert float(row["scores/knn"]) == summary["scores"]["knn"]["simclr"] == float(row["value"])
     assert (tmp_path / "history.png").exists()
     assert "no importance.png: it takes two parameters" in output
 
-    trials.run(*start(config, tmp_path, SEEDS))
+    trials.run(*start(config, tmp_path, KEEPS))
     assert len(seen) == 2
 
 
@@ -122,13 +122,13 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(config, tmp_path, monk
 
 def test_a_hopeless_trial_is_pruned(config, tmp_path):
     config.eval.every.steps = 4
-    sweep, study = start(config, tmp_path, suggest=lambda trial: {"seed": 3}, limit=6, pruner="median")
+    sweep, study = start(config, tmp_path, suggest=lambda trial: KEEPS[0], limit=6, pruner="median")
     for _ in range(5):
         study.add_trial(optuna.create_trial(value=1.1, intermediate_values={1: 1.1, 2: 1.1, 3: 1.1}))
     trials.run(sweep, study)
     assert states(study)[5:] == ["PRUNED"]
     assert list(study.get_trials()[5].intermediate_values) == [1]
-    assert not (tmp_path / "trials" / "seed=3" / "summary.json").exists()
+    assert not (tmp_path / "trials" / "checkpoint.keep=1" / "summary.json").exists()
 
 
 def test_a_diverging_trial_fails_with_its_line_and_the_sweep_goes_on(config, tmp_path, monkeypatch, capsys):
@@ -178,7 +178,8 @@ def test_the_same_settings_twice_run_once(config, tmp_path, monkeypatch):
     trials.run(sweep, study)
     assert sorted(ran) == ["seed=1", "seed=2"]
     assert states(study) == ["COMPLETE"] * 6
-    assert [trial.value for trial in results.ranked(study)] == [0.5, 0.25]
+    assert [trial.value for trial in results.ranked(study)] == [0.5, 0.25]  # the best one first
+    assert results.ranked(study)[0].value == study.best_value
 
     sweep, study = start(config, tmp_path, suggest=suggest, limit=7)  # --trials is that of the study
     trials.run(sweep, study)
@@ -266,19 +267,21 @@ def command(*more):
 
 
 def test_the_command_is_interrupted_and_goes_on(config, tmp_path):
+    config.train.steps, config.checkpoint.every.steps, config.log.every.steps = 400, 20, 50
+    (tmp_path / "config.py").write_text(
+        "from simclr_jax import config\n\n\ndef get_config():\n    c = config.default()\n"
+        f"    for field, value in {cfg.flatten(config)!r}.items():\n"
+        "        config.set_field(c, field, value)\n    return c\n"
+    )
     (tmp_path / "space.py").write_text("suggest = lambda trial: {'seed': trial.suggest_int('seed', 0, 0)}")
-    given = command(
-        f"--space={tmp_path / 'space.py'}", f"--out={tmp_path / 'out'}", "--trials=1", "--test",
-        f"--config.data.source={config.data.source}", "--config.data.image_size=12",
-        "--config.model.width=0.25", "--config.train.batch_size=16", "--config.train.steps=800",
-        "--config.eval.linear.iterations=5", "--config.eval.linear.draws=1",
-        "--config.checkpoint.every.steps=20", "--config.eval.every.epochs=0", "--config.mesh.devices=1",
-        "--config.eval.figures=False", "--config.log.tensorboard=False",
-    )  # fmt: skip
+    given = [
+        sys.executable, str(TOOL), f"--config={tmp_path / 'config.py'}", f"--space={tmp_path / 'space.py'}",
+        f"--out={tmp_path / 'out'}", "--trials=1", "--test",
+    ]  # fmt: skip
     process = subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     workdir = tmp_path / "out" / "trials" / "seed=0"
     for _ in range(6000):
-        if (workdir / "checkpoints" / "40").exists() or process.poll() is not None:
+        if (workdir / "checkpoints" / "20").exists() or process.poll() is not None:
             break
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

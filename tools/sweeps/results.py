@@ -92,7 +92,8 @@ def importances(study: optuna.Study) -> tuple[dict[str, float], str]:
     if len(common) < 2:
         return {}, "it takes two parameters that all trials have"
     try:
-        return optuna.importance.get_param_importances(study), ""
+        fanova = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        return optuna.importance.get_param_importances(study, evaluator=fanova), ""
     except (ValueError, RuntimeError) as error:  # all values are the same, say
         return {}, str(error).strip()
 

@@ -21,6 +21,7 @@ from sweeps import space as spaces
 HEARTBEAT, PATIENCE = 10, 60  # seconds: of a sign of life, and without one until a trial counts as dead
 MOST_DEATHS = 5  # of one trial, before it is left alone
 POLL = 1.0  # seconds
+ATTEMPTS = 5  # to open a database that another process is making
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("median", "none")
 
@@ -40,19 +41,22 @@ def open_study(name: str, url: str, sampler: str, pruner: str) -> optuna.Study:
         waits = {"connect_args": {"timeout": 60}}  # for another process's write
     else:
         waits = {"pool_pre_ping": True}
-    try:
-        storage = optuna.storages.RDBStorage(
-            url, engine_kwargs=waits, heartbeat_interval=HEARTBEAT, grace_period=PATIENCE,
-            heartbeat_stale_trial_callback=bury,
-        )  # fmt: skip
-        return optuna.create_study(
-            study_name=name, storage=storage, load_if_exists=True, direction="maximize",
-            sampler=samplers[sampler](), pruner=pruners[pruner](),
-        )  # fmt: skip
-    except (SQLAlchemyError, ImportError, ValueError, RuntimeError, OSError) as error:
-        raise SimclrError(
-            f"--storage={url}: {one_line(error).rstrip('.')}; give the URL of a database"
-        ) from None
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            storage = optuna.storages.RDBStorage(
+                url, engine_kwargs=waits, heartbeat_interval=HEARTBEAT, grace_period=PATIENCE,
+                heartbeat_stale_trial_callback=bury,
+            )  # fmt: skip
+            return optuna.create_study(
+                study_name=name, storage=storage, load_if_exists=True, direction="maximize",
+                sampler=samplers[sampler](), pruner=pruners[pruner](),
+            )  # fmt: skip
+        except (SQLAlchemyError, ImportError, ValueError, RuntimeError, OSError) as error:
+            line = one_line(error).rstrip(".")
+            if not left or not any(word in line.lower() for word in ("exists", "unique", "duplicate")):
+                raise SimclrError(f"--storage={url}: {line}; give the URL of a database") from None
+        time.sleep(POLL)  # another process makes the tables at this moment
+    raise AssertionError
 
 
 def claim(study: optuna.Study, config: ConfigDict, images: str, metric: str, out: str) -> None:
