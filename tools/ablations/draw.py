@@ -59,7 +59,7 @@ def lines(axes, groups: dict[tuple, list[float]], metric: str, colours: dict[str
 
 def ticks(axes, values: list[float]) -> None:
     """Those values alone, as they are written."""
-    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.set_xticks(values, [f"{value:g}" for value in values], fontsize=9)
     axes.minorticks_off()
 
 
@@ -75,7 +75,7 @@ def temperature(rows: list[Row], path: Path) -> None:
     names = {"True": "normalised", "False": "not normalised"}
     key = lambda row: (names[row["loss.normalize"]], float(row["loss.temperature"]))  # noqa: E731
     groups = {metric: grouped(rows, key, metric) for metric in METRICS}
-    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    figure = Figure(figsize=(9.2, 3.2), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, metric in zip(panels, METRICS, strict=True):
         lines(axes, groups[metric], metric, {"normalised": BLUE, "not normalised": ORANGE})
@@ -90,7 +90,7 @@ def projection(rows: list[Row], path: Path) -> None:
     """Figure 8: the heads over the dimension; none has no dimension and is a level."""
     key = lambda row: (row["model.projection"], int(row["model.projection_dim"] or 0))  # noqa: E731
     groups = {metric: grouped(rows, key, metric) for metric in METRICS}
-    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    figure = Figure(figsize=(9.2, 3.2), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, metric in zip(panels, METRICS, strict=True):
         found = dict(groups[metric])

@@ -99,8 +99,8 @@ def objective(sweep: Sweep, study: optuna.Study) -> Callable[[Trial], float]:
         count += 1
         if count % CLEAR_EVERY == 0:
             jax.clear_caches()
-        print(f"\n== trial {trial.number}: {name.replace(',', ', ')}", flush=True)
         try:
+            print(f"\n== trial {trial.number}: {name.replace(',', ', ')}", flush=True)
             config = spaces.apply(sweep.config, settings)
             splits = splits_of(config)
             on_eval = _report(trial, config, splits.train.size)
