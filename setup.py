@@ -44,7 +44,7 @@ setup(
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
-        "sweep": ["optuna>=4.9"],
+        "sweep": ["optuna>=4.9"],  # whose heartbeats tell of dead trials
         "torch": ["torch>=2.10"],  # to read and write .pth
         "tpu": ["jax[tpu]"],
         "wandb": ["wandb"],

@@ -185,8 +185,8 @@ def default() -> ConfigDict:
     evaluation.batch_size = 256
     evaluation.crop = 0.875  # central share of the shorter side that is seen, above 32 px
     evaluation.resize = "bicubic"  # or "bilinear", antialiased as in PyTorch
-    evaluation.final = True  # scores at the end
-    evaluation.baselines = True  # pretrain: also score the untrained encoder and raw pixels
+    evaluation.final = True  # scores beside the untrained encoder and raw pixels, at the end
+    evaluation.baselines = True  # these two as well; False: the encoder alone, in a third of the time
     evaluation.figures = True
     evaluation.knn = ConfigDict({"k": 200, "temperature": 0.1, "bank": 200_000})
     evaluation.linear = linear = ConfigDict()

@@ -49,6 +49,7 @@ TEST = flags.DEFINE_bool("test", False, "score on the test split")
 FOREIGN = ("workdir", "resume", "coordinator", "processes", "process")  # options of main
 METRICS = ("knn", "linear_all", "linear_1000", "linear_100")  # of pretraining
 DEFAULT_TRIALS = 20
+INTERRUPTED, TERMINATED = 128 + 2, 128 + 15  # exit codes, as the shell has them
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -131,11 +132,9 @@ def main(argv: list[str]) -> None:
         command.fail(error)
     except Preempted as stop:
         print(stop, flush=True)
-        sys.exit(command.TERMINATED)
+        sys.exit(TERMINATED)
     except KeyboardInterrupt:
-        command.fail(
-            "interrupted; the same command goes on from the trial's last checkpoint", command.INTERRUPTED
-        )
+        command.fail("interrupted; the same command goes on from the trial's last checkpoint", INTERRUPTED)
 
 
 if __name__ == "__main__":
