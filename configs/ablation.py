@@ -3,8 +3,9 @@
     python -m simclr_jax.main --config=configs/ablation.py --config.data.download=True
     python tools/sweep.py --config=configs/ablation.py --space=tools/ablations/temperature.py --test
 
-Hardware: one CPU core. Time: about 40 seconds.
-Expected (measured, see docs/ablations.md): linear probe on all 10,000 labels 8x %, kNN 8x %.
+Hardware: one CPU core. Time: 50 seconds, half as long again with the baselines.
+Expected (measured): linear probe on 10,000 labels 84.4 %, kNN 83.1 %; untrained encoder 81.2 and 77.9 %, raw
+pixels 82.9 and 82.0 %. What the ablations find: docs/ablations.md.
 """
 
 from simclr_jax import config

@@ -114,7 +114,7 @@ def draw_history(path: Any, trials: list[FrozenTrial], metric: str) -> bool:
     axes.plot(numbers, values, "o", color=BLUE, markersize=4, label="finished")
     if pruned:
         axes.plot(*np.array(pruned).T, "o", color=BLUE, markerfacecolor="none", markersize=4,
-                  label="pruned, kNN while training")  # fmt: skip
+                  label="pruned, accuracy then")  # fmt: skip
     axes.set_title(f"{metric}, top-1 (%): {values.max():.1f} at best", color=INK, fontsize=10)
     axes.set_xlabel("trial", color=INK)
     axes.xaxis.get_major_locator().set_params(integer=True)
