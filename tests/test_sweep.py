@@ -93,6 +93,7 @@ def test_a_grid_runs_every_point_once_on_images_held_out_of_train(config, tmp_pa
     for row in rows:
         summary = json.loads((tmp_path / row["workdir"] / "summary.json").read_text())
         assert summary["config"]["checkpoint"]["keep"] == int(row["checkpoint.keep"])
+        assert set(summary["scores"]["knn"]) == {"simclr"}  # no baselines
         assert float(row["scores/knn"]) == summary["scores"]["knn"]["simclr"] == float(row["value"])
     assert (tmp_path / "history.png").exists()
     assert "no importance.png: it takes two parameters" in output
@@ -197,6 +198,15 @@ def test_two_processes_that_queue_the_same_points_run_each_once(config, tmp_path
     assert ran == ["seed=0", "seed=1"]
 
 
+def test_a_classifier_is_scored_by_its_test_accuracy(config, tmp_path, monkeypatch):
+    summary = {"test": {"top1": 0.25, "top1_standard_error": 0.1}, "steps": 12}
+    monkeypatch.setattr(trials.train, "run", lambda *_, **__: summary)
+    config.task = "supervised"
+    sweep, study = start(config, tmp_path, SEEDS[:1])
+    trials.run(sweep._replace(metric="top1"), study)
+    assert study.best_value == 0.25
+
+
 def test_points_may_be_added(config, tmp_path, monkeypatch):
     ran = pretend(monkeypatch, lambda config: 0.5)
     trials.run(*start(config, tmp_path, SEEDS[:1]))
@@ -216,6 +226,19 @@ def test_names_are_readable_and_tell_settings_apart():
     assert len({*close}) == 2
     assert "/" not in spaces.name({"data.source": "npz:/a/b.npz"})
     assert len(spaces.name({f"field{i}": i for i in range(100)})) < 200
+
+
+def test_a_grid_is_every_combination(tmp_path):
+    (tmp_path / "space.py").write_text(
+        "GRID = {'seed': (0, 1), 'augment.crop_area': [(0.3, 1.0), (1.0, 1.0)]}"
+    )
+    points = spaces.load(str(tmp_path / "space.py")).points
+    assert [(point["seed"], point["augment.crop_area"][0]) for point in points] == [
+        (0, 0.3), (0, 1.0), (1, 0.3), (1, 1.0)
+    ]  # fmt: skip
+    kinds = spaces.distributions(points)
+    assert kinds["augment.crop_area"].choices == ("(0.3, 1.0)", "(1.0, 1.0)")
+    assert (kinds["seed"].low, kinds["seed"].high) == (0, 1)
 
 
 @pytest.mark.parametrize(
