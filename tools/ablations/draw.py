@@ -65,7 +65,7 @@ def ticks(axes, values: list[float]) -> None:
 
 def table(groups: dict[str, dict[tuple, list[float]]]) -> None:
     """A Markdown row a key: the scores of every seed by metric."""
-    for key in sorted(groups["linear_all"], key=str):
+    for key in sorted(groups["linear_all"]):
         cells = [", ".join(f"{value:.1f}" for value in groups[metric][key]) for metric in METRICS]
         print(f"| {' | '.join(map(str, key))} | {' | '.join(cells)} |")
 
