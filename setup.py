@@ -45,11 +45,12 @@ setup(
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
+        "sweep": ["optuna>=4.9"],  # whose heartbeats tell of dead trials
         "torch": ["torch>=2.10"],  # to read and write .pth
         "tpu": ["jax[tpu]"],
         "umap": ["umap-learn>=0.5"],
         "wandb": ["wandb"],
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"],
+        "test": ["optuna>=4.9", "pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -187,6 +187,7 @@ def default() -> ConfigDict:
     evaluation.resize = "bicubic"  # or "bilinear", antialiased as in PyTorch
     evaluation.endpoint = "final_avg_pool"  # whose features the evaluation command takes; maps are averaged
     evaluation.final = True  # scores beside the untrained encoder and raw pixels, at the end
+    evaluation.baselines = True  # these two as well; False: the encoder alone, in a third of the time
     evaluation.figures = True
     evaluation.knn = ConfigDict({"k": 200, "temperature": 0.1, "bank": 200_000})
     evaluation.linear = linear = ConfigDict()

@@ -1,8 +1,12 @@
-"""The two exceptions that end a command without a traceback, and what is said of others."""
+"""The exceptions that end a command without a traceback, and what is said of others."""
 
 
 class SimclrError(Exception):
     """One line that names the field or file and the remedy; main prints it without a traceback."""
+
+
+class DivergedError(SimclrError):
+    """Numbers of the training are no longer numbers: this config's fault, another one may do well."""
 
 
 class Preempted(Exception):  # noqa: N818 - not an error

@@ -84,9 +84,10 @@ def table(summary: Mapping[str, Any]) -> str:
         return f"test, {test['images']:,} images, %:  " + "  ".join(cells)
     if not scores:
         return "No scores: that takes labels, a test split and config.eval.final=True."
-    lines = [f"{'top-1, %':<22}" + "".join(f"{name:>20}" for name in WHO.values())]
+    scored = [who for who in WHO if any(who in by_contender for by_contender in scores.values())]
+    lines = [f"{'top-1, %':<22}" + "".join(f"{WHO[who]:>20}" for who in scored)]
     for metric, title in METRICS.items():
         if metric in scores:
-            cells = [f"{100 * scores[metric][who]:.1f} ± {100 * errors[metric][who]:.1f}" for who in WHO]
+            cells = [f"{100 * scores[metric][who]:.1f} ± {100 * errors[metric][who]:.1f}" for who in scored]
             lines.append(f"{title:<22}" + "".join(f"{cell:>20}" for cell in cells))
     return "\n".join(lines)

@@ -34,7 +34,7 @@ from simclr_jax.data import memory
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.prefetch import Prefetch
 from simclr_jax.data.splits import Splits
-from simclr_jax.errors import Preempted, SimclrError
+from simclr_jax.errors import DivergedError, Preempted, SimclrError
 from simclr_jax.state import TrainState
 from simclr_jax.step import make_step, repeated
 from simclr_jax.tasks import TASKS, Context, Task
@@ -319,7 +319,7 @@ def check_finite(row: dict[str, Any], step: int, checkpoints: checkpoint.Checkpo
     broken = [name for name, value in row.items() if not np.isfinite(value)]
     if broken:
         contrastive = " or raise config.loss.temperature" if "contrast_accuracy" in row else ""
-        raise SimclrError(
+        raise DivergedError(
             f"{broken[0]} is {row[broken[0]]} at step {step}: lower config.optimizer.learning_rate"
             f"{contrastive} (last checkpoint: {checkpoints.latest()})"
         )

@@ -464,6 +464,8 @@ def test_tfds_that_fits_is_held_in_memory(tfds_dir, file_format):
     assert (found.train.size, found.test.size) == (20, 7)
     images, labels = found.train.fetch(np.arange(20))
     assert images.shape == (20, 24, 20, 3)
+    part = splits.load("tfds:small", data_dir=str(tfds_dir / file_format), train_split="train[:2]")
+    np.testing.assert_array_equal(part.train.labels(), found.train.labels()[:2])
     without = splits.load("tfds:small", data_dir=str(tfds_dir / file_format), test_split="")
     assert without.test is None
     np.testing.assert_array_equal(np.bincount(labels), [7, 7, 6])

@@ -20,7 +20,7 @@ from simclr_jax import checkpoint, metrics, sharding, train
 from simclr_jax import config as cfg
 from simclr_jax.data import sources, splits
 from simclr_jax.data.splits import Splits
-from simclr_jax.errors import SimclrError
+from simclr_jax.errors import DivergedError, SimclrError
 from simclr_jax.tasks import TASKS
 
 
@@ -295,7 +295,7 @@ def test_rows_past_the_restored_step_are_cut(tmp_path):
 
 
 def test_not_a_number_ends_the_run(tmp_path):
-    with pytest.raises(SimclrError, match=r"is (nan|inf) at step \d+: lower"):
+    with pytest.raises(DivergedError, match=r"is (nan|inf) at step \d+: lower"):
         run(tmp_path, optimizer__name="sgd", optimizer__learning_rate=1e38, train__steps=40,
             model__projection="none")  # fmt: skip
 

@@ -147,11 +147,10 @@ class _Evaluations:
         return {"knn_top1": found[setting][0], "knn_top5": found[setting][1]}
 
     def scores(self, state, context: Context) -> dict[str, float]:
-        contenders = {
-            "simclr": ({"params": state.params, **state.model_state}, 0),
-            "untrained": (jax.jit(self.init)(jax.random.key(self.config.seed)), 0),
-            "raw_pixels": (None, RAW_EXAMPLES),
-        }
+        contenders = {"simclr": ({"params": state.params, **state.model_state}, 0)}
+        if self.config.eval.baselines:
+            untrained = jax.jit(self.init)(jax.random.key(self.config.seed))
+            contenders |= {"untrained": (untrained, 0), "raw_pixels": (None, RAW_EXAMPLES)}
         limit = max(self.config.eval.knn.bank, self.config.eval.linear.examples or 2**62)
         results = {}
         for who, (variables, at_most) in contenders.items():
