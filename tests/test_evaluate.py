@@ -16,6 +16,7 @@ from conftest import tiny_arrays, tiny_config, untrained_run
 from simclr_jax import config as cfg
 from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
+from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import __main__ as command
 from simclr_jax.evaluate import compare, published, run, summary
@@ -244,6 +245,58 @@ def test_transfer_to_other_images(workdir, images):
     assert made["rows"][0]["cells"] == next(row for row in own["rows"] if row["id"] == "lbfgs")["cells"]
     with pytest.raises(SimclrError, match=r"--transfer=npz:.*no such file"):
         run.evaluate(workdir, protocols=[], transfer=["npz:/nowhere.npz"])
+
+
+@pytest.fixture(scope="module")
+def several_labels(tmp_path_factory):
+    """Images that show their classes as bright quarters, as an .npz file and as a TFDS set."""
+    root, rng = tmp_path_factory.mktemp("several"), np.random.default_rng(0)
+    targets = rng.integers(0, 2, (60, 4))
+    x = rng.integers(0, 100, (60, 12, 12, 1))
+    for i, (top, left) in enumerate(((0, 0), (0, 6), (6, 0), (6, 6))):
+        x[:, top : top + 6, left : left + 6, 0] += 150 * targets[:, i, None, None]
+    x = x.astype(np.uint8)
+    np.savez(root / "several.npz", x_train=x[:40], y_train=targets[:40], x_test=x[40:], y_test=targets[40:])
+    load_tensorflow()
+    import tensorflow_datasets as tfds
+
+    def generate(self, rows):
+        for i in rows:
+            yield int(i), {"image": x[i], "labels": np.flatnonzero(targets[i])}
+
+    def info(self):
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 1)),
+                    "labels": tfds.features.Sequence(tfds.features.ClassLabel(num_classes=4)),
+                }
+            )
+        )
+
+    def split_generators(self, _):
+        return {"train": self._generate_examples(range(40)), "test": self._generate_examples(range(40, 60))}
+
+    fields = {
+        "VERSION": tfds.core.Version("1.0.0"), "_info": info, "__module__": __name__, "pkg_dir_path": root,
+        "_split_generators": split_generators, "_generate_examples": generate,
+    }  # fmt: skip
+    with tfds.core.registered.skip_registration():
+        cls = type("Several", (tfds.core.GeneratorBasedBuilder,), fields)
+        cls(data_dir=str(root), file_format="array_record").download_and_prepare()
+    return root
+
+
+def test_transfer_to_images_with_several_labels(workdir, several_labels):
+    """An .npz file and a TFDS set, which holds the same images in another order."""
+    config = command.override(str(workdir), [f"--config.data.data_dir={several_labels}"])
+    config.data.source = f"npz:{config.data.source.removeprefix('npz:')}"
+    made = run.evaluate(workdir, protocols=[], config=config, transfer=["npz:several.npz", "tfds:several"])
+    first, second = made["rows"]
+    assert first["note"] == second["note"] == "11-point mAP"
+    for row in (first, second):
+        assert 0.9 < row["cells"]["raw_pixels"]["value"] <= 1  # a quarter's brightness is easy to read
+        assert 0 < row["cells"]["simclr"]["value"] <= 1
 
 
 def test_runs_side_by_side(fresh, workdir, tmp_path):

@@ -31,10 +31,9 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from sweeps import space as spaces
 
+from simclr_jax import command, main, validation
 from simclr_jax import config as cfg
-from simclr_jax import main as command
-from simclr_jax import validation
-from simclr_jax.errors import Preempted, SimclrError
+from simclr_jax.errors import SimclrError
 
 SPACE = flags.DEFINE_string("space", None, "Python file that says what to try")
 TRIALS = flags.DEFINE_integer("trials", None, "trials in all", lower_bound=1)
@@ -49,7 +48,6 @@ TEST = flags.DEFINE_bool("test", False, "score on the test split")
 FOREIGN = ("workdir", "resume", "coordinator", "processes", "process")  # options of main
 METRICS = ("knn", "linear_all", "linear_1000", "linear_100")  # of pretraining
 DEFAULT_TRIALS = 20
-INTERRUPTED, TERMINATED = 128 + 2, 128 + 15  # exit codes, as the shell has them
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -57,7 +55,7 @@ def parse(argv: list[str]) -> list[str]:
     if {"-h", "--help", "-help"} & set(argv):
         print(__doc__.strip())
         sys.exit(0)
-    return command.parse(argv)
+    return main.parse(argv)
 
 
 def prepare() -> tuple:
@@ -91,7 +89,7 @@ def prepare() -> tuple:
 
 def base_config() -> ConfigDict:
     """The config that all trials share."""
-    config = command.CONFIG.value.copy_and_resolve_references()
+    config = main.CONFIG.value.copy_and_resolve_references()
     if not config.eval.final:
         raise SimclrError("config.eval.final=False: a sweep compares the final scores; set it True")
     config.eval.baselines = False  # the same in every trial: the best one's config shows them
@@ -118,24 +116,17 @@ def choose_metric(config: ConfigDict) -> str:
     return metric
 
 
-def main(argv: list[str]) -> None:
+def sweep(argv: list[str]) -> None:
     """Runs the trials that are left, then reports."""
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
-    try:
-        sweep, study = prepare()
+    with command.ends("goes on from the trial's last checkpoint"):
+        what, study = prepare()
         from sweeps import results, trials
 
-        trials.run(sweep, study)
-        results.report(sweep, study)
-    except SimclrError as error:
-        command.fail(error)
-    except Preempted as stop:
-        print(stop, flush=True)
-        sys.exit(TERMINATED)
-    except KeyboardInterrupt:
-        command.fail("interrupted; the same command goes on from the trial's last checkpoint", INTERRUPTED)
+        trials.run(what, study)
+        results.report(what, study)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(sweep, flags_parser=parse)

@@ -48,9 +48,9 @@ def load(
     kind, _, where = source.partition(":")
     if kind == "builtin":
         with importlib.resources.as_file(importlib.resources.files(__package__)) as here:
-            splits = _npz(here / f"{where}.npz", holdout)
+            splits = _npz(here / f"{where}.npz", None, holdout)
     elif kind == "npz":
-        splits = _npz(_resolve(where, data_dir), holdout)
+        splits = _npz(where, data_dir, holdout)
     elif kind == "folder":
         splits = _folder(_resolve(where, data_dir), train_split, test_split, holdout)
     elif kind == "tfds":
@@ -94,21 +94,34 @@ NPZ_KEYS = (  # images, labels; the first pair found counts
 )
 
 
-def _npz(path: Path, holdout: float) -> Splits:
+def open_npz(where: str | Path, data_dir: str | None = None) -> tuple[Path, Any]:
+    """The path of an .npz file, and its arrays, which are read when they are asked for."""
+    path = _resolve(str(where), data_dir)
     try:
         arrays = np.load(path, allow_pickle=False)
-        keys = list(arrays.keys())
+        arrays.keys()
     except FileNotFoundError:
         raise SimclrError(f"npz:{path}: no such file") from None
     except (ValueError, OSError, AttributeError) as error:
         raise SimclrError(f"npz:{path}: not an .npz file ({error})") from None
-    present = [pairs for pairs in NPZ_KEYS if pairs[0][0] in keys]
+    return path, arrays
+
+
+def npz_keys(path: Path, arrays: Any) -> tuple:
+    """((train images, labels), (test images, labels)) by their names in the file."""
+    present = [pairs for pairs in NPZ_KEYS if pairs[0][0] in arrays]
     if not present:
         raise SimclrError(
-            f"npz:{path}: holds {', '.join(keys)}; name the images train_images (and train_labels, "
+            f"npz:{path}: holds {', '.join(arrays.keys())}; name the images train_images (and train_labels, "
             "test_images, test_labels), x_train and so on, or images and labels"
         )
-    (train_x, train_y), (test_x, test_y) = present[0]
+    return present[0]
+
+
+def _npz(where: str | Path, data_dir: str | None, holdout: float) -> Splits:
+    path, arrays = open_npz(where, data_dir)
+    keys = list(arrays.keys())
+    (train_x, train_y), (test_x, test_y) = npz_keys(path, arrays)
 
     def part(x_key, y_key, index=slice(None)):
         labels = arrays[y_key][index] if y_key in keys else None
@@ -190,7 +203,20 @@ def _folder(root: Path, train_split: str, test_split: str, holdout: float) -> Sp
 # ---- TFDS ---------------------------------------------------------------------------------------
 
 
-def _builder(name: str, data_dir: str | None, download: bool) -> Any:
+def tfds_size(builder: Any, split: str) -> int:
+    """How many examples a split has."""
+    try:
+        return builder.info.splits[split].num_examples
+    except (KeyError, ValueError):
+        raise SimclrError(
+            f"tfds:{builder.info.full_name}/{split}: no such split; there are "
+            f"{', '.join(sorted(builder.info.splits))} "
+            "(config.data.train_split, config.data.test_split; an empty test_split for none)"
+        ) from None
+
+
+def tfds_builder(name: str, data_dir: str | None, download: bool) -> Any:
+    """The builder of a data set that is prepared, or becomes so where it may `download`."""
     load_tensorflow()
     import tensorflow_datasets as tfds
 
@@ -221,7 +247,7 @@ def _tfds(
     memory_gb: float,
     buffer: int,
 ) -> Splits:
-    builder = _builder(name, data_dir, download)
+    builder = tfds_builder(name, data_dir, download)
     features = builder.info.features
     if "image" not in features:
         raise SimclrError(f"tfds:{name}: has {', '.join(features)}, but no feature named image")
@@ -235,14 +261,7 @@ def _tfds_split(
 ) -> Source | Stream:
     import tensorflow_datasets as tfds
 
-    name = f"tfds:{builder.info.full_name}/{split}"
-    try:
-        size = builder.info.splits[split].num_examples
-    except (KeyError, ValueError):
-        raise SimclrError(
-            f"{name}: no such split; there are {', '.join(sorted(builder.info.splits))} "
-            "(config.data.train_split, config.data.test_split; an empty test_split for none)"
-        ) from None
+    name, size = f"tfds:{builder.info.full_name}/{split}", tfds_size(builder, split)
     shape = builder.info.features["image"].shape
     records = builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD
     if None not in shape and size * np.prod(shape) <= memory_gb * 2**30:

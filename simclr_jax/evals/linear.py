@@ -1,4 +1,8 @@
-"""Multinomial logistic regression on frozen features, by L-BFGS in JAX."""
+"""Logistic regression on frozen features, by L-BFGS in JAX.
+
+Multinomial; or, where images have several labels each, `[n, classes]` of 0 and 1, one against all others for
+every class.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -46,9 +50,16 @@ def probabilities(weights, features) -> jax.Array:
     return jax.nn.softmax(logits(weights, features), axis=1)
 
 
+def cross_entropy(outputs, labels) -> jax.Array:
+    """Of softmax(outputs) and labels `[n]`, or summed over classes of sigmoid(outputs) and `[n, classes]`."""
+    if labels.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+    return jnp.sum(optax.sigmoid_binary_cross_entropy(outputs, labels.astype(outputs.dtype)), axis=1)
+
+
 def objective(weights, features, labels, mask, l2):
-    """Mean cross entropy of softmax(x·kernel + bias) over the rows in `mask`, + l2/2·‖kernel‖²."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits(weights, features), labels)
+    """Mean `cross_entropy` of x·kernel + bias over the rows in `mask`, + l2/2·‖kernel‖²."""
+    losses = cross_entropy(logits(weights, features), labels)
     mean = jnp.sum(jnp.where(mask, losses, 0)) / jnp.sum(mask)
     return mean + 0.5 * l2 * jnp.sum(weights["kernel"] ** 2)
 
@@ -59,7 +70,8 @@ def fit(
     """Minimises `objective` for every l2 by L-BFGS, the largest first, each from where the last one ended.
 
     Args:
-      features: `[n, d]`, labels: `[n]` int, mask: `[n]` bool; may be split over a mesh by rows.
+      features: `[n, d]`, labels: `[n]` int or `[n, classes]`, mask: `[n]` bool; may be split over a mesh by
+        rows.
       l2s: `[m]`, in any order.
       tolerance: of the gradient's norm; or stop after `iterations`.
       start: {"kernel": [d, classes], "bias": [classes]} to begin with; zero where None.
@@ -132,14 +144,15 @@ def fit_chosen(
     Best is the lowest cross entropy: accuracies tie too often.
 
     Args:
-      features: `[n, d]`, labels: `[n]`; split over the mesh by rows.
+      features: `[n, d]`, labels: `[n]` or `[n, classes]`; split over the mesh by rows.
       held: rows.
     """
     filling = -len(labels) % mesh.size
     everyone = np.arange(len(labels) + filling) < len(labels)
     rest = everyone.copy()
     rest[held] = False
-    padded = [np.pad(features, [(0, filling), (0, 0)]), np.pad(labels, (0, filling)), rest, everyone]
+    features_and_labels = (np.pad(x, [(0, filling)] + [(0, 0)] * (x.ndim - 1)) for x in (features, labels))
+    padded = [*features_and_labels, rest, everyone]
     *data, rest, everyone = sharding.put_same(padded, sharding.by_batch(mesh))
     settings = {"classes": classes, "iterations": iterations}
     tried = fit(*data, rest, l2s, **settings)
@@ -152,12 +165,16 @@ def fit_chosen(
 
 @jax.jit
 def evaluate(weights, features, labels) -> tuple[jax.Array, jax.Array]:
-    """(top-1 accuracy `[m]`, mean cross entropy `[m]`) of m stacked classifiers on features `[n, d]`."""
+    """(top-1 accuracy `[m]`, mean cross entropy `[m]`) of m stacked classifiers on features `[n, d]`.
+
+    Of several labels each, accuracy is how often the likeliest class is among them.
+    """
 
     def one(w):
         outputs = logits(w, features)
-        right = jnp.mean(jnp.argmax(outputs, axis=1) == labels, dtype=jnp.float32)
-        return right, jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, labels))
+        best = jnp.argmax(outputs, axis=1)
+        right = best == labels if labels.ndim == 1 else jnp.take_along_axis(labels, best[:, None], 1) > 0
+        return jnp.mean(right, dtype=jnp.float32), jnp.mean(cross_entropy(outputs, labels))
 
     return jax.lax.map(one, weights)
 

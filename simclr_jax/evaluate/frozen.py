@@ -146,7 +146,7 @@ def logistic_regression(subject: Subject) -> dict[str, Any]:
     cells, curves, measured = {}, {}, {}
     for who in WHO:
         train_set, test = (subject.labelled(who, part) for part in ("train", "test"))
-        weights, curves[who] = fit_l2(subject, train_set)
+        weights, curves[who] = fit_l2(subject, train_set, len(subject.classes))
         scores = np.asarray(linear.probabilities(weights, test.features))
         measured[who] = classified.evaluate(scores, test.labels)
         cells[who] = cell(measured[who])
@@ -165,13 +165,13 @@ def logistic_regression(subject: Subject) -> dict[str, Any]:
     }
 
 
-def fit_l2(subject: Subject, found: Features) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def fit_l2(subject: Subject, found: Features, classes: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(weights {kernel [d, classes], bias}, accuracy and loss for every penalty) chosen on a hold-out."""
     options = subject.config.eval.linear
     rows, held = limited(*hold_out(len(found.labels)), options.examples)
     found = found.rows(rows)
     (scaled,) = linear.standardize(found.features)
-    settings = {"classes": len(subject.classes), "iterations": options.iterations}
+    settings = {"classes": classes, "iterations": options.iterations}
     chosen = linear.fit_chosen(subject.mesh, scaled, found.labels, held, L2, **settings)
     weights = linear.for_plain(chosen.weights, found.features)
     curves = {"accuracy": chosen.accuracy.tolist(), "loss": chosen.loss.tolist()}
