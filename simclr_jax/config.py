@@ -208,7 +208,7 @@ def default() -> ConfigDict:
         5.0,
         10.0,
     )  # of the others, each with ..., () for none
-    linear.decays = (0.0, 1e-6, 1e-5, 1e-4)  # ... each of these
+    linear.decays = (0.0, 1e-5, 1e-4, 1e-3)  # ... each of these
     evaluation.finetune = finetuning = ConfigDict()  # protocol finetune (paper, B.5)
     finetuning.shares = (0.01, 0.1, 1.0)  # of the labels, balanced over the classes
     finetuning.epochs = (60.0, 30.0, 30.0)  # for each share

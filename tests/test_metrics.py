@@ -3,10 +3,14 @@
 import json
 import time
 
+import jax
+import numpy as np
 import pytest
 from conftest import tiny_config
 
 from simclr_jax import announce, metrics
+from simclr_jax.evals import health
+from simclr_jax.tasks import pretrain
 
 
 def test_meter_leaves_out_what_is_no_training():
@@ -84,3 +88,18 @@ def test_a_starving_device_is_named_once_with_a_remedy(device, remedy):
     assert [bool(line) for line in said] == [False] * 3 + [True] + [False] * 4
     assert "waits 40%" in said[3]
     assert f"--config.{remedy}" in said[3]
+
+
+def test_a_collapse_is_told_once_and_only_when_it_lasts():
+    collapse = announce.Collapse()
+    said = [collapse.line(value) for value in (None, 0.3, 0.01, 0.2, 0.01, 0.019, 0.0, 0.0)]
+    assert [bool(line) for line in said] == [False] * 5 + [True, False, False]
+    assert "feature_std 0.019" in said[5]
+    assert "config.optimizer.learning_rate" in said[5]
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0])
+def test_the_deviation_while_training_is_that_of_the_evaluation(spread):
+    h = 1 + spread * np.random.default_rng(0).standard_normal((32, 2, 24)).astype(np.float32)
+    mine = float(jax.jit(pretrain._deviation)(h))
+    assert mine == pytest.approx(health.feature_std(h.reshape(64, 24)), abs=2e-3)

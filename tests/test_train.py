@@ -199,7 +199,7 @@ def test_what_a_run_leaves_behind(tmp_path):
         assert Image.open(figure).size[0] > 300
     assert [row["step"] for row in rows(tmp_path)] == [4, 5, 8, 10, 12, 13]
     logged = {"step", "loss", "contrast_accuracy", "contrast_entropy", "learning_rate", "grad_norm",
-              "images_per_second", "data_wait", "probe_loss", "probe_accuracy"}  # fmt: skip
+              "images_per_second", "data_wait", "probe_loss", "probe_accuracy", "feature_std"}  # fmt: skip
     for row in rows(tmp_path):
         scored = row["step"] in (5, 10, 13)
         assert set(row) == logged | ({"knn_top1", "knn_top5"} if scored else set())

@@ -71,7 +71,7 @@ def sweep(
     figure = new(figsize=(1.2 * len(decays) + 1.8, 0.34 * len(rates) + 1.4))
     axes = figure.subplots()
     _heat(axes, 100 * np.array(accuracy), [f"{r:g}" for r in rates], [f"{d:g}" for d in decays])
-    axes.set_ylabel("rate · 256 / batch")
+    axes.set_ylabel("rate (× batch / 256)")
     axes.set_xlabel("weight decay")
     save(figure, path)
 

@@ -103,7 +103,9 @@ def _deviation(h: jax.Array) -> jax.Array:
     """`evals.health.feature_std` of h `[n, 2, d]`: 0 where all images look alike, of a collapse."""
     h = jax.lax.stop_gradient(h).astype(jnp.promote_types(h.dtype, jnp.float32))
     unit = h * jax.lax.rsqrt(jnp.maximum(jnp.sum(h**2, axis=-1, keepdims=True), 1e-24))
-    return jnp.mean(jnp.std(unit, axis=(0, 1))) * jnp.sqrt(h.shape[-1])
+    # Both moments by one collective.
+    first, second = jnp.mean(jnp.stack([unit, unit**2]), axis=(1, 2))
+    return jnp.mean(jnp.sqrt(jnp.maximum(second - first**2, 0))) * jnp.sqrt(h.shape[-1])
 
 
 class _Evaluations:
