@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_arrays, tiny_config, untrained_run
+from PIL import Image
 
 from simclr_jax import config as cfg
 from simclr_jax.data import sources
@@ -170,6 +171,9 @@ def test_features_do_not_depend_on_the_batch_around_them(workdir):
         (path,) = (workdir / "eval" / "features").glob("simclr-test-*.npz")
         with np.load(path) as arrays:
             found.append(dict(arrays))
+    (train,) = (workdir / "eval" / "features").glob("simclr-train-*.npz")
+    with np.load(train) as kept:
+        assert set(kept) == {"encoder", "projection", "labels"}
     assert {name: len(x) for name, x in found[0].items()} == dict.fromkeys(
         ("encoder", "projection", "logits", "labels"), 41
     )
@@ -297,6 +301,25 @@ def test_transfer_to_images_with_several_labels(workdir, several_labels):
     for row in (first, second):
         assert 0.9 < row["cells"]["raw_pixels"]["value"] <= 1  # a quarter's brightness is easy to read
         assert 0 < row["cells"]["simclr"]["value"] <= 1
+
+
+def test_duplicates_and_outliers_have_the_names_of_their_files(fresh, tmp_path):
+    """In a folder sorted by class, of which only a sample is looked at."""
+    x, y = tiny_arrays(n=24)
+    x[3] = 255 * (np.indices((12, 12)).sum(0) % 2)[..., None]  # like nothing else
+    root = tmp_path / "images"
+    for i, (image, label) in enumerate(zip(x, y, strict=True)):
+        for split in ("train", "test"):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[..., 0]).save(folder / f"{i:02d}.png")
+    shutil.copy(root / "train" / "class1" / "05.png", root / "train" / "class1" / "twin.png")
+    workdir = shutil.copytree(fresh, tmp_path / "run")
+    config = command.override(str(workdir), [f"--config.data.source=folder:{root}"])
+    found = run.evaluate(workdir, protocols=["neighbours"], config=config)["protocols"]["neighbours"]
+    assert found["near_duplicates"][0][:2] == ["train/class1/05.png", "train/class1/twin.png"]
+    assert found["near_duplicates"][0][2] == pytest.approx(1, abs=1e-5)
+    assert found["outliers"][0][0] == "train/class3/03.png"
 
 
 def test_runs_side_by_side(fresh, workdir, tmp_path):

@@ -17,11 +17,13 @@ from jax.sharding import Mesh
 
 from simclr_jax import sharding
 
+ALONE = 64 << 20  # bytes of features that one device is faster with than many, which have to add up
+
 
 def standardize(features: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
     """All of them with the mean and deviation of `features [n, d]` taken out."""
-    mean, scale = moments(features)
-    return [((x - mean) * scale).astype(features.dtype) for x in (features, *others)]
+    mean, scale = (x.astype(features.dtype) for x in moments(features))
+    return [(x - mean) * scale for x in (features, *others)]
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -144,16 +146,20 @@ def fit_chosen(
     Best is the lowest cross entropy: accuracies tie too often.
 
     Args:
-      features: `[n, d]`, labels: `[n]` or `[n, classes]`; split over the mesh by rows.
+      features: `[n, d]`, labels: `[n]` or `[n, classes]`; split over the mesh by rows where they are many.
       held: rows.
     """
-    filling = -len(labels) % mesh.size
+    alone = features.nbytes < ALONE
+    filling = 0 if alone else -len(labels) % mesh.size
     everyone = np.arange(len(labels) + filling) < len(labels)
     rest = everyone.copy()
     rest[held] = False
-    features_and_labels = (np.pad(x, [(0, filling)] + [(0, 0)] * (x.ndim - 1)) for x in (features, labels))
-    padded = [*features_and_labels, rest, everyone]
-    *data, rest, everyone = sharding.put_same(padded, sharding.by_batch(mesh))
+    data = [features, labels]
+    if filling:
+        data = [np.pad(x, [(0, filling)] + [(0, 0)] * (x.ndim - 1)) for x in data]
+    where = mesh.local_devices[0] if alone else sharding.by_batch(mesh)
+    put = jax.device_put if alone else sharding.put_same
+    *data, rest, everyone = put([*data, rest, everyone], where)
     settings = {"classes": classes, "iterations": iterations}
     tried = fit(*data, rest, l2s, **settings)
     accuracy, loss = (np.asarray(x) for x in evaluate(tried, features[held], labels[held]))

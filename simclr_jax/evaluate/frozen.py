@@ -1,5 +1,6 @@
 """Protocols that leave the encoder as it is and classify its features: kNN, L-BFGS, linear heads, its own."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from simclr_jax.evals import classified, knn, linear
 from simclr_jax.evals.features import Features
 from simclr_jax.evals.scores import hold_out, limited
 from simclr_jax.evaluate import charts
-from simclr_jax.evaluate.subject import WHO, Subject
+from simclr_jax.evaluate.subject import WHO, Subject, some
 from simclr_jax.tasks import heads
 from simclr_jax.tasks.extractor import labelled
 
@@ -69,7 +70,7 @@ def nearest_neighbours(subject: Subject) -> dict[str, Any]:
     at = np.unravel_index(np.argmax(chosen["accuracy"]), np.shape(chosen["accuracy"]))
     k, temperature = GRID_K[at[0]], chosen["temperatures"][at[1]]
     bank, queries = (subject.labelled("simclr", part, chosen["features"]) for part in ("train", "test"))
-    scores = _votes(subject, bank, queries, [(k, temperature)], chosen["distance"])[0]
+    (scores,) = _votes(subject, bank, queries, [(k, temperature)], chosen["distance"])
     best = classified.evaluate(scores, queries.labels)
     what = f"k = {k}, " + (f"T = {temperature:g}, " if temperature else "1/distance, ")
     what += f"{chosen['distance']}, {chosen['features']}"
@@ -102,14 +103,17 @@ def _standard_votes(subject: Subject, who: str) -> dict[tuple, tuple[dict, np.nd
     }
 
 
-def _votes(subject: Subject, bank: Features, queries: Features, settings: list, distance: str) -> list:
+def _votes(
+    subject: Subject, bank: Features, queries: Features, settings: list, distance: str
+) -> Iterator[np.ndarray]:
     """Class probabilities `[q, classes]` for every (k, T), from one search."""
-    bank = bank.rows(np.arange(min(len(bank.labels), subject.config.eval.knn.bank)))
+    bank = some(bank, subject.config.eval.knn.bank)
     most = max(k for k, _ in settings)
     similarity, index = knn.nearest(bank.features, queries.features, most, subject.mesh, distance=distance)
     labels, classes = bank.labels[index], len(subject.classes)
-    votes = (knn.vote(similarity, labels, k, temperature, classes) for k, temperature in settings)
-    return [v / v.sum(axis=1, keepdims=True) for v in votes]
+    for k, temperature in settings:
+        votes = knn.vote(similarity, labels, k, temperature, classes)
+        yield votes / votes.sum(axis=1, keepdims=True)
 
 
 def _grids(subject: Subject) -> list[dict[str, Any]]:
@@ -168,8 +172,10 @@ def logistic_regression(subject: Subject) -> dict[str, Any]:
 def fit_l2(subject: Subject, found: Features, classes: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(weights {kernel [d, classes], bias}, accuracy and loss for every penalty) chosen on a hold-out."""
     options = subject.config.eval.linear
-    rows, held = limited(*hold_out(len(found.labels)), options.examples)
-    found = found.rows(rows)
+    held, rest = hold_out(len(found.labels))
+    if 0 < options.examples < len(found.labels):
+        rows, held = limited(held, rest, options.examples)
+        found = found.rows(rows)
     (scaled,) = linear.standardize(found.features)
     settings = {"classes": classes, "iterations": options.iterations}
     chosen = linear.fit_chosen(subject.mesh, scaled, found.labels, held, L2, **settings)

@@ -10,7 +10,7 @@ from simclr_jax.data.sources import Source
 from simclr_jax.evals import curation, embedding, health, knn, linear, saliency
 from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.frozen import classifier_weights
-from simclr_jax.evaluate.subject import Subject
+from simclr_jax.evaluate.subject import Subject, some
 from simclr_jax.models import simclr
 
 MAPPED = 2000  # images in the maps and for the measures of health, at most
@@ -59,14 +59,15 @@ def neighbourhood(subject: Subject) -> dict[str, Any]:
             "skipped": f"{train.name} is read in sequence: to show single images prepare it as ArrayRecord"
         }
     views, labels, _ = subject.gallery(MAPPED)
-    bank = subject.features("simclr", "train")
-    bank = bank.rows(np.arange(min(len(bank.labels), INSPECTED)))
-    vectors = bank.features["encoder"]
+    whole = subject.features("simclr", "train")
+    numbered = whole._replace(features={**whole.features, "at": subject.rows("simclr", "train")})
+    bank = some(numbered, INSPECTED)
+    vectors, at = bank.features["encoder"], bank.features["at"]
     shown = []
     if subject.splits.test:
         queries = figures.spread(labels, QUERIES)
         _, near = knn.nearest(vectors, subject.h_of(views[queries]), NEIGHBOURS, mesh)
-        images = subject.pictures(train, near.ravel()).reshape(*near.shape, *views.shape[1:])
+        images = subject.pictures(train, at[near].ravel()).reshape(*near.shape, *views.shape[1:])
         subject.draw(
             "retrieval.png", charts.retrieval, views[queries], images, labels[queries], bank.labels[near]
         )
@@ -74,7 +75,7 @@ def neighbourhood(subject: Subject) -> dict[str, Any]:
     twins = curation.near_duplicates(vectors, mesh)
     odd = curation.outliers(vectors, mesh)
     if twins:
-        pairs = np.array([pair[:2] for pair in twins[:SHOWN]])
+        pairs = at[np.array([pair[:2] for pair in twins[:SHOWN]])]
         images = subject.pictures(train, pairs.ravel()).reshape(*pairs.shape, *views.shape[1:])
         titles = [f"{similarity:.3f}" for *_, similarity in twins[:SHOWN]]
         subject.draw("duplicates.png", charts.pairs, images, titles, "Most similar pairs of training images")
@@ -82,13 +83,13 @@ def neighbourhood(subject: Subject) -> dict[str, Any]:
             ["duplicates.png", "Most similar pairs of training images, with their cosine similarity"]
         )
     if odd:
-        images = subject.pictures(train, np.array([i for i, _ in odd[: 2 * SHOWN]]))
+        images = subject.pictures(train, at[[i for i, _ in odd[: 2 * SHOWN]]])
         titles = [f"{similarity:.2f}" for _, similarity in odd[: 2 * SHOWN]]
         subject.draw("outliers.png", charts.grid, images, titles, "Training images least like any other")
         shown.append(
             ["outliers.png", "Training images least like any other: mean similarity to their 10 nearest"]
         )
-    name = lambda i: train.names[i] if train.names else int(i)  # noqa: E731
+    name = lambda i: train.names[at[i]] if train.names else int(at[i])  # noqa: E731
     return {
         "near_duplicates": [[name(i), name(j), s] for i, j, s in twins],
         "outliers": [[name(i), s] for i, s in odd],

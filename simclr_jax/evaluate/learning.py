@@ -17,7 +17,6 @@ from simclr_jax.evals import classified, linear
 from simclr_jax.evals.features import Features
 from simclr_jax.evaluate.frozen import cell, fit_l2
 from simclr_jax.evaluate.subject import WHO, Subject
-from simclr_jax.tasks.extractor import sample
 
 # The sets whose published figure is the mean over classes (SimCLR, B.8); others are told by accuracy.
 MEAN_PER_CLASS = ("fgvc_aircraft", "oxford_iiit_pet", "caltech101", "oxford_flowers102")
@@ -143,10 +142,8 @@ def _transferred(subject: Subject, source: str) -> tuple[str, dict[str, Any]]:
     if several:
         for who in WHO:
             found, test = (other.features(who, part).features["encoder"] for part in ("train", "test"))
-            rows = min(len(found), len(several.targets["train"]))  # of raw pixels a sample
-            index = sample(splits.train, rows)
-            targets = several.targets["train"] if index is None else several.targets["train"][index]
-            weights, _ = fit_l2(other, Features(found, targets), several.targets["train"].shape[1])
+            targets = several.targets["train"][other.rows(who, "train")]
+            weights, _ = fit_l2(other, Features(found, targets), targets.shape[1])
             scores = np.asarray(linear.logits(weights, test))
             measured[who] = {"map": classified.eleven_point_map(scores, several.targets["test"])}
         return "11-point mAP", measured

@@ -28,6 +28,7 @@ from simclr_jax.version import __version__
 
 WHO = ("simclr", "untrained", "raw_pixels")  # as in the run's own table
 RAW_EXAMPLES = 50_000  # of the raw-pixel baseline, at most
+IN_MEMORY = 2 << 30  # bytes; larger features are read again when they are needed
 # Fields that decide nothing here.
 IDLE = ("checkpoint", "compile_cache", "data.data_dir", "data.download", "data.threads", "log", "mesh",
         "eval.every", "eval.batch_size", "eval.figures", "eval.final", "train.steps_per_call")  # fmt: skip
@@ -106,21 +107,32 @@ class Subject:
     def features(self, who: str, part: str, index: np.ndarray | None = None) -> Features:
         """Of every image of a split, or of those in `index`: {encoder, projection, logits}, each `[n, d]`.
 
-        "encoder" is `config.eval.endpoint`; projection and logits only of an encoder that has such a layer.
+        "encoder" is `config.eval.endpoint`; projection of the run's encoder, where it has one, and logits of
+        test images, where it has a classifier.
         """
         split = getattr(self.splits, part)
         if index is None:
-            limit = self._limit(who) if part == "train" else 0
-            index = sample(split, limit)
+            index = self._index(who, part)
         key = self.key_of(
             who, split.fingerprint, split.name, None if index is None else _digest(index),
             self.config.data.to_dict(), self.config.eval.crop, self.config.eval.resize,
             self.config.eval.endpoint, self.config.model.dtype, self.config.seed, self.config.augment.device,
         )  # fmt: skip
-        if key not in self._kept:
-            path = self.folder / "features" / f"{who}-{part}-{key}.npz"
-            self._kept[key] = self._read(path) or self._extract(who, split, index, path)
-        return self._kept[key]
+        if key in self._kept:
+            return self._kept[key]
+        path = self.folder / "features" / f"{who}-{part}-{key}.npz"
+        found = self._read(path) or self._extract(who, part, index, path)
+        if sum(x.nbytes for x in found.features.values()) < IN_MEMORY:
+            self._kept[key] = found
+        return found
+
+    def rows(self, who: str, part: str) -> np.ndarray:
+        """The numbers `[n]` in the split of the images that `features` holds."""
+        index = self._index(who, part)
+        return np.arange(getattr(self.splits, part).size) if index is None else index
+
+    def _index(self, who: str, part: str) -> np.ndarray | None:
+        return sample(getattr(self.splits, part), self._limit(who) if part == "train" else 0)
 
     def labelled(self, who: str, part: str, name: str = "encoder") -> Features:
         """One of the features, of the images whose label is known."""
@@ -143,14 +155,16 @@ class Subject:
             return None
         return Features({k: v for k, v in arrays.items() if k != "labels"}, arrays["labels"])
 
-    def _extract(self, who: str, split: Source, index: np.ndarray | None, path: epath.Path) -> Features:
+    def _extract(self, who: str, part: str, index: np.ndarray | None, path: epath.Path) -> Features:
+        split = getattr(self.splits, part)
         if who == "raw_pixels":
             found = self._extractor.raw_pixels(split, index)
             found = found._replace(features={"encoder": found.features})
         else:
             found = self._extractor(self.variables(who), split, index)
-            names = self._endpoints if who == "simclr" else {"encoder": self._endpoints["encoder"]}
-            found = found._replace(features={k: found.features[end] for k, end in names.items()})
+            wanted = ["encoder"] + ["projection"] * (who == "simclr") + ["logits"] * (part == "test")
+            names = {name: end for name, end in self._endpoints.items() if name in wanted}
+            found = found._replace(features={name: found.features[end] for name, end in names.items()})
         self.keep(path, labels=found.labels, **found.features)
         return found
 
@@ -267,6 +281,13 @@ class Subject:
         """A JSON file in the folder, by the first process."""
         if self.first:
             files.write(self.folder / name, json.dumps(value, indent=2) + "\n")
+
+
+def some(found: Features, most: int) -> Features:
+    """A fixed sample of at most `most` rows, in order: files may be sorted by class."""
+    if len(found.labels) <= most:
+        return found
+    return found.rows(np.sort(np.random.default_rng(0).permutation(len(found.labels))[:most]))
 
 
 def _decisive(config: ConfigDict) -> dict[str, Any]:
