@@ -6,7 +6,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax import config as cfg
 from simclr_jax import encoder, train
 from simclr_jax.data import multilabel
 from simclr_jax.data import splits as data_splits
@@ -17,6 +16,7 @@ from simclr_jax.evals import classified, linear
 from simclr_jax.evals.features import Features
 from simclr_jax.evaluate.frozen import cell, fit_l2
 from simclr_jax.evaluate.subject import WHO, Subject
+from simclr_jax.tasks.supervised import plain_recipe
 
 # The sets whose published figure is the mean over classes (SimCLR, B.8); others are told by accuracy.
 MEAN_PER_CLASS = ("fgvc_aircraft", "oxford_iiit_pet", "caltech101", "oxford_flowers102")
@@ -87,23 +87,12 @@ def _few(subject: Subject, share: float) -> Splits:
 
 def _finetuning(subject: Subject, epochs: float, examples: int, *, scratch: bool) -> ConfigDict:
     """The config of `configs/finetune.py` for these images."""
-    config = subject.config.copy_and_resolve_references()
-    config.task, config.distill.teacher = "supervised", ""
+    config = plain_recipe(subject.config, subject.config.eval.finetune.learning_rate, epochs)
+    config.task = "supervised"
     config.start.workdir = "" if scratch else str(subject.workdir)
     config.start.step = 0 if scratch else subject.encoder.step
-    augment, optimizer = config.augment, config.optimizer
-    augment.jitter = augment.grayscale = augment.blur = 0.0
-    optimizer.name, optimizer.nesterov, optimizer.momentum = "sgd", True, 0.9
-    optimizer.rate_in_momentum = False
-    optimizer.learning_rate, optimizer.scaling = config.eval.finetune.learning_rate, "linear"
-    optimizer.weight_decay, optimizer.warmup = 0.0, cfg.duration()
-    config.model.probe, config.model.probe_layer, config.model.norm_groups = True, 0, 1
-    config.finetune.after_block = -1
+    config.model.probe_layer, config.model.norm_groups, config.finetune.after_block = 0, 1, -1
     config.train.batch_size = subject.batch_size(examples)
-    config.train.microbatch = 0
-    config.train.update(cfg.duration(epochs=epochs))
-    config.checkpoint.every, config.checkpoint.keep = cfg.duration(epochs=10), 1
-    config.eval.every, config.eval.final, config.eval.figures = cfg.duration(), False, False
     return config
 
 

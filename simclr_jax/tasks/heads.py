@@ -16,7 +16,6 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import config as cfg
 from simclr_jax import encoder, sharding
 from simclr_jax.data import order
 from simclr_jax.data.sources import Source
@@ -26,6 +25,7 @@ from simclr_jax.evals.scores import hold_out
 from simclr_jax.models import simclr
 from simclr_jax.tasks.extractor import read_endpoint
 from simclr_jax.tasks.images import Images
+from simclr_jax.tasks.supervised import plain_recipe
 from simclr_jax.tasks.task import Task
 
 
@@ -164,17 +164,7 @@ def logits(weights: dict[str, Any], h: jax.Array) -> jax.Array:
 
 def config_of(config: ConfigDict, workdir: str, step: int) -> ConfigDict:
     """What trains the heads on the encoder in `workdir`, on the images of `config`."""
-    config = config.copy_and_resolve_references()
+    linear = config.eval.linear
+    config = plain_recipe(config, linear.learning_rate, linear.epochs)
     config.task, config.start.workdir, config.start.step = "heads", workdir, step
-    config.distill.teacher = ""
-    augment, optimizer = config.augment, config.optimizer
-    augment.jitter = augment.grayscale = augment.blur = 0.0
-    optimizer.name, optimizer.nesterov, optimizer.momentum = "sgd", True, 0.9
-    optimizer.rate_in_momentum = False
-    optimizer.learning_rate, optimizer.scaling = config.eval.linear.learning_rate, "linear"
-    optimizer.weight_decay, optimizer.warmup = 0.0, cfg.duration()
-    config.train.update(cfg.duration(epochs=config.eval.linear.epochs))
-    config.train.microbatch, config.model.probe = 0, True
-    config.checkpoint.every, config.checkpoint.keep = cfg.duration(epochs=10), 1
-    config.eval.every, config.eval.final, config.eval.figures = cfg.duration(), False, False
     return config

@@ -84,6 +84,26 @@ def classifier(
     )
 
 
+def plain_recipe(config: ConfigDict, learning_rate: float, epochs: float) -> ConfigDict:
+    """A copy of any run's config that learns from labels as in the paper (SimCLR, B.5 and B.6).
+
+    SGD with Nesterov momentum, rate · batch / 256, no warm-up, no decay, cosine; of the run's augmentation
+    the geometry alone. No evaluation, few checkpoints.
+    """
+    config = config.copy_and_resolve_references()
+    augment, optimizer = config.augment, config.optimizer
+    augment.jitter = augment.grayscale = augment.blur = 0.0
+    optimizer.name, optimizer.nesterov, optimizer.momentum = "sgd", True, 0.9
+    optimizer.learning_rate, optimizer.scaling, optimizer.rate_in_momentum = learning_rate, "linear", False
+    optimizer.weight_decay, optimizer.warmup = 0.0, cfg.duration()
+    config.model.probe, config.distill.teacher = True, ""
+    config.train.update(cfg.duration(epochs=epochs))
+    config.train.microbatch = 0
+    config.checkpoint.every, config.checkpoint.keep = cfg.duration(epochs=10), 1
+    config.eval.every, config.eval.final, config.eval.figures = cfg.duration(), False, False
+    return config
+
+
 def _evals(config: ConfigDict, splits: Splits, mesh: Mesh, model: simclr.SimCLR, images: Images) -> dict:
     """Accuracy on the test split while training and at the end; BatchNorm by its moving statistics."""
     if splits.test is None or not splits.test.classes:
