@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from simclr_jax.errors import Preempted, SimclrError, one_line
+from simclr_jax.errors import SimclrError, Stopped, one_line
 
 # Exit codes: a mistake of the user's, try again (sysexits.h), and the shell's of two signals.
 FAILED, LOST, INTERRUPTED, TERMINATED = 2, 75, 128 + 2, 128 + 15
@@ -39,7 +39,7 @@ def ends(goes_on: str) -> Iterator[None]:
         yield
     except SimclrError as error:
         fail(error)
-    except Preempted as stop:
+    except Stopped as stop:
         print(stop, flush=True)
         sys.exit(TERMINATED)
     except KeyboardInterrupt:

@@ -9,8 +9,12 @@ class DivergedError(SimclrError):
     """Numbers of the training are no longer numbers: this config's fault, another one may do well."""
 
 
-class Preempted(Exception):  # noqa: N818 - not an error
-    """SIGTERM was heard; the state of `step` is saved."""
+class Stopped(Exception):  # noqa: N818 - not an error
+    """SIGTERM was heard; what is done is saved. The text says so."""
+
+
+class Preempted(Stopped):
+    """The state of `step` is saved."""
 
     def __init__(self, step: int, steps: int):
         super().__init__(f"stopped at step {step} of {steps}, saved; the same command goes on")

@@ -84,7 +84,7 @@ def test_the_report_and_that_what_was_found_is_kept(workdir, monkeypatch, capsys
     assert {"tensors.tsv", "metadata.tsv", "sprite.png", "projector_config.pbtxt"} <= {
         path.name for path in (workdir / "eval" / "projector").iterdir()
     }
-    text = summary.table(made)
+    text = "\n".join(summary.table(made))
     assert "kNN, k = 200, T = 0.1" in text
     assert "untrained encoder" in text
 

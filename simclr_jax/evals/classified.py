@@ -24,7 +24,7 @@ def evaluate(
 
     Args:
       scores: probabilities `[n, classes]`; labels: `[n]`, those with -1 (none) are left out.
-      resamples: of the test images, for the 95 % intervals.
+      resamples: of the test images, for the 95 % intervals (top1's is Wilson's where all or none are right).
 
     Returns:
       {images, top1, top5 (with more than five classes), interval {top1, macro_f1: [low, high]},
@@ -141,4 +141,13 @@ def _intervals(confusion: np.ndarray, resamples: int, seed: int) -> dict[str, li
         f1 = 2 * hits / np.maximum(named, 1)
         macro_f1.append(f1.sum(axis=0) / np.count_nonzero(named, axis=0))
     bounds = lambda x: np.percentile(np.concatenate(x), [2.5, 97.5]).tolist()  # noqa: E731
-    return {"top1": bounds(top1), "macro_f1": bounds(macro_f1)}
+    right = int(np.trace(confusion))
+    sure = right in (0, n)  # whatever is drawn is then the same, however few images there are
+    return {"top1": _wilson(right, int(n)) if sure else bounds(top1), "macro_f1": bounds(macro_f1)}
+
+
+def _wilson(right: int, n: int, z: float = 1.96) -> list[float]:
+    """Wilson's 95 % interval of a proportion (1927)."""
+    p = right / n
+    middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return [float(max(0, (middle - half) / (1 + z**2 / n))), float(min(1, (middle + half) / (1 + z**2 / n)))]

@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--compare", nargs="+", metavar="WORKDIR", help="evaluated runs side by side, with config differences"
     )
-    add("--out", metavar="FILE", default="comparison.html", help="of --compare (comparison.html)")
+    add("--out", metavar="FILE", help="of --compare (the first run's eval/comparison.html)")
     several = top.add_argument_group("several processes")
     several.add_argument(
         "--coordinator", metavar="HOST:PORT", help="of the first (a TPU pod and Slurm need none)"
@@ -68,12 +68,14 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args, rest = parser().parse_known_args(argv)
     logging.set_verbosity(logging.WARNING)
-    with command.ends("goes on where this one stopped"):
+    goes_on = "without --again goes on" if args.again else "goes on"
+    with command.ends(f"{goes_on} where this one stopped"):
         _check(args, rest)
         if args.compare:
             from simclr_jax.evaluate import compare
 
-            print(compare.compare(args.compare, epath.Path(args.out)))
+            out = args.out or epath.Path(args.compare[0]) / "eval" / "comparison.html"
+            print(compare.compare(args.compare, epath.Path(out)))
             return
         config = override(args.workdir, rest)
         from simclr_jax import distributed
@@ -81,14 +83,13 @@ def main(argv: list[str] | None = None) -> None:
         distributed.start(args.coordinator, args.processes, args.process)
         from simclr_jax.evaluate import run, summary
 
-        names = args.protocols.split(",") if args.protocols else run.DEFAULT
+        names = run.DEFAULT if args.protocols is None else args.protocols.split(",")
         sources = [source for source in args.transfer.split(",") if source]
         made = run.evaluate(
             args.workdir, protocols=names, config=config, step=args.step, transfer=sources, again=args.again
         )
         if distributed.first():
-            folder = epath.Path(args.workdir) / "eval"
-            print(f"\n{summary.table(made)}\n\n{made['verdict']}\n\n{folder / 'report.html'}")
+            print("\n".join(["", *summary.table(made), made["verdict"], "", made["page"]]))
 
 
 def _check(args: argparse.Namespace, rest: list[str]) -> None:
@@ -99,6 +100,8 @@ def _check(args: argparse.Namespace, rest: list[str]) -> None:
         raise SimclrError("--compare names the runs itself: leave --workdir out")
     if not args.compare and not args.workdir:
         raise SimclrError("--workdir is missing: for example --workdir=runs/quickstart")
+    if args.protocols == "":
+        raise SimclrError("--protocols is empty: name some, or leave it out for the default ones")
     if args.protocols and "transfer" in args.protocols.split(",") and not args.transfer:
         raise SimclrError(
             "--protocols=transfer: name the labelled sets, --transfer=tfds:food101,folder:/my/set"

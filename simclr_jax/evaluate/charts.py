@@ -8,7 +8,7 @@ from etils import epath
 
 from simclr_jax.figures import BAD, BLUE, GOOD, INK, ORANGE, new, save, show
 
-NAMES = {"simclr": "SimCLR", "untrained": "untrained", "raw_pixels": "raw pixels"}
+NAMES = {"simclr": "this encoder", "untrained": "untrained", "raw_pixels": "raw pixels"}
 COLOURS = {"simclr": BLUE, "untrained": ORANGE, "raw_pixels": "#7f7f7f"}
 NAMED = 25  # classes, at most, that get a name each on an axis
 
@@ -287,8 +287,13 @@ def curves(path: epath.PathLike, runs: Mapping[str, Sequence[Mapping[str, Any]]]
     ]
     if not drawn:
         return False
-    figure = new(figsize=(4 * len(drawn), 3.4))
-    for axes, (key, factor) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+    columns = min(len(drawn), 2)  # to be read on a phone
+    rows_of = -(-len(drawn) // columns)
+    figure = new(figsize=(4 * columns, 3 * rows_of))
+    grid = figure.subplots(rows_of, columns, squeeze=False).ravel()
+    for axes in grid[len(drawn) :]:
+        axes.set_axis_off()
+    for axes, (key, factor) in zip(grid, drawn, strict=False):
         for name, rows in runs.items():
             points = np.array([(r["step"], factor * r[key]) for r in rows if r.get(key) is not None])
             if len(points):

@@ -15,6 +15,12 @@ from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.page import STYLE
 from simclr_jax.evaluate.summary import shown
 
+HEALTH = {
+    "rank_me": "RankMe",
+    "alignment": "alignment (0: views agree)",
+    "uniformity": "uniformity (lower: more even)",
+    "feature_std": "deviation (0: collapsed)",
+}
 SAME = ("eval.figures", "compile_cache", "log", "checkpoint", "data.threads")  # differences of no interest
 
 
@@ -46,7 +52,7 @@ def differences(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]
     """{field: its value in every run} of the config fields that are not the same in all."""
     flat = [cfg.flatten(made["config"]) for made in reports.values()]
     fields = sorted({field for one in flat for field in one})
-    rows = {field: [repr(one[field]) if field in one else "" for one in flat] for field in fields}
+    rows = {field: [repr(one[field]) if field in one else "–" for one in flat] for field in fields}
     idle = lambda field: any(field == name or field.startswith(name + ".") for name in SAME)  # noqa: E731
     return {f: values for f, values in rows.items() if len(set(values)) > 1 and not idle(f)}
 
@@ -65,11 +71,11 @@ def _scores(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
             cells = rows.setdefault(row["title"], [""] * len(reports))
             cells[number] = shown(row["cells"].get("simclr"))
     health = [made["protocols"].get("health", {}).get("simclr", {}) for made in reports.values()]
-    for field in ("rank_me", "alignment", "uniformity", "feature_std"):
+    for field, title in HEALTH.items():
         values = [one.get(field) for one in health]
         if any(value is not None for value in values):
-            rows[field] = ["" if value is None else f"{value:.2f}" for value in values]
-    return rows
+            rows[title] = ["" if value is None else f"{value:.2f}" for value in values]
+    return {title: [cell or "–" for cell in cells] for title, cells in rows.items()}
 
 
 def _text(names: list[str], rows: Mapping[str, list[str]]) -> str:

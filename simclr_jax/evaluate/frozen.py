@@ -39,15 +39,15 @@ def features(subject: Subject) -> dict[str, Any]:
     return {"shapes": shapes}
 
 
-def draw_quality(subject: Subject, name: str, measured: dict[str, Any]) -> list[list[str]]:
-    """[file, caption] of the figures of one classifier: confusions, classes, calibration."""
+def draw_quality(subject: Subject, name: str, title: str, measured: dict[str, Any]) -> list[list[str]]:
+    """[file, caption] of the figures of the classifier `title`: confusions, classes, calibration."""
     subject.draw(f"{name}_confusion.png", charts.confusion, measured["confusion"], subject.classes)
     subject.draw(f"{name}_classes.png", charts.per_class, measured["per_class"], subject.classes)
     subject.draw(f"{name}_calibration.png", charts.calibration, measured["calibration"], measured["ece"])
     return [
-        [f"{name}_confusion.png", "What is taken for what: rows the truth, columns the prediction, in %"],
-        [f"{name}_classes.png", "Class by class"],
-        [f"{name}_calibration.png", "Calibration: how often it is right, by how sure it is"],
+        [f"{name}_confusion.png", f"{title}: rows the truth, columns the prediction, in %"],
+        [f"{name}_classes.png", f"{title}: class by class"],
+        [f"{name}_calibration.png", f"{title}: how often it is right, by how sure it is"],
     ]
 
 
@@ -160,7 +160,7 @@ def logistic_regression(subject: Subject) -> dict[str, Any]:
             subject.weights = weights
     subject.draw("penalties.png", charts.penalties, curves)
     figures = [["penalties.png", "Which penalty: accuracy and cross entropy on the hold-out of train"]]
-    figures += draw_quality(subject, "lbfgs", measured["simclr"])
+    figures += draw_quality(subject, "lbfgs", "linear, L-BFGS", measured["simclr"])
     return {
         "rows": [{"id": "lbfgs", "title": "linear, L-BFGS", "cells": cells}],
         "penalties": curves,
@@ -263,5 +263,5 @@ def own_classifier(subject: Subject) -> dict[str, Any]:
     return {
         "rows": [{"id": "classifier", "title": title, "cells": {"simclr": cell(measured)}}],
         "metrics": {title: measured},
-        "figures": draw_quality(subject, "classifier", measured),
+        "figures": draw_quality(subject, "classifier", title, measured),
     }

@@ -1,6 +1,6 @@
 """Protocols that train or take other images: fine-tuning with few labels, transfer to other sets."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -96,51 +96,72 @@ def _finetuning(subject: Subject, epochs: float, examples: int, *, scratch: bool
     return config
 
 
-def transfer(subject: Subject, sources: list[str]) -> dict[str, Any]:
+class Labelled(NamedTuple):
+    """A set to transfer to, with the config that reads it; targets: where images have several labels each."""
+
+    splits: Splits
+    config: ConfigDict
+    metric: str
+    targets: dict[str, np.ndarray] | None  # {train, test: [n, classes] bool}
+
+
+def load(config: ConfigDict, source: str) -> Labelled:
+    """The labelled set `tfds:NAME`, `folder:PATH` or `npz:PATH`, read as `config` reads the run's own images.
+
+    Raises:
+      SimclrError: it is not there, or has no labels.
+    """
+    kind, _, where = source.partition(":")
+    try:
+        if kind not in ("tfds", "folder", "npz", "builtin"):
+            raise SimclrError("must be tfds:NAME, folder:PATH or npz:PATH")
+        config, name = config.copy_and_resolve_references(), where.split("/")[0]
+        config.data.source = source
+        config.data.train_split, config.data.test_split = SPLITS.get(name, ("train", "test"))
+        if several := multilabel.load(**config.data):
+            return Labelled(several.splits, config, "11-point mAP", several.targets)
+        splits = data_splits.load(**config.data)
+        if splits.test is None or not (splits.train.classes and splits.test.classes):
+            raise SimclrError("needs labels and a test split")
+    except SimclrError as error:
+        raise SimclrError(f"--transfer={source}: {error}") from None
+    return Labelled(splits, config, "mean per class" if name in MEAN_PER_CLASS else "top-1", None)
+
+
+def transfer(subject: Subject) -> dict[str, Any]:
     """Other labelled sets, by L-BFGS on frozen features, the penalty chosen on a hold-out (SimCLR, B.8).
 
     Aircraft, Pets, Caltech-101 and Flowers are told by the mean over classes, sets with several labels an
     image (VOC2007) by the 11-point mean average precision, the others by accuracy.
     """
     rows, results = [], {}
-    for source in sources:
-        try:
-            metric, measured = _transferred(subject, source)
-        except SimclrError as error:
-            raise SimclrError(f"--transfer={source}: {error}") from None
-        cells = {
-            who: cell(one) if metric == "top-1" else {"value": one[METRICS[metric]]}
-            for who, one in measured.items()
-        }
-        rows.append(
-            {"id": f"transfer_{source}", "title": f"{source}, L-BFGS", "note": metric, "cells": cells}
-        )
+    for source, data in subject.sets.items():
+        measured = _transferred(subject, source, data)
+        key = METRICS.get(data.metric)
+        cells = {who: {"value": one[key]} if key else cell(one) for who, one in measured.items()}
+        title = f"{source}, L-BFGS"
+        rows.append({"id": f"transfer_{source}", "title": title, "note": data.metric, "cells": cells})
         results[source] = measured
     return {"rows": rows, "sets": results}
 
 
-def _transferred(subject: Subject, source: str) -> tuple[str, dict[str, Any]]:
-    """(the metric of that set, what was measured of each contender)."""
-    config, name = subject.config.copy_and_resolve_references(), source.partition(":")[2].split("/")[0]
-    config.data.source = source
-    config.data.train_split, config.data.test_split = SPLITS.get(name, ("train", "test"))
-    several = multilabel.load(**config.data)
-    splits = several.splits if several else data_splits.load(**config.data)
-    other = Subject(subject.workdir, config, subject.encoder, splits, subject.mesh)
-    measured = {}
-    if several:
+def _transferred(subject: Subject, source: str, data: Labelled) -> dict[str, Any]:
+    """What was measured of each contender."""
+    other = Subject(subject.workdir, data.config, subject.encoder, data.splits, subject.mesh)
+    other.folder, measured = subject.folder, {}
+    if data.targets:
         for who in WHO:
             found, test = (other.features(who, part).features["encoder"] for part in ("train", "test"))
-            targets = several.targets["train"][other.rows(who, "train")]
+            targets = data.targets["train"][other.rows(who, "train")]
             weights, _ = fit_l2(other, Features(found, targets), targets.shape[1])
             scores = np.asarray(linear.logits(weights, test))
-            measured[who] = {"map": classified.eleven_point_map(scores, several.targets["test"])}
-        return "11-point mAP", measured
+            measured[who] = {"map": classified.eleven_point_map(scores, data.targets["test"])}
+        return measured
     if reason := other.unscorable():
-        raise SimclrError(reason)
+        raise SimclrError(f"--transfer={source}: {reason}")
     for who in WHO:
         found, test = (other.labelled(who, part) for part in ("train", "test"))
         weights, _ = fit_l2(other, found, len(other.classes))
         scores = np.asarray(linear.probabilities(weights, test.features))
         measured[who] = classified.evaluate(scores, test.labels)
-    return "mean per class" if name in MEAN_PER_CLASS else "top-1", measured
+    return measured

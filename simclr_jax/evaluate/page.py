@@ -38,6 +38,8 @@ th, td { text-align: right; padding: .3rem .5rem; border-bottom: 1px solid var(-
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 8rem }
 th { white-space: normal; vertical-align: bottom }
 td small { color: var(--soft); display: block } .mine { font-weight: 600 }
+@media (max-width: 30rem) { body { padding: .7rem } table { font-size: .78rem }
+  th, td { padding: .25rem } th:first-child, td:first-child { min-width: 5.5rem } }
 figure { margin: 1rem 0 } figcaption { color: var(--soft); font-size: .9rem }
 img { max-width: 100%; height: auto; background: #fff; border-radius: .3rem }
 pre { overflow-x: auto; font-size: .8rem }

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
+from simclr_jax import checkpoint, encoder, files, sharding, validation
 from simclr_jax import config as cfg
-from simclr_jax import encoder, files, sharding, validation
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.splits import Splits
-from simclr_jax.errors import SimclrError
+from simclr_jax.errors import SimclrError, Stopped
 from simclr_jax.evaluate import frozen, inside, learning, page, robust, summary
-from simclr_jax.evaluate.subject import Subject
+from simclr_jax.evaluate.subject import Subject, differences
 from simclr_jax.train import use_compile_cache
 
 
@@ -23,22 +23,34 @@ class Protocol(NamedTuple):
     run: Callable[..., dict[str, Any]]
     labels: bool  # it needs them
     after: str = ""  # another one whose classifier it takes
+    options: tuple[str, ...] = ()  # fields of config.eval that it reads, beside what the subject has read
 
 
+FIT = ("linear.iterations",)
 PROTOCOLS = {
     "features": Protocol(frozen.features, labels=False),
     "knn": Protocol(frozen.nearest_neighbours, labels=True),
-    "lbfgs": Protocol(frozen.logistic_regression, labels=True),
-    "linear": Protocol(frozen.linear_heads, labels=True),
+    "lbfgs": Protocol(frozen.logistic_regression, labels=True, options=FIT),
+    "linear": Protocol(
+        frozen.linear_heads,
+        labels=True,
+        options=("linear.epochs", "linear.learning_rate", "linear.rates", "linear.decays"),
+    ),
     "classifier": Protocol(frozen.own_classifier, labels=True),
-    "robustness": Protocol(robust.robustness, labels=True, after="lbfgs"),
-    "invariance": Protocol(robust.invariance, labels=False),
+    "robustness": Protocol(
+        robust.robustness, labels=True, after="lbfgs", options=(*FIT, "robustness.images")
+    ),
+    "invariance": Protocol(robust.invariance, labels=False, options=("robustness.images",)),
     "health": Protocol(inside.representation, labels=False),
     "neighbours": Protocol(inside.neighbourhood, labels=False),
-    "saliency": Protocol(inside.where_it_looks, labels=False, after="lbfgs"),
+    "saliency": Protocol(inside.where_it_looks, labels=False, after="lbfgs", options=FIT),
     "maps": Protocol(inside.maps, labels=False),
-    "finetune": Protocol(learning.few_labels, labels=True),
-    "transfer": Protocol(learning.transfer, labels=False),
+    "finetune": Protocol(
+        learning.few_labels,
+        labels=True,
+        options=("finetune.shares", "finetune.epochs", "finetune.learning_rate"),
+    ),
+    "transfer": Protocol(learning.transfer, labels=False, options=FIT),
 }
 DEFAULT = tuple(name for name in PROTOCOLS if name not in ("finetune", "transfer"))
 
@@ -55,7 +67,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates the encoder of a run and writes `workdir/eval`: report.html, report.json, figures.
 
-    What an earlier call has found of the same encoder, images and config is kept.
+    Other images, another endpoint or another checkpoint than the run's own get a folder of their own below
+    it. What an earlier call has found of the same is kept.
 
     Args:
       workdir: of a run, trained here or converted.
@@ -81,34 +94,62 @@ def evaluate(
     validation.check_divisible(config, ("eval.batch_size", "train.batch_size"), mesh.size)
     splits = splits or _load(config)
     mine = encoder.Encoder(config, found.classes, found.step, found.variables)
-    subject = Subject(workdir, config, mine, splits, mesh)
+    newest = found.step == max(checkpoint.saved_steps(workdir / "checkpoints"))
+    changed = [] if newest else [f"step={found.step}"]
+    subject = Subject(workdir, config, mine, splits, mesh, changed + differences(found.config, config))
     say = print if subject.first else lambda *_, **__: None
     tested = f", {splits.test.size:,} to test on" if splits.test else ""
     images = f"{splits.train.size:,} images to learn from ({splits.train.name}){tested}"
     say(f"{workdir}, step {found.step}, {config.eval.endpoint}; {images}", flush=True)
+    if "transfer" in wanted:  # a mistake in their names is told before the rest begins
+        subject.sets = {source: learning.load(config, source) for source in transfer}
     unscorable = subject.unscorable()
     if unscorable:
         say(f"no classifier can be scored: {unscorable}")
     results = _kept(subject)
-    for name, protocol in PROTOCOLS.items():
-        needed = any(PROTOCOLS[other].after == name for other in wanted)
-        if not (name in wanted or needed) or (protocol.labels and unscorable):
-            continue
-        more = {"sources": list(transfer)} if name == "transfer" else {}
-        if name in results and results[name]["asked"] == more and not (again and name in wanted):
-            say(f"{name:<12} kept")
-            continue
-        begin = time.perf_counter()
-        result = protocol.run(subject, **more)
-        seconds = round(time.perf_counter() - begin, 2)
-        results[name] = {"subject": subject.key, "asked": more, "seconds": seconds, **result}
-        subject.write(f"protocols/{name}.json", results[name])
-        say(f"{name:<12} {result.get('skipped') or f'{seconds:.1f} s'}", flush=True)
-    made = summary.make(subject, results, unscorable)
+    with checkpoint.Signals() as signals:
+        for name, protocol in PROTOCOLS.items():
+            needed = any(PROTOCOLS[other].after == name for other in wanted)
+            if not (name in wanted or needed) or (protocol.labels and unscorable):
+                continue
+            options = {field: _json(config.eval, field) for field in protocol.options}
+            options |= {"sources": list(transfer)} if name == "transfer" else {}
+            new = again and name in wanted
+            if name in results and results[name]["options"] == options and not new:
+                say(f"{name:<12} kept")
+                continue
+            results[name] = _run(name, subject, options, new, say)
+            _stop_if_told(signals, name)
+    made = summary.make(subject, {name: results[name] for name in PROTOCOLS if name in results}, unscorable)
     if subject.first:
         subject.write("report.json", made)
         files.write(subject.folder / "report.html", page.render(made, subject.folder))
     return made
+
+
+def _run(name: str, subject: Subject, options: dict[str, Any], again: bool, say: Callable) -> dict[str, Any]:
+    """What a protocol finds, which is kept."""
+    subject.again = again
+    begin = time.perf_counter()
+    result = PROTOCOLS[name].run(subject)
+    seconds = round(time.perf_counter() - begin, 2)
+    result = {"subject": subject.key, "options": options, "seconds": seconds, **result}
+    subject.write(f"protocols/{name}.json", result)
+    say(f"{name:<12} {result.get('skipped') or f'{seconds:.1f} s'}", flush=True)
+    return result
+
+
+def _stop_if_told(signals: checkpoint.Signals, name: str) -> None:
+    signals.check()  # Ctrl-C that came in a destructor
+    if signals.received:
+        raise Stopped(f"stopped after the protocol {name}; the same command goes on")
+
+
+def _json(node: ConfigDict, field: str) -> Any:
+    """The field 'a.b' as JSON gives it back."""
+    for part in field.split("."):
+        node = node[part]
+    return list(node) if isinstance(node, tuple) else node
 
 
 def _check(protocols: Sequence[str]) -> list[str]:
@@ -142,7 +183,7 @@ def _load(config: ConfigDict) -> Splits:
 
 
 def _kept(subject: Subject) -> dict[str, Any]:
-    """What earlier calls found of this encoder on these images by this config, by protocol."""
+    """What earlier calls found of this subject, by protocol."""
     found = {}
     for name in PROTOCOLS:
         result = files.read_json(subject.folder / "protocols" / f"{name}.json")

@@ -3,7 +3,8 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -41,18 +42,34 @@ class Subject:
       workdir: of the run; `workdir/eval` keeps all that is found.
       config: the run's, with what the user wants otherwise.
       splits: the images.
+      changed: what makes it another subject than the run's own, which gets a folder of its own.
 
     Attributes:
       folder: where results are kept.
       weights: {kernel [d, classes], bias} of the classifier by L-BFGS, once there is one.
       classes: names of the classes, () without labels.
-      key: changes with the encoder, the images or the config.
+      key: changes with the encoder, the images, or what the config says of both.
+      sets: the labelled images of the protocol transfer, by source.
+      again: the protocol is to be run as if for the first time.
     """
 
-    def __init__(self, workdir: epath.Path, config: ConfigDict, encoder: Encoder, splits: Splits, mesh: Mesh):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        config: ConfigDict,
+        encoder: Encoder,
+        splits: Splits,
+        mesh: Mesh,
+        changed: Sequence[str] = (),
+    ):
         if config.augment.device == "all":
             splits = memory.hold(splits, config.data)
         self.workdir, self.folder = workdir, workdir / "eval"
+        if changed:
+            readable = re.sub(r"[^\w.=,-]+", "_", ",".join(changed))
+            self.folder /= f"{readable[:60]}-{hashlib.sha256(repr(changed).encode()).hexdigest()[:6]}"
+        self.sets: dict[str, Any] = {}
+        self.again = False
         self.config, self.encoder, self.splits, self.mesh = config, encoder, splits, mesh
         self.classes = splits.train.classes
         self.images = Images(config, splits, mesh, views=1)
@@ -60,7 +77,7 @@ class Subject:
         self.weights: dict[str, np.ndarray] | None = None
         self._digest = _digest(encoder.variables)
         self._kept: dict[str, Features] = {}
-        self.key = self.key_of(_decisive(config), *(s.fingerprint for s in splits if s))
+        self.key = self.key_of(_of_subject(config), *(s.fingerprint for s in splits if s))
 
     def key_of(self, *parts: Any) -> str:
         """A short name for what decides a result, beside the encoder."""
@@ -70,7 +87,10 @@ class Subject:
     def run_folder(self, name: str, config: ConfigDict) -> epath.Path:
         """Where a run of `config`, part of a protocol, is kept: another folder for whatever differs."""
         key = self.key_of(_decisive(config), *(s.fingerprint for s in self.splits if s))
-        return self.folder / "runs" / f"{name}-{key}"
+        folder = self.folder / "runs" / f"{name}-{key}"
+        if self.again and self.first and folder.exists():
+            folder.rmtree()
+        return folder
 
     # ---- what can be done ------------------------------------------------------------------------
 
@@ -288,6 +308,18 @@ def some(found: Features, most: int) -> Features:
     if len(found.labels) <= most:
         return found
     return found.rows(np.sort(np.random.default_rng(0).permutation(len(found.labels))[:most]))
+
+
+def differences(own: ConfigDict, other: ConfigDict) -> list[str]:
+    """`field=value` of what makes the subject of `other` another than that of the run's `own` config."""
+    mine, theirs = _of_subject(own), _of_subject(other)
+    return [f"{field}={value}" for field, value in theirs.items() if mine[field] != value]
+
+
+def _of_subject(config: ConfigDict) -> dict[str, Any]:
+    """The fields that make a subject: all decisive ones but those of single protocols."""
+    own = ("eval.crop", "eval.resize", "eval.endpoint", "eval.knn.bank", "eval.linear.examples")
+    return {f: v for f, v in _decisive(config).items() if f in own or not f.startswith("eval.")}
 
 
 def _decisive(config: ConfigDict) -> dict[str, Any]:

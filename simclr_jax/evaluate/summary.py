@@ -10,7 +10,7 @@ from simclr_jax.evaluate.subject import Subject
 
 SCHEMA = 1  # of report.json
 COLUMNS = {**charts.NAMES, "untrained": "untrained encoder"}
-TELLS = ("lbfgs", "sgd", "knn_200", "classifier")  # rows that the verdict may rest on, the first there is
+TELLS = ("lbfgs", "sgd", "knn_200")  # rows that the verdict rests on, the first there is
 
 
 def make(subject: Subject, results: Mapping[str, Any], unscorable: str) -> dict[str, Any]:
@@ -27,9 +27,10 @@ def make(subject: Subject, results: Mapping[str, Any], unscorable: str) -> dict[
     return {
         "schema": SCHEMA,
         "workdir": str(subject.workdir),
+        "page": str(subject.folder / "report.html"),
         "step": subject.encoder.step,
         "written": time.strftime("%Y-%m-%d %H:%M"),
-        "verdict": verdict(rows, results.get("health"), unscorable),
+        "verdict": verdict(rows, results.get("health"), unscorable, subject.config.task),
         "rows": rows,
         "classes": list(subject.classes),
         "images": {"train": [train.name, train.size], "test": [test.name, test.size] if test else None},
@@ -41,11 +42,18 @@ def make(subject: Subject, results: Mapping[str, Any], unscorable: str) -> dict[
     }
 
 
-def verdict(rows: list[dict[str, Any]], health: Mapping[str, Any] | None, unscorable: str) -> str:
-    """One line: how good the encoder is, and whether that is more than without training."""
+def verdict(
+    rows: list[dict[str, Any]], health: Mapping[str, Any] | None, unscorable: str, task: str = "pretrain"
+) -> str:
+    """One line: how good the encoder is, and whether that is more than without training.
+
+    Of a run that learned from labels or a teacher its own classifier comes first.
+    """
     collapsed = health and health["simclr"]["collapsed"]
     alarm = "The representation has COLLAPSED: images look nearly alike to it. " if collapsed else ""
-    row = next((row for tell in TELLS for row in rows if row["id"] == tell), None)
+    tells = ("classifier", *TELLS) if task in ("supervised", "distill") else (*TELLS, "classifier")
+    named = [row for tell in tells for row in rows if row["id"] == tell]
+    row = next(iter([*named, *rows]), None)
     if row is None:
         why = f"No score: {unscorable}." if unscorable else "No classifier was evaluated."
         sound = " No sign of a collapse." if health and not collapsed else ""
@@ -78,11 +86,11 @@ def _interval(one: Mapping[str, float]) -> str:
     return f" (95 %: {100 * one['low']:.1f} to {100 * one['high']:.1f})"
 
 
-def table(made: Mapping[str, Any]) -> str:
-    """The rows as text."""
+def table(made: Mapping[str, Any]) -> list[str]:
+    """The rows as lines of text, and an empty one."""
     rows = made["rows"]
     if not rows:
-        return made["verdict"]
+        return []
     title = max(len(row["title"]) for row in rows) + 2
     columns = [who for who in COLUMNS if any(who in row["cells"] for row in rows)]
     theirs = any("published" in row for row in rows)
@@ -94,7 +102,7 @@ def table(made: Mapping[str, Any]) -> str:
         lines.append(
             f"{row['title']:<{title}}{cells}" + (f"  {shown(other)}, {other['by']}" if other else "")
         )
-    return "\n".join(lines)
+    return [*lines, ""]
 
 
 def shown(one: Mapping[str, float] | None) -> str:
