@@ -1,5 +1,6 @@
 """The evaluation command: protocols, what is kept, the report, and the same predictions anywhere."""
 
+import dataclasses
 import json
 import os
 import re
@@ -8,13 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from conftest import tiny_arrays, tiny_config, untrained_run
 from PIL import Image
 
 from simclr_jax import config as cfg
+from simclr_jax import encoder, sharding
 from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.data.tf import load as load_tensorflow
@@ -322,12 +323,115 @@ def test_duplicates_and_outliers_have_the_names_of_their_files(fresh, tmp_path):
     assert found["outliers"][0][0] == "train/class3/03.png"
 
 
+def test_another_set_is_added_and_a_changed_one_transferred_again(workdir, tmp_path):
+    x, y = tiny_arrays(n=60)
+    for name in "ab":
+        np.savez(tmp_path / f"{name}.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
+    first, second = (f"npz:{tmp_path / name}.npz" for name in "ab")
+
+    def cells(*sources):
+        made = run.evaluate(workdir, protocols=[], transfer=sources)
+        return {row["id"].removeprefix("transfer_"): row["cells"]["raw_pixels"] for row in made["rows"]}
+
+    before = cells(first)
+    assert set(cells(second)) == {first, second}
+    np.savez(tmp_path / "a.npz", x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=(y[40:] + 1) % 4)
+    after = cells(first)
+    assert set(after) == {first, second}
+    assert after[first]["value"] < before[first]["value"]
+    assert after[second] == before[first]
+
+
+def test_a_set_that_is_none_is_told_first_and_one_that_fails_loses_nothing(workdir, monkeypatch, capsys):
+    def fails(subject):
+        raise SimclrError("the protocol failed")
+
+    monkeypatch.setitem(run.PROTOCOLS, "knn", run.PROTOCOLS["knn"]._replace(run=fails))
+    with pytest.raises(SimclrError, match="--transfer=/images: must be tfds:NAME"):
+        run.evaluate(workdir, protocols=["knn"], transfer=["/images"])
+    assert "knn" not in capsys.readouterr().out
+    with pytest.raises(SimclrError, match="the protocol failed"):
+        run.evaluate(workdir, protocols=["knn", "classifier"])
+    made = json.loads((workdir / "eval" / "report.json").read_text())
+    assert set(made["protocols"]) == {"classifier"}
+
+
+def test_other_images_and_endpoints_have_folders_of_their_own(workdir, tmp_path):
+    x, y = tiny_arrays(n=30, seed=4)
+    np.savez(tmp_path / "other.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    own = run.evaluate(workdir, protocols=["knn", "classifier"])
+    for option in (
+        f"--config.data.source=npz:{tmp_path / 'other.npz'}",
+        "--config.eval.endpoint=block_group2",
+    ):
+        other = run.evaluate(workdir, protocols=["knn"], config=command.override(str(workdir), [option]))
+        assert Path(other["page"]).parent.parent == workdir / "eval"
+        assert Path(other["page"]).exists()
+        assert other["rows"] != own["rows"][:3]
+    shorter = command.override(str(workdir), ["--config.eval.linear.epochs=1"])
+    again = run.evaluate(workdir, protocols=["health"], config=shorter)
+    assert again["rows"] == own["rows"]
+    assert set(again["protocols"]) == {"knn", "classifier", "health"}
+
+
+def test_a_bank_smaller_than_the_set_is_a_sample_of_it(workdir):
+    """Sorted by class, the first rows would know one class only."""
+    x, y = tiny_arrays(n=120)
+    order = np.argsort(y, kind="stable")
+    splits = Splits(sources.from_arrays(x[order], y[order]), sources.from_arrays(*tiny_arrays(n=41, seed=7)))
+    config = command.override(str(workdir), ["--config.eval.knn.bank=30"])
+    made = run.evaluate(workdir, protocols=["knn"], config=config, splits=splits)
+    assert made["rows"][0]["cells"]["raw_pixels"]["value"] > 0.9
+
+
+def test_damaged_features_are_extracted_again(workdir):
+    before = run.evaluate(workdir, protocols=["knn"])
+    for path in (workdir / "eval" / "features").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert run.evaluate(workdir, protocols=["knn"], again=True)["rows"] == before["rows"]
+
+
+def test_the_runs_own_classifier_needs_its_classes(fresh, tmp_path):
+    workdir = shutil.copytree(fresh, tmp_path / "run")
+    file = workdir / "config.json"
+    tree = json.loads(file.read_text())
+    tree["data"]["classes"] = ["a", "b", "c", "d"]
+    file.write_text(json.dumps(tree))
+    x, y = tiny_arrays(n=40)
+
+    def found(*names):
+        splits = Splits(*(dataclasses.replace(sources.from_arrays(x, y), classes=names) for _ in range(2)))
+        made = run.evaluate(workdir, protocols=["classifier"], splits=splits, again=True)
+        return made["protocols"]["classifier"], predictions(workdir).get("classifier/predicted")
+
+    plain, predicted = found("a", "b", "c", "d")
+    turned, other = found("d", "c", "b", "a")
+    np.testing.assert_array_equal(other, 3 - predicted)
+    assert "skipped" in found("0", "1", "2", "3")[0]
+    assert "metrics" in plain
+    assert "metrics" in turned
+
+
+@pytest.mark.parametrize(("examples", "batch"), [(11, 8), (40, 16), (16, 16), (9, 8)])
+def test_few_images_make_the_same_batches_on_one_and_eight_devices(examples, batch, workdir):
+    config = command.override(str(workdir), [])
+    found = encoder.load(workdir)
+    splits = Splits(arrays(), None)
+    for devices in (1, 8):
+        subject = Subject(workdir, config, found, splits, sharding.make_mesh(devices))
+        assert subject.batch_size(examples) == batch
+    with pytest.raises(SimclrError, match="7 images for 8 devices"):
+        subject.batch_size(7)
+
+
 def test_runs_side_by_side(fresh, workdir, tmp_path):
     first = shutil.copytree(fresh, tmp_path / "first")
     run.evaluate(first, protocols=["lbfgs", "health"])
     with pytest.raises(SimclrError, match="not evaluated yet"):
         compare.compare([first, workdir], tmp_path / "both.html")
-    run.evaluate(workdir, protocols=["lbfgs"], config=command.override(str(workdir), ["--config.seed=3"]))
+    file = workdir / "config.json"
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 3'))
+    run.evaluate(workdir, protocols=["lbfgs"])
     text = compare.compare([first, workdir], tmp_path / "both.html")
     assert "linear, L-BFGS" in text
     assert [line.split() for line in text.splitlines() if line.startswith("seed")] == [["seed", "0", "3"]]
@@ -387,9 +491,3 @@ def test_the_verdict():
     bad = summary.verdict(row(simclr=0.5, untrained=0.8), {"simclr": {"collapsed": True}}, "")
     assert "COLLAPSED" in bad
     assert "WORSE than the untrained encoder" in bad
-
-
-def test_float64(workdir):
-    with jax.enable_x64(True):
-        made = run.evaluate(workdir, protocols=["knn", "lbfgs"])
-    assert len(made["rows"]) == 4

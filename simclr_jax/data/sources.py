@@ -47,7 +47,8 @@ class Source:
             return self.part(index)
         fingerprint = _digest(self.fingerprint.encode(), np.asarray(index, np.int64))
         fetch = lambda rows: self.fetch(index[rows])  # noqa: E731
-        return replace(self, size=len(index), fetch=fetch, fingerprint=fingerprint)
+        names = tuple(self.names[i] for i in index) if self.names else ()
+        return replace(self, size=len(index), fetch=fetch, fingerprint=fingerprint, names=names)
 
     def labels(self) -> np.ndarray:
         """Every label `[size]` int32, -1 for none; of records that takes reading them all."""

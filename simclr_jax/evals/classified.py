@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
+from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support, recall_score
 
 from simclr_jax.errors import SimclrError
@@ -143,11 +144,8 @@ def _intervals(confusion: np.ndarray, resamples: int, seed: int) -> dict[str, li
     bounds = lambda x: np.percentile(np.concatenate(x), [2.5, 97.5]).tolist()  # noqa: E731
     right = int(np.trace(confusion))
     sure = right in (0, n)  # whatever is drawn is then the same, however few images there are
-    return {"top1": _wilson(right, int(n)) if sure else bounds(top1), "macro_f1": bounds(macro_f1)}
-
-
-def _wilson(right: int, n: int, z: float = 1.96) -> list[float]:
-    """Wilson's 95 % interval of a proportion (1927)."""
-    p = right / n
-    middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    return [float(max(0, (middle - half) / (1 + z**2 / n))), float(min(1, (middle + half) / (1 + z**2 / n)))]
+    wilson = binomtest(right, int(n)).proportion_ci(method="wilson")
+    return {
+        "top1": [float(wilson.low), float(wilson.high)] if sure else bounds(top1),
+        "macro_f1": bounds(macro_f1),
+    }

@@ -90,6 +90,8 @@ def fit(
     for i in np.argsort(-np.asarray(l2s)):
         l2 = np.asarray(l2s[i], dtype)
         found[i] = weights = _descend(weights, features, labels, mask, l2, iterations, tolerance)
+        if jax.process_count() > 1:  # on CPUs the collectives of two programs under way could deadlock
+            jax.block_until_ready(weights)
     return jax.tree.map(lambda *w: jnp.stack(w), *found)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from simclr_jax import checkpoint, train
 from simclr_jax.evals import classified, knn, linear
@@ -18,7 +19,6 @@ from simclr_jax.tasks.extractor import labelled
 STANDARD = ((200, 0.1), (20, 0.07))  # (k, T): of InstDisc, and of DINO and solo-learn
 GRID_K = (1, 2, 5, 10, 20, 50, 100, 200)
 GRID_T = (0.01, 0.02, 0.05, 0.07, 0.1, 0.2, 0.5, 1.0)
-CLASSIFIER = "classifier.npz"
 L2 = tuple(float(x) for x in np.logspace(-6, 5, 45))  # the paper's (B.8)
 
 
@@ -156,7 +156,7 @@ def logistic_regression(subject: Subject) -> dict[str, Any]:
         cells[who] = cell(measured[who])
         if who == "simclr":
             subject.predicted("lbfgs", test.labels, predicted=np.argmax(scores, axis=1))
-            subject.keep(subject.folder / CLASSIFIER, **weights)
+            subject.keep(_classifier_path(subject), **weights)
             subject.weights = weights
     subject.draw("penalties.png", charts.penalties, curves)
     figures = [["penalties.png", "Which penalty: accuracy and cross entropy on the hold-out of train"]]
@@ -184,10 +184,15 @@ def fit_l2(subject: Subject, found: Features, classes: int) -> tuple[dict[str, n
     return weights, {"l2": list(L2), "best": chosen.best, **curves}
 
 
+def _classifier_path(subject: Subject) -> epath.Path:
+    key = subject.key_of(subject.key, subject.config.eval.linear.iterations)
+    return subject.folder / f"classifier-{key}.npz"
+
+
 def classifier_weights(subject: Subject) -> dict[str, np.ndarray]:
     """{kernel [d, classes], bias [classes]} of the L-BFGS protocol, this call's or an earlier one's."""
     if subject.weights is None:
-        with (subject.folder / CLASSIFIER).open("rb") as file:
+        with _classifier_path(subject).open("rb") as file:
             subject.weights = dict(np.load(file))
     return subject.weights
 
@@ -219,9 +224,9 @@ def linear_heads(subject: Subject) -> dict[str, Any]:
     rows = [{"id": "sgd", "title": "linear, SGD", "note": note, "cells": {"simclr": cell(standard)}}]
     result = {"rows": rows, "metrics": {"linear, SGD, standard": standard}, "figures": []}
     predictions = {"standard": predicted}
-    if (count := len(grid.rate) // 2) > 1:
+    if count := len(grid.rate) // 2:
         sweep = jax.tree.map(lambda x: x[1 : 1 + count], stacked)
-        held = labelled(subject.features("simclr", "train", hold_out(subject.splits.train.size)[0]))
+        held = labelled(_train_rows(subject, np.sort(hold_out(subject.splits.train.size)[0])))
         accuracy, loss = (
             np.asarray(x) for x in linear.evaluate(sweep, held.features["encoder"], held.labels)
         )
@@ -246,16 +251,31 @@ def linear_heads(subject: Subject) -> dict[str, Any]:
     return result
 
 
+def _train_rows(subject: Subject, rows: np.ndarray) -> Features:
+    """Features of the training images `rows`, from those of all where they are there."""
+    whole = subject.features("simclr", "train")
+    complete = len(whole.labels) == subject.splits.train.size
+    return whole.rows(rows) if complete else subject.features("simclr", "train", rows)
+
+
+def _columns(mine: tuple[str, ...], wanted: tuple[str, ...]) -> list[int] | None:
+    """Where the classes `wanted` are among `mine`; numbers say nothing, names must be the same ones."""
+    if set(mine) == set(wanted):
+        return [mine.index(name) for name in wanted]
+    numbered = all(name.isdigit() for name in mine) and len(mine) == len(wanted)
+    return list(range(len(mine))) if numbered and all(name.isdigit() for name in wanted) else None
+
+
 def own_classifier(subject: Subject) -> dict[str, Any]:
     """The classifier that the run itself trained: a fine-tuned or distilled one, or the online probe."""
     encoder = subject.encoder
     if "logits" not in subject.features("simclr", "test").features:
         return {"skipped": "the run has no classifier of its own"}
-    if len(encoder.classes) != len(subject.classes):
-        return {"skipped": f"the run's classifier knows {len(encoder.classes)} classes, these images have "
-                           f"{len(subject.classes)}"}  # fmt: skip
+    columns = _columns(encoder.classes, subject.classes)
+    if columns is None:
+        return {"skipped": f"the run's classifier knows other classes ({', '.join(encoder.classes[:3])} ...)"}
     found = subject.labelled("simclr", "test", "logits")
-    scores = np.asarray(jax.nn.softmax(found.features, axis=1))
+    scores = np.asarray(jax.nn.softmax(found.features[:, columns], axis=1))
     measured = classified.evaluate(scores, found.labels)
     names = {"pretrain": "online probe", "supervised": "its own classifier", "distill": "its own classifier"}
     title = names.get(subject.config.task, "its own classifier")

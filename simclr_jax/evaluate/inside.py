@@ -31,7 +31,8 @@ def representation(subject: Subject) -> dict[str, Any]:
     for who in ("simclr", "untrained"):
         plain, other = subject.h_of(views, who), subject.h_of(changed, who)
         found[who] = health.report(plain, other)
-        spectra[who] = np.linalg.svd(plain, compute_uv=False)
+        if np.isfinite(plain).all():
+            spectra[who] = np.linalg.svd(plain, compute_uv=False)
     subject.draw("spectrum.png", charts.spectra, spectra)
     return {
         **found,
@@ -42,7 +43,8 @@ def representation(subject: Subject) -> dict[str, Any]:
 
 def _health_line(who: str, one: dict[str, Any]) -> str:
     if one["rank_me"] is None:
-        return f"{who}: too few images to tell"
+        broken = "COLLAPSED: features that are no finite numbers"
+        return f"{who}: {broken if one['collapsed'] else 'too few images to tell'}"
     verdict = "COLLAPSED, images look alike to it" if one["collapsed"] else "no collapse"
     return (
         f"{who}: {verdict}; RankMe {one['rank_me']:.1f} of {one['dimensions']} dimensions, alignment "

@@ -1,5 +1,6 @@
 """Protocols that train or take other images: fine-tuning with few labels, transfer to other sets."""
 
+import hashlib
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from simclr_jax.tasks.supervised import plain_recipe
 
 # The sets whose published figure is the mean over classes (SimCLR, B.8); others are told by accuracy.
 MEAN_PER_CLASS = ("fgvc_aircraft", "oxford_iiit_pet", "caltech101", "oxford_flowers102")
+ROW = ", L-BFGS"  # of a row's title
 METRICS = {"mean per class": "mean_per_class", "11-point mAP": "map"}
 # Splits to learn from and to test on, where they are not train and test (B.8).
 SPLITS = {
@@ -54,7 +56,7 @@ def few_labels(subject: Subject) -> dict[str, Any]:
             measured = classified.evaluate(scores, found.labels)
             cells[who] = cell(measured)
             subject.predicted(name, found.labels, predicted=np.argmax(scores, axis=1))
-        labels = np.bincount(splits.train.labels()) if isinstance(splits.train, Source) else None
+        labels = _counts(subject, splits)
         title = f"fine-tuned, {100 * share:g} % of the labels"
         note = f"{splits.train.size:,} images; untrained: from scratch"
         rows.append({"id": f"finetune_{share:g}", "title": title, "note": note, "cells": cells})
@@ -64,6 +66,14 @@ def few_labels(subject: Subject) -> dict[str, Any]:
             **{who: one["value"] for who, one in cells.items()},
         }
     return {"rows": rows, "shares": results}
+
+
+def _counts(subject: Subject, splits: Splits) -> np.ndarray | None:
+    """How many of each class there are to learn from, where that can be told at once."""
+    if not isinstance(splits.train, Source):
+        return None
+    labels = subject.train_labels() if splits.train is subject.splits.train else splits.train.labels()
+    return np.bincount(labels[labels >= 0], minlength=len(splits.train.classes))
 
 
 def _few(subject: Subject, share: float) -> Splits:
@@ -78,7 +88,7 @@ def _few(subject: Subject, share: float) -> Splits:
         raise SimclrError(
             f"{whole.name}: a share of the labels needs random access; prepare it as ArrayRecord"
         )
-    labels = whole.labels()
+    labels = subject.train_labels()
     known = np.flatnonzero(labels >= 0)
     count = max(len(np.unique(labels[known])), round(share * len(known)))
     rows = linear.balanced_draw(labels[known], count, np.random.default_rng(subject.config.seed))
@@ -94,6 +104,13 @@ def _finetuning(subject: Subject, epochs: float, examples: int, *, scratch: bool
     config.model.probe_layer, config.model.norm_groups, config.finetune.after_block = 0, 1, -1
     config.train.batch_size = subject.batch_size(examples)
     return config
+
+
+def key_of(subject: Subject, data: "Labelled") -> str:
+    """Changes with the images or labels of a set."""
+    targets = [] if data.targets is None else [data.targets[part].tobytes() for part in ("train", "test")]
+    digest = hashlib.sha256(b"".join(targets)).hexdigest()
+    return subject.key_of(*(split.fingerprint for split in data.splits), digest)
 
 
 class Labelled(NamedTuple):
@@ -115,7 +132,7 @@ def load(config: ConfigDict, source: str) -> Labelled:
     try:
         if kind not in ("tfds", "folder", "npz", "builtin"):
             raise SimclrError("must be tfds:NAME, folder:PATH or npz:PATH")
-        config, name = config.copy_and_resolve_references(), where.split("/")[0]
+        config, name = config.copy_and_resolve_references(), where.split("/")[0] if kind == "tfds" else ""
         config.data.source = source
         config.data.train_split, config.data.test_split = SPLITS.get(name, ("train", "test"))
         if several := multilabel.load(**config.data):
@@ -134,12 +151,15 @@ def transfer(subject: Subject) -> dict[str, Any]:
     Aircraft, Pets, Caltech-101 and Flowers are told by the mean over classes, sets with several labels an
     image (VOC2007) by the 11-point mean average precision, the others by accuracy.
     """
-    rows, results = [], {}
+    iterations = subject.before.get("options", {}).get("linear.iterations")
+    before = subject.before if iterations == subject.config.eval.linear.iterations else {}
+    rows = [row for row in before.get("rows", ()) if row["title"].removesuffix(ROW) not in subject.sets]
+    results = {s: found for s, found in before.get("sets", {}).items() if s not in subject.sets}
     for source, data in subject.sets.items():
         measured = _transferred(subject, source, data)
         key = METRICS.get(data.metric)
         cells = {who: {"value": one[key]} if key else cell(one) for who, one in measured.items()}
-        title = f"{source}, L-BFGS"
+        title = f"{source}{ROW}"
         rows.append({"id": f"transfer_{source}", "title": title, "note": data.metric, "cells": cells})
         results[source] = measured
     return {"rows": rows, "sets": results}

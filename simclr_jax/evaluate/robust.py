@@ -35,6 +35,8 @@ def robustness(subject: Subject) -> dict[str, Any]:
     weights = classifier_weights(subject)
     views, labels, _ = subject.gallery(subject.config.eval.robustness.images)
     views, labels = views[labels >= 0], labels[labels >= 0]
+    if not len(labels):
+        return {"skipped": "no labelled image in the sample: raise --config.eval.robustness.images"}
 
     @jax.jit
     def logits(variables: Any, x: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """One evaluation: protocols in order, each kept when it is done, then the report."""
 
+import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -96,35 +97,55 @@ def evaluate(
     mine = encoder.Encoder(config, found.classes, found.step, found.variables)
     newest = found.step == max(checkpoint.saved_steps(workdir / "checkpoints"))
     changed = [] if newest else [f"step={found.step}"]
-    subject = Subject(workdir, config, mine, splits, mesh, changed + differences(found.config, config))
+    changed += differences(found.config, config)
+    subject = Subject(workdir, config, mine, splits, mesh, changed, trained=found.config)
     say = print if subject.first else lambda *_, **__: None
     tested = f", {splits.test.size:,} to test on" if splits.test else ""
     images = f"{splits.train.size:,} images to learn from ({splits.train.name}){tested}"
     say(f"{workdir}, step {found.step}, {config.eval.endpoint}; {images}", flush=True)
     if "transfer" in wanted:  # a mistake in their names is told before the rest begins
         subject.sets = {source: learning.load(config, source) for source in transfer}
-    unscorable = subject.unscorable()
+    chosen = [
+        name
+        for name in PROTOCOLS
+        if name in wanted or any(PROTOCOLS[other].after == name for other in wanted)
+    ]
+    unscorable = subject.unscorable(look=any(PROTOCOLS[name].labels for name in chosen))
     if unscorable:
         say(f"no classifier can be scored: {unscorable}")
-    results = _kept(subject)
+    results, failed = _kept(subject), None
     with checkpoint.Signals() as signals:
-        for name, protocol in PROTOCOLS.items():
-            needed = any(PROTOCOLS[other].after == name for other in wanted)
-            if not (name in wanted or needed) or (protocol.labels and unscorable):
+        for name in chosen:
+            if PROTOCOLS[name].labels and unscorable:
                 continue
-            options = {field: _json(config.eval, field) for field in protocol.options}
-            options |= {"sources": list(transfer)} if name == "transfer" else {}
-            new = again and name in wanted
+            options, new = _options(name, subject), again and name in wanted
             if name in results and results[name]["options"] == options and not new:
                 say(f"{name:<12} kept")
                 continue
-            results[name] = _run(name, subject, options, new, say)
+            subject.before = {} if new else results.pop(name, {})
+            try:
+                results[name] = _run(name, subject, options, new, say)
+            except SimclrError as error:  # the others are not lost
+                failed = failed or error
+                say(f"{name:<12} failed: {error}", flush=True)
             _stop_if_told(signals, name)
     made = summary.make(subject, {name: results[name] for name in PROTOCOLS if name in results}, unscorable)
     if subject.first:
         subject.write("report.json", made)
         files.write(subject.folder / "report.html", page.render(made, subject.folder))
+    if failed:
+        raise failed
     return made
+
+
+def _options(name: str, subject: Subject) -> dict[str, Any]:
+    """What decides the result of a protocol beside the subject."""
+    options = {field: _json(subject.config.eval, field) for field in PROTOCOLS[name].options}
+    if name == "transfer":
+        options["sets"] = {source: learning.key_of(subject, data) for source, data in subject.sets.items()}
+    if name == "maps":
+        options["umap"] = importlib.util.find_spec("umap") is not None
+    return options
 
 
 def _run(name: str, subject: Subject, options: dict[str, Any], again: bool, say: Callable) -> dict[str, Any]:

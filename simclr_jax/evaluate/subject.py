@@ -1,9 +1,12 @@
 """What is evaluated: a run's encoder, the images, and their features, extracted once and kept."""
 
+import contextlib
 import functools
 import hashlib
 import json
+import math
 import re
+import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,6 +46,7 @@ class Subject:
       config: the run's, with what the user wants otherwise.
       splits: the images.
       changed: what makes it another subject than the run's own, which gets a folder of its own.
+      trained: the config that the run was trained by.
 
     Attributes:
       folder: where results are kept.
@@ -51,6 +55,7 @@ class Subject:
       key: changes with the encoder, the images, or what the config says of both.
       sets: the labelled images of the protocol transfer, by source.
       again: the protocol is to be run as if for the first time.
+      before: what it found by other options.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Subject:
         splits: Splits,
         mesh: Mesh,
         changed: Sequence[str] = (),
+        trained: ConfigDict | None = None,
     ):
         if config.augment.device == "all":
             splits = memory.hold(splits, config.data)
@@ -68,8 +74,9 @@ class Subject:
         if changed:
             readable = re.sub(r"[^\w.=,-]+", "_", ",".join(changed))
             self.folder /= f"{readable[:60]}-{hashlib.sha256(repr(changed).encode()).hexdigest()[:6]}"
+        self.trained = trained or config
         self.sets: dict[str, Any] = {}
-        self.again = False
+        self.again, self.before = False, {}
         self.config, self.encoder, self.splits, self.mesh = config, encoder, splits, mesh
         self.classes = splits.train.classes
         self.images = Images(config, splits, mesh, views=1)
@@ -77,6 +84,7 @@ class Subject:
         self.weights: dict[str, np.ndarray] | None = None
         self._digest = _digest(encoder.variables)
         self._kept: dict[str, Features] = {}
+        self._variables: dict[str, Any] = {}
         self.key = self.key_of(_of_subject(config), *(s.fingerprint for s in splits if s))
 
     def key_of(self, *parts: Any) -> str:
@@ -94,8 +102,8 @@ class Subject:
 
     # ---- what can be done ------------------------------------------------------------------------
 
-    def unscorable(self) -> str:
-        """Why no classifier can be scored; empty where one can."""
+    def unscorable(self, look: bool = True) -> str:
+        """Why no classifier can be scored; empty where one can. Some reasons take a `look` at all images."""
         train, test = self.splits
         if not train.classes:
             return f"{train.name} has no labels"
@@ -105,6 +113,8 @@ class Subject:
             )
         if not test.classes:
             return f"{test.name} has no labels"
+        if not look:
+            return ""
         # -1 is no class, and a class without images teaches nothing.
         if len(np.unique(self.labelled("simclr", "train").labels)) < 2:
             return f"{train.name} has labelled images of one class only: nothing to tell apart"
@@ -118,9 +128,18 @@ class Subject:
         return self.splits.test or self.splits.train
 
     def batch_size(self, examples: int) -> int:
-        """That of the run, or what so few images allow."""
-        devices = self.mesh.size
-        return min(self.config.train.batch_size, max(examples // devices, 1) * devices)
+        """That of the run, or what so few images allow: the same on one device and on eight.
+
+        Raises:
+          SimclrError: there are fewer images than devices.
+        """
+        devices, batch = self.mesh.size, self.config.train.batch_size
+        if batch <= examples:
+            return batch
+        if examples < devices:
+            raise SimclrError(f"{examples} images for {devices} devices: take fewer, --config.mesh.devices=1")
+        unit = math.lcm(8, devices) if examples >= math.lcm(8, devices) else devices
+        return examples // unit * unit
 
     # ---- features --------------------------------------------------------------------------------
 
@@ -134,7 +153,7 @@ class Subject:
         if index is None:
             index = self._index(who, part)
         key = self.key_of(
-            who, split.fingerprint, split.name, None if index is None else _digest(index),
+            who, part, split.fingerprint, split.name, None if index is None else _digest(index),
             self.config.data.to_dict(), self.config.eval.crop, self.config.eval.resize,
             self.config.eval.endpoint, self.config.model.dtype, self.config.seed, self.config.augment.device,
         )  # fmt: skip
@@ -146,6 +165,11 @@ class Subject:
             self._kept[key] = found
         return found
 
+    def train_labels(self) -> np.ndarray:
+        """Of every training image, -1 for none; from its features where all have some."""
+        found = self.features("simclr", "train").labels
+        return found if len(found) == self.splits.train.size else self.splits.train.labels()
+
     def rows(self, who: str, part: str) -> np.ndarray:
         """The numbers `[n]` in the split of the images that `features` holds."""
         index = self._index(who, part)
@@ -156,8 +180,9 @@ class Subject:
 
     def labelled(self, who: str, part: str, name: str = "encoder") -> Features:
         """One of the features, of the images whose label is known."""
-        found = labelled(self.features(who, part))
-        return found._replace(features=found.features[name])
+        found = self.features(who, part)
+        one = Features(found.features[name], found.labels)
+        return one if (one.labels >= 0).all() else labelled(one)
 
     def _limit(self, who: str) -> int:
         linear, knn = self.config.eval.linear, self.config.eval.knn
@@ -165,13 +190,11 @@ class Subject:
         return RAW_EXAMPLES if who == "raw_pixels" and not 0 < limit < RAW_EXAMPLES else limit
 
     def _read(self, path: epath.Path) -> Features | None:
-        there = path.exists()
-        if not sharding.agreed(int(there)) or not there:
-            return None
-        try:
-            with path.open("rb") as file:
-                arrays = dict(np.load(file))
-        except (OSError, ValueError):  # damaged: extract again
+        arrays = {}
+        missing_or_damaged = contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile)
+        with missing_or_damaged, path.open("rb") as file:
+            arrays = dict(np.load(file))
+        if not sharding.agreed(len(arrays)) or not arrays:
             return None
         return Features({k: v for k, v in arrays.items() if k != "labels"}, arrays["labels"])
 
@@ -215,9 +238,13 @@ class Subject:
     def _extractor(self) -> Extractor:
         return Extractor(self.images, self.encoder.model, tuple(dict.fromkeys(self._endpoints.values())))
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - a subject lives as long as its evaluation
     def variables(self, who: str) -> dict[str, Any]:
         """On the mesh: the run's, or those it started from."""
+        if who not in self._variables:
+            self._variables[who] = self._put_variables(who)
+        return self._variables[who]
+
+    def _put_variables(self, who: str) -> dict[str, Any]:
         everywhere = sharding.replicated(self.mesh)
         if who == "simclr":
             return sharding.put_same(self.encoder.variables, everywhere)
@@ -226,7 +253,6 @@ class Subject:
 
     # ---- pictures --------------------------------------------------------------------------------
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019
     def gallery(self, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(evaluation views `[n, h, w, c]` in [0, 1], labels, rows of `shown`) of a fixed sample."""
         index = sample(self.shown, limit)
@@ -300,7 +326,8 @@ class Subject:
     def write(self, name: str, value: Any) -> None:
         """A JSON file in the folder, by the first process."""
         if self.first:
-            files.write(self.folder / name, json.dumps(value, indent=2) + "\n")
+            compact = len(self.classes) > 100  # whose confusions would fill a line each
+            files.write(self.folder / name, json.dumps(value, indent=None if compact else 2) + "\n")
 
 
 def some(found: Features, most: int) -> Features:

@@ -15,7 +15,9 @@ TELLS = ("lbfgs", "sgd", "knn_200")  # rows that the verdict rests on, the first
 
 def make(subject: Subject, results: Mapping[str, Any], unscorable: str) -> dict[str, Any]:
     """What report.json holds; draws the curves of training."""
-    theirs = published.figures(subject.config)
+    own, mine = subject.trained.data, subject.config.data
+    same = own.source == mine.source and own.test_split == mine.test_split
+    theirs = published.figures(subject.trained) if same else {}
     rows = [row for result in results.values() for row in result.get("rows", ())]
     for row in rows:
         if row["id"] in theirs:
@@ -53,7 +55,8 @@ def verdict(
     alarm = "The representation has COLLAPSED: images look nearly alike to it. " if collapsed else ""
     tells = ("classifier", *TELLS) if task in ("supervised", "distill") else (*TELLS, "classifier")
     named = [row for tell in tells for row in rows if row["id"] == tell]
-    row = next(iter([*named, *rows]), None)
+    others = [row for row in rows if "low" in row["cells"]["simclr"]]
+    row = next(iter([*named, *others]), None)
     if row is None:
         why = f"No score: {unscorable}." if unscorable else "No classifier was evaluated."
         sound = " No sign of a collapse." if health and not collapsed else ""
