@@ -36,6 +36,7 @@ setup(
         "orbax-checkpoint>=0.11.20",
         "pillow>=10",
         "safetensors>=0.4",
+        "scipy>=1.11",
         "scikit-learn>=1.4",
         "tensorboard>=2.18",
         f"tensorflow-cpu>=2.19; {CPU_BUILD}",
