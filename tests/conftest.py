@@ -2,7 +2,11 @@
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Programs that run for a moment take longest to compile: without the optimiser.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -17,6 +21,8 @@ from simclr_jax.data.splits import Splits
 from simclr_jax.models import simclr
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+QUICK = "--xla_backend_optimization_level=0"  # for processes of their own, with other devices
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_arrays, tiny_config
+from conftest import QUICK, tiny_arrays, tiny_config
 
 from simclr_jax import checkpoint, command, distributed, metrics, train
 from simclr_jax import config as cfg
@@ -47,7 +47,7 @@ class Pair:
         launcher = ROOT / "tools" / "launch" / "local.py"
         command = [sys.executable, str(launcher), "--processes=2", "--devices=2", "--grace=60", "--"]
         command += [sys.executable, "-m", "simclr_jax.main", f"--config={file}", f"--workdir={workdir}"]
-        flags = {"XLA_FLAGS": "", "JAX_ENABLE_X64": "1", "PYTHONUNBUFFERED": "1"}
+        flags = {"XLA_FLAGS": QUICK, "JAX_ENABLE_X64": "1", "PYTHONUNBUFFERED": "1"}
         environment = os.environ | flags | {"PYTHONPATH": str(ROOT)}
         self.launcher = subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

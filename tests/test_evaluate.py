@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny_arrays, tiny_config, untrained_run
+from conftest import QUICK, tiny_arrays, tiny_config, untrained_run
 from PIL import Image
 
 from simclr_jax import config as cfg
@@ -144,7 +144,7 @@ def test_one_and_eight_devices_and_two_processes_predict_the_same(fresh, tmp_pat
     ]
     words += [sys.executable, "-m", "simclr_jax.evaluate", f"--workdir={folders['two']}"]
     words += [f"--protocols={','.join(FAST)}", "--config.mesh.devices=0"]
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT)}
     two = subprocess.Popen(
         words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from simclr_jax import command as exits
 from simclr_jax import config as cfg
 from simclr_jax import main as command
 
@@ -348,7 +349,7 @@ def test_manifest_asks_for_every_host_of_the_slice():
     assert rule == {
         "containerName": pod["containers"][0]["name"],
         "operator": "In",
-        "values": [command.FAILED],
+        "values": [exits.FAILED],
     }
     assert pod["restartPolicy"] == "Never"  # podFailurePolicy asks for it
 

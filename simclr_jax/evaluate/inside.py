@@ -25,7 +25,7 @@ def representation(subject: Subject) -> dict[str, Any]:
     RankMe (Garrido et al., arXiv 2210.02885), alignment and uniformity (Wang & Isola, arXiv 2005.10242), the
     deviation of normalised features (SimSiam, arXiv 2011.10566).
     """
-    views, _, _ = subject.gallery(MAPPED)
+    views, _ = subject.gallery(MAPPED)
     changed = subject.augmented(views, **subject.augmentation())
     found, spectra = {}, {}
     for who in ("simclr", "untrained"):
@@ -60,7 +60,7 @@ def neighbourhood(subject: Subject) -> dict[str, Any]:
         return {
             "skipped": f"{train.name} is read in sequence: to show single images prepare it as ArrayRecord"
         }
-    views, labels, _ = subject.gallery(MAPPED)
+    views, labels = subject.gallery(MAPPED)
     whole = subject.features("simclr", "train")
     numbered = whole._replace(features={**whole.features, "at": subject.rows("simclr", "train")})
     bank = some(numbered, INSPECTED)
@@ -108,7 +108,7 @@ def where_it_looks(subject: Subject) -> dict[str, Any]:
 
     On the last block group; classes are those of the L-BFGS classifier.
     """
-    views, labels, _ = subject.gallery(MAPPED)
+    views, labels = subject.gallery(MAPPED)
     chosen = figures.spread(labels, SHOWN)
     some = views[chosen]
     size, pool = views.shape[1], subject.encoder.model.encoder.pool
@@ -148,7 +148,7 @@ def where_it_looks(subject: Subject) -> dict[str, Any]:
 
 def maps(subject: Subject) -> dict[str, Any]:
     """t-SNE and UMAP of the features, and files for TensorBoard's projector."""
-    views, labels, _ = subject.gallery(MAPPED)
+    views, labels = subject.gallery(MAPPED)
     features = subject.h_of(views)
     shown, notes = [], []
     if subject.first:

@@ -33,7 +33,7 @@ def robustness(subject: Subject) -> dict[str, Any]:
     severities; attacks are FGSM (arXiv 1412.6572) and PGD (arXiv 1706.06083), through the encoder.
     """
     weights = classifier_weights(subject)
-    views, labels, _ = subject.gallery(subject.config.eval.robustness.images)
+    views, labels = subject.gallery(subject.config.eval.robustness.images)
     views, labels = views[labels >= 0], labels[labels >= 0]
     if not len(labels):
         return {"skipped": "no labelled image in the sample: raise --config.eval.robustness.images"}
@@ -96,7 +96,7 @@ def invariance(subject: Subject) -> dict[str, Any]:
     Mean cosine similarity of an image's features with those of its changed self, after the mean of all images
     is taken out; 0 is what two different images have on average.
     """
-    views, _, _ = subject.gallery(subject.config.eval.robustness.images)
+    views, _ = subject.gallery(subject.config.eval.robustness.images)
     plain = subject.h_of(views)
     middle = plain.mean(axis=0, keepdims=True)
     fields, found = subject.augmentation(), {}

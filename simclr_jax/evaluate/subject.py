@@ -85,6 +85,7 @@ class Subject:
         self._digest = _digest(encoder.variables)
         self._kept: dict[str, Features] = {}
         self._variables: dict[str, Any] = {}
+        self._gallery: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.key = self.key_of(_of_subject(config), *(s.fingerprint for s in splits if s))
 
     def key_of(self, *parts: Any) -> str:
@@ -96,8 +97,10 @@ class Subject:
         """Where a run of `config`, part of a protocol, is kept: another folder for whatever differs."""
         key = self.key_of(_decisive(config), *(s.fingerprint for s in self.splits if s))
         folder = self.folder / "runs" / f"{name}-{key}"
-        if self.again and self.first and folder.exists():
-            folder.rmtree()
+        if self.again:
+            if self.first and folder.exists():
+                folder.rmtree()
+            sharding.agreed(0)  # nobody goes on before it is gone
         return folder
 
     # ---- what can be done ------------------------------------------------------------------------
@@ -253,12 +256,13 @@ class Subject:
 
     # ---- pictures --------------------------------------------------------------------------------
 
-    def gallery(self, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(evaluation views `[n, h, w, c]` in [0, 1], labels, rows of `shown`) of a fixed sample."""
-        index = sample(self.shown, limit)
-        found = extract(self.images.seen, self.images.every(self.shown, index), self.mesh)
-        rows = np.arange(self.shown.size) if index is None else index
-        return found.features, found.labels, rows[: len(found.labels)]
+    def gallery(self, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        """(evaluation views `[n, h, w, c]` in [0, 1], labels `[n]`) of a fixed sample of `shown`."""
+        if limit not in self._gallery:
+            index = sample(self.shown, limit)
+            found = extract(self.images.seen, self.images.every(self.shown, index), self.mesh)
+            self._gallery = {limit: (found.features, found.labels)}  # one of them, as they can be large
+        return self._gallery[limit]
 
     def pictures(self, split: Source, index: np.ndarray) -> np.ndarray:
         """Evaluation views of the images in `index`, `[n, h, w, c]`."""
