@@ -389,6 +389,10 @@ def test_damaged_features_are_extracted_again(workdir):
     for path in (workdir / "eval" / "features").iterdir():
         path.write_bytes(path.read_bytes()[:100])
     assert run.evaluate(workdir, protocols=["knn"], again=True)["rows"] == before["rows"]
+    stale = set((workdir / "eval" / "features").iterdir())
+    times = {path: path.stat().st_mtime_ns for path in stale}
+    run.evaluate(workdir, protocols=["features"], again=True)
+    assert all(path.stat().st_mtime_ns > times[path] for path in stale)
 
 
 def test_the_runs_own_classifier_needs_its_classes(fresh, tmp_path):

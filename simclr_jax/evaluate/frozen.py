@@ -30,6 +30,8 @@ def cell(measured: dict[str, Any]) -> dict[str, Any]:
 
 def features(subject: Subject) -> dict[str, Any]:
     """Every image's features, float32, once: the encoder's, those of the same untrained, raw pixels."""
+    if subject.again:
+        subject.forget_features()
     parts = ["train", "test"] if subject.splits.test else ["train"]
     shapes = {}
     for who in WHO:

@@ -98,10 +98,18 @@ class Subject:
         key = self.key_of(_decisive(config), *(s.fingerprint for s in self.splits if s))
         folder = self.folder / "runs" / f"{name}-{key}"
         if self.again:
-            if self.first and folder.exists():
-                folder.rmtree()
-            sharding.agreed(0)  # nobody goes on before it is gone
+            self._remove(folder)
         return folder
+
+    def forget_features(self) -> None:
+        """Has all features extracted again."""
+        self._kept.clear()
+        self._remove(self.folder / "features")
+
+    def _remove(self, folder: epath.Path) -> None:
+        if self.first and folder.exists():
+            folder.rmtree()
+        sharding.agreed(0)  # nobody goes on before it is gone
 
     # ---- what can be done ------------------------------------------------------------------------
 
