@@ -36,7 +36,7 @@ def test_value_gradient_and_metrics(n, temperature, tile, devices, ring):
     (dense, dense_gradient), (value, gradient) = both(
         embeddings(n), temperature, devices, tile=tile, ring=ring
     )
-    np.testing.assert_allclose(value[0], dense[0], rtol=1e-6, atol=3e-7)  # logits of 10 round to 1e-6
+    np.testing.assert_allclose(value[0], dense[0], rtol=1e-6, atol=1e-6)  # logits of 10 round to 1e-6
     scale = np.abs(dense_gradient).max()
     np.testing.assert_allclose(gradient, dense_gradient, atol=2e-6 * scale)
     assert value[1]["contrast_accuracy"] == pytest.approx(float(dense[1]["contrast_accuracy"]))
