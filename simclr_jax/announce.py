@@ -57,21 +57,34 @@ def memory_line(compiled: Any) -> str:
     )
 
 
-class Collapse:
-    """Watches the deviation of normalised features (SimSiam, arXiv 2011.10566, section 4.1)."""
+class _Once:
+    """Counts the logs in a row in which something is wrong."""
 
-    LEAST, LOGS = 0.02, 2  # below it for so many logs in a row, the user is told, once
+    LOGS = 2  # in a row, and the user is told, once
 
     def __init__(self) -> None:
         self._logs, self._said = 0, False
 
+    def due(self, wrong: bool) -> bool:
+        """Whether the user is to be told now."""
+        self._logs = self._logs + 1 if wrong else 0
+        due = self._logs >= self.LOGS and not self._said
+        self._said = self._said or due
+        return due
+
+
+class Collapse:
+    """Watches the deviation of normalised features (SimSiam, arXiv 2011.10566, section 4.1)."""
+
+    LEAST = 0.02  # below it images look alike
+
+    def __init__(self) -> None:
+        self._once = _Once()
+
     def line(self, deviation: float | None) -> str:
         """What to do about it, when that is to be said."""
-        low = deviation is not None and deviation < self.LEAST
-        self._logs = self._logs + 1 if low else 0
-        if self._said or self._logs < self.LOGS:
+        if not self._once.due(deviation is not None and deviation < self.LEAST):
             return ""
-        self._said = True
         return (
             f"collapse: the features of all images are nearly the same (feature_std {deviation:.3f}, healthy "
             "ones 0.1 and more); lower config.optimizer.learning_rate, or raise config.loss.temperature"
@@ -81,17 +94,15 @@ class Collapse:
 class Hunger:
     """Watches the share of the time in which the device waits for input."""
 
-    SHARE, LOGS = 0.2, 2  # above it for so many logs in a row, the user is told, once
+    SHARE = 0.2  # above it the input is too slow
 
     def __init__(self, config: ConfigDict):
-        self._config, self._logs, self._said = config, 0, False
+        self._config, self._once = config, _Once()
 
     def line(self, waited: float) -> str:
         """What to do about it, when that is to be said."""
-        self._logs = self._logs + 1 if waited > self.SHARE else 0
-        if self._said or self._logs < self.LOGS:
+        if not self._once.due(waited > self.SHARE):
             return ""
-        self._said = True
         device = self._config.augment.device
         remedy = {
             "none": "--config.augment.device=photometric does colour and blur on the device, all the rest "

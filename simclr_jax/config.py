@@ -7,6 +7,7 @@ JAX or TensorFlow, so that `--help` and a mistyped field answer at once.
 import difflib
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
@@ -264,6 +265,11 @@ def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def lies_in(field: str, names: Iterable[str]) -> bool:
+    """Whether 'a.b' is one of the fields or subtrees `names`."""
+    return any(field == name or field.startswith(name + ".") for name in names)
+
+
 def check_field(field: str) -> None:
     """Raises SimclrError where no field 'a.b' exists, with the nearest name that does."""
     expected = flatten(default())
@@ -397,6 +403,5 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     return [
         f"config.{field}: {old.get(field)!r} -> {new.get(field)!r}"
         for field in sorted({*old, *new})
-        if old.get(field) != new.get(field)
-        and not any(field == free or field.startswith(free + ".") for free in FREE)
+        if old.get(field) != new.get(field) and not lies_in(field, FREE)
     ]

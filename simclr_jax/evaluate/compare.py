@@ -12,7 +12,7 @@ from simclr_jax import config as cfg
 from simclr_jax import files, metrics
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import charts
-from simclr_jax.evaluate.page import STYLE
+from simclr_jax.evaluate.page import document
 from simclr_jax.evaluate.summary import shown
 
 HEALTH = {
@@ -53,8 +53,7 @@ def differences(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]
     flat = [cfg.flatten(made["config"]) for made in reports.values()]
     fields = sorted({field for one in flat for field in one})
     rows = {field: [repr(one[field]) if field in one else "–" for one in flat] for field in fields}
-    idle = lambda field: any(field == name or field.startswith(name + ".") for name in SAME)  # noqa: E731
-    return {f: values for f, values in rows.items() if len(set(values)) > 1 and not idle(f)}
+    return {f: values for f, values in rows.items() if len(set(values)) > 1 and not cfg.lies_in(f, SAME)}
 
 
 def _names(workdirs: list[str]) -> dict[str, str]:
@@ -113,9 +112,8 @@ def _page(
     data = base64.b64encode(picture.getvalue()).decode()
     training = f'<h2>Training</h2><img alt="curves" src="data:image/png;base64,{data}">' if drawn else ""
     differ = table(changed) if changed else "<p>None.</p>"
-    return (
-        '<!doctype html>\n<html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Comparison</title>'
-        f"<style>{STYLE}</style>\n<h1>Runs side by side</h1>\n{verdicts}\n{table(scores)}\n{training}\n"
-        f"<h2>Where the configs differ</h2>\n{differ}\n</html>\n"
+    return document(
+        "Comparison",
+        f"<h1>Runs side by side</h1>\n{verdicts}\n{table(scores)}\n{training}\n"
+        f"<h2>Where the configs differ</h2>\n{differ}\n",
     )

@@ -279,8 +279,7 @@ def own_classifier(subject: Subject) -> dict[str, Any]:
     found = subject.labelled("simclr", "test", "logits")
     scores = np.asarray(jax.nn.softmax(found.features[:, columns], axis=1))
     measured = classified.evaluate(scores, found.labels)
-    names = {"pretrain": "online probe", "supervised": "its own classifier", "distill": "its own classifier"}
-    title = names.get(subject.config.task, "its own classifier")
+    title = "online probe" if subject.config.task == "pretrain" else "its own classifier"
     subject.predicted("classifier", found.labels, predicted=np.argmax(scores, axis=1))
     return {
         "rows": [{"id": "classifier", "title": title, "cells": {"simclr": cell(measured)}}],

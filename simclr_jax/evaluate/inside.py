@@ -29,7 +29,7 @@ def representation(subject: Subject) -> dict[str, Any]:
     changed = subject.augmented(views, **subject.augmentation())
     found, spectra = {}, {}
     for who in ("simclr", "untrained"):
-        plain, other = subject.h_of(views, who), subject.h_of(changed, who)
+        plain, other = subject.h_of_gallery(MAPPED, who), subject.h_of(changed, who)
         found[who] = health.report(plain, other)
         if np.isfinite(plain).all():
             spectra[who] = np.linalg.svd(plain, compute_uv=False)
@@ -110,36 +110,36 @@ def where_it_looks(subject: Subject) -> dict[str, Any]:
     """
     views, labels = subject.gallery(MAPPED)
     chosen = figures.spread(labels, SHOWN)
-    some = views[chosen]
+    pictures = views[chosen]
     size, pool = views.shape[1], subject.encoder.model.encoder.pool
 
     @jax.jit
     def maps_of(variables: Any, x: jax.Array) -> jax.Array:
         return simclr.last_maps(subject.endpoints(variables, x))
 
-    maps = subject.over(maps_of, some)
+    found = subject.over(maps_of, pictures)
     shown = []
     if not subject.unscorable() and subject.config.eval.endpoint == "final_avg_pool":
         weights = classifier_weights(subject)
-        features = subject.h_of(some)
+        features = subject.h_of(pictures)
         predicted = np.argmax(np.asarray(linear.logits(weights, features)), axis=1)
-        heat = saliency.heat(saliency.class_map(maps, pool, weights["kernel"], predicted), size)
+        heat = saliency.heat(saliency.class_map(found, pool, weights["kernel"], predicted), size)
         titles = [subject.classes[c] for c in predicted]
         subject.draw(
             "class_maps.png",
             charts.overlays,
-            some,
+            pictures,
             np.asarray(heat),
             titles,
             "Predicted class, and where it shows",
         )
         shown.append(["class_maps.png", "Grad-CAM: what speaks for the predicted class, in red"])
-    everyone = subject.h_of(views)
+    everyone = subject.h_of_gallery(MAPPED)
     _, near = knn.nearest(everyone, everyone[chosen], 2, subject.mesh)
     other = np.array([next((i for i in row if i != q), q) for row, q in zip(near, chosen, strict=True)])
     partner = views[other]
-    left, right = saliency.similarity_maps(maps, subject.over(maps_of, partner), pool)
-    pairs = np.stack([some, partner], axis=1)
+    left, right = saliency.similarity_maps(found, subject.over(maps_of, partner), pool)
+    pairs = np.stack([pictures, partner], axis=1)
     heats = np.stack([np.asarray(saliency.heat(x, size)) for x in (left, right)], axis=1)
     subject.draw("similarity_maps.png", charts.overlay_pairs, pairs, heats)
     shown.append(["similarity_maps.png", "What makes an image and its nearest neighbour similar, in red"])
@@ -149,7 +149,7 @@ def where_it_looks(subject: Subject) -> dict[str, Any]:
 def maps(subject: Subject) -> dict[str, Any]:
     """t-SNE and UMAP of the features, and files for TensorBoard's projector."""
     views, labels = subject.gallery(MAPPED)
-    features = subject.h_of(views)
+    features = subject.h_of_gallery(MAPPED)
     shown, notes = [], []
     if subject.first:
         methods = {"t-SNE": ("tsne.png", embedding.tsne), "UMAP": ("umap.png", embedding.umap)}

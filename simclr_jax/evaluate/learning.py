@@ -82,9 +82,9 @@ def _few(subject: Subject, share: float) -> Splits:
     if source.split("/")[0].split(":")[:2] == ["tfds", "imagenet2012"] and share in SUBSETS:
         options = {**subject.config.data.to_dict(), "source": f"tfds:imagenet2012_subset/{SUBSETS[share]}"}
         return data_splits.load(**{**options, "train_split": "train"})._replace(test=test)
-    if share == 1 and not isinstance(whole, Source):
-        return subject.splits
     if not isinstance(whole, Source):
+        if share == 1:
+            return subject.splits
         raise SimclrError(
             f"{whole.name}: a share of the labels needs random access; prepare it as ArrayRecord"
         )

@@ -71,15 +71,22 @@ def render(made: Mapping[str, Any], folder: epath.Path) -> str:
     )
     config = json.dumps(made["config"], indent=1)
     title = html.escape(f"{epath.Path(made['workdir']).name}: evaluation")
-    return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
-        f"<style>{STYLE}</style>\n<h1>{title}</h1>\n<p class=soft>{html.escape(about)}</p>\n"
+    return document(
+        title,
+        f"<h1>{title}</h1>\n<p class=soft>{html.escape(about)}</p>\n"
         f"<p class=verdict>{html.escape(made['verdict'])}</p>\n{_table(made['rows'])}\n"
         + "\n".join(parts)
         + f"\n<h2>Config</h2><details><summary>all fields</summary><pre>{html.escape(config)}</pre>"
-        "</details>\n"
-        "</html>\n"
+        "</details>\n",
+    )
+
+
+def document(title: str, body: str) -> str:
+    """A whole page, from escaped HTML."""
+    return (
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}</style>\n{body}</html>\n"
     )
 
 

@@ -4,6 +4,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+
+def _setting(name: str, depth: int, batch: int | None, epochs: int) -> dict[str, Any]:
+    """A setting of which something is published; batch None: of any."""
+    known = {"source": f"tfds:{name}", "depth": depth, "epochs": epochs}
+    return known if batch is None else {**known, "batch": batch}
+
+
 # SimCLR (arXiv 2002.05709), Table B.1, linear scaling of the rate: ImageNet, ResNet-50, by batch and epochs.
 TABLE_B1 = {
     256: {100: 57.5, 200: 61.9, 400: 64.7, 800: 66.6},
@@ -13,42 +20,25 @@ TABLE_B1 = {
     4096: {100: 64.6, 200: 66.5, 400: 68.2, 800: 68.9, 1000: 69.3},
     8192: {100: 64.8, 200: 66.6, 400: 67.8, 800: 69.0},
 }
-# ({what must hold of the config}, row of the table, %, whose).
+# ({what must hold of the config}, {row of the table: %}, whose).
 FIGURES = (
-    ({"source": "tfds:imagenet2012", "depth": 50, "batch": 256, "epochs": 100}, "knn_200", 44.8, "lightly"),
+    *(
+        (_setting("imagenet2012", 50, batch, epochs), {"sgd": percent}, "SimCLR paper, Table B.1")
+        for batch, by_epochs in TABLE_B1.items()
+        for epochs, percent in by_epochs.items()
+    ),
+    (_setting("imagenet2012", 50, 256, 100), {"knn_200": 44.8}, "lightly"),
     (
-        {"source": "tfds:imagenet2012", "depth": 50, "batch": 4096, "epochs": 1000},
-        "finetune_0.01",
-        48.3,
+        _setting("imagenet2012", 50, 4096, 1000),
+        {"finetune_0.01": 48.3, "finetune_0.1": 65.6},
         "SimCLR paper",
     ),
-    (
-        {"source": "tfds:imagenet2012", "depth": 50, "batch": 4096, "epochs": 1000},
-        "finetune_0.1",
-        65.6,
-        "SimCLR paper",
-    ),
-    (
-        {"source": "tfds:cifar10", "depth": 18, "batch": 128, "epochs": 200},
-        "knn_200",
-        84.7,
-        "lightly, best epoch",
-    ),
-    (
-        {"source": "tfds:cifar10", "depth": 18, "batch": 512, "epochs": 200},
-        "knn_200",
-        84.8,
-        "lightly, best epoch",
-    ),
-    (
-        {"source": "tfds:cifar10", "depth": 18, "batch": 512, "epochs": 800},
-        "knn_200",
-        87.9,
-        "lightly, best epoch",
-    ),
-    ({"source": "tfds:cifar10", "depth": 18, "epochs": 1000}, "sgd", 90.74, "solo-learn, online"),
-    ({"source": "tfds:cifar10", "depth": 50, "batch": 1024, "epochs": 1000}, "sgd", 94.0, "SimCLR paper"),
-    ({"source": "tfds:cifar100", "depth": 18, "epochs": 1000}, "sgd", 65.78, "solo-learn, online"),
+    (_setting("cifar10", 18, 128, 200), {"knn_200": 84.7}, "lightly, best epoch"),
+    (_setting("cifar10", 18, 512, 200), {"knn_200": 84.8}, "lightly, best epoch"),
+    (_setting("cifar10", 18, 512, 800), {"knn_200": 87.9}, "lightly, best epoch"),
+    (_setting("cifar10", 18, None, 1000), {"sgd": 90.74}, "solo-learn, online"),
+    (_setting("cifar10", 50, 1024, 1000), {"sgd": 94.0}, "SimCLR paper"),
+    (_setting("cifar100", 18, None, 1000), {"sgd": 65.78}, "solo-learn, online"),
 )
 
 
@@ -63,13 +53,9 @@ def figures(config: ConfigDict) -> dict[str, dict[str, Any]]:
         "batch": train.batch_size,
         "epochs": 0 if train.steps or train.examples else train.epochs,
     }
-    found = {
+    return {
         row: {"value": percent / 100, "by": by}
-        for must, row, percent, by in FIGURES
+        for must, percents, by in FIGURES
         if all(mine[field] == value for field, value in must.items())
+        for row, percent in percents.items()
     }
-    if mine["source"] == "tfds:imagenet2012" and mine["depth"] == 50:
-        percent = TABLE_B1.get(mine["batch"], {}).get(mine["epochs"])
-        if percent and "sgd" not in found:
-            found["sgd"] = {"value": percent / 100, "by": "SimCLR paper, Table B.1"}
-    return found

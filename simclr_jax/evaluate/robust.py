@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from simclr_jax.evals import attacks, corruptions, linear
+from simclr_jax.evals.knn import top_k_accuracy
 from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.frozen import classifier_weights
 from simclr_jax.evaluate.subject import Subject
@@ -43,7 +44,7 @@ def robustness(subject: Subject) -> dict[str, Any]:
         return linear.logits(weights, subject.h(variables, x))
 
     positions = np.arange(len(views), dtype=np.uint32)
-    right = functools.partial(_accuracy, labels=labels)
+    right = functools.partial(top_k_accuracy, labels=labels, k=1)
     clean = right(subject.over(logits, views))
     corrupted = {}
     for name in corruptions.available(views.shape[-1]):
@@ -54,7 +55,7 @@ def robustness(subject: Subject) -> dict[str, Any]:
             found.append(right(subject.over(logits, changed)))
         corrupted[name] = found
     views, labels, positions = views[:ATTACKED], labels[:ATTACKED], positions[:ATTACKED]
-    right = functools.partial(_accuracy, labels=labels)
+    right = functools.partial(top_k_accuracy, labels=labels, k=1)
 
     def attacked(attack: str, variables: Any, x: jax.Array, y: jax.Array, at: jax.Array, e: jax.Array):
         function = functools.partial(logits, variables)
@@ -86,18 +87,14 @@ def robustness(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    return float(np.mean(np.argmax(logits, axis=1) == labels))
-
-
 def invariance(subject: Subject) -> dict[str, Any]:
     """How similar the features of an image stay under each augmentation of the run, alone and all together.
 
     Mean cosine similarity of an image's features with those of its changed self, after the mean of all images
     is taken out; 0 is what two different images have on average.
     """
-    views, _ = subject.gallery(subject.config.eval.robustness.images)
-    plain = subject.h_of(views)
+    limit = subject.config.eval.robustness.images
+    (views, _), plain = subject.gallery(limit), subject.h_of_gallery(limit)
     middle = plain.mean(axis=0, keepdims=True)
     fields, found = subject.augmentation(), {}
     for name, own in PIECES.items():

@@ -26,12 +26,11 @@ from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
 from simclr_jax.evals.features import Features, extract
 from simclr_jax.models import simclr
-from simclr_jax.tasks.extractor import Extractor, labelled, read_endpoint, sample
+from simclr_jax.tasks.extractor import RAW_EXAMPLES, Extractor, labelled, read_endpoint, sample
 from simclr_jax.tasks.images import Images
 from simclr_jax.version import __version__
 
 WHO = ("simclr", "untrained", "raw_pixels")  # as in the run's own table
-RAW_EXAMPLES = 50_000  # of the raw-pixel baseline, at most
 IN_MEMORY = 2 << 30  # bytes; larger features are read again when they are needed
 # Fields that decide nothing here.
 IDLE = ("checkpoint", "compile_cache", "data.data_dir", "data.download", "data.threads", "log", "mesh",
@@ -86,6 +85,7 @@ class Subject:
         self._kept: dict[str, Features] = {}
         self._variables: dict[str, Any] = {}
         self._gallery: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._gallery_h: dict[tuple[int, str], np.ndarray] = {}
         self.key = self.key_of(_of_subject(config), *(s.fingerprint for s in splits if s))
 
     def key_of(self, *parts: Any) -> str:
@@ -272,6 +272,12 @@ class Subject:
             self._gallery = {limit: (found.features, found.labels)}  # one of them, as they can be large
         return self._gallery[limit]
 
+    def h_of_gallery(self, limit: int, who: str = "simclr") -> np.ndarray:
+        """Features `[n, d]` of `gallery(limit)`; computed once, as several protocols take them."""
+        if (limit, who) not in self._gallery_h:
+            self._gallery_h[limit, who] = self.h_of(self.gallery(limit)[0], who)
+        return self._gallery_h[limit, who]
+
     def pictures(self, split: Source, index: np.ndarray) -> np.ndarray:
         """Evaluation views of the images in `index`, `[n, h, w, c]`."""
         return extract(self.images.seen, self.images.every(split, np.asarray(index)), self.mesh).features
@@ -363,11 +369,7 @@ def _of_subject(config: ConfigDict) -> dict[str, Any]:
 
 def _decisive(config: ConfigDict) -> dict[str, Any]:
     """The fields that can change a result."""
-    return {
-        field: value
-        for field, value in cfg.flatten(config).items()
-        if not any(field == idle or field.startswith(idle + ".") for idle in IDLE)
-    }
+    return {field: value for field, value in cfg.flatten(config).items() if not cfg.lies_in(field, IDLE)}
 
 
 def _digest(tree: Any) -> str:

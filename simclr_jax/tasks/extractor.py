@@ -14,7 +14,7 @@ from simclr_jax.evals.features import Features, extract
 from simclr_jax.models import simclr
 from simclr_jax.tasks.images import Images
 
-RAW_SIDE = 32  # of the raw-pixel baseline, at most
+RAW_SIDE, RAW_EXAMPLES = 32, 50_000  # of the raw-pixel baseline, at most
 
 
 class Extractor:

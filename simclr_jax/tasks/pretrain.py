@@ -19,11 +19,10 @@ from simclr_jax.evals.scores import score
 from simclr_jax.losses import tiled
 from simclr_jax.losses.classification import classification
 from simclr_jax.models import simclr
-from simclr_jax.tasks.extractor import Extractor, labelled, sample
+from simclr_jax.tasks.extractor import RAW_EXAMPLES, Extractor, labelled, sample
 from simclr_jax.tasks.images import Images
 from simclr_jax.tasks.task import Context, Task
 
-RAW_EXAMPLES = 50_000  # of the raw-pixel baseline, at most
 GALLERY = 1000  # images in the retrieval and t-SNE figures, at most
 NEIGHBOURS = 8  # beside each query in the retrieval figure
 

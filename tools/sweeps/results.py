@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import optuna
 from bench import table
-from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial, TrialState
 
-from simclr_jax.figures import BLUE, INK, ORANGE
+from simclr_jax.figures import BLUE, INK, ORANGE, new, save
 from sweeps import study as studies
 from sweeps.trials import Sweep
 
@@ -107,7 +106,7 @@ def draw_history(path: Any, trials: list[FrozenTrial], metric: str) -> bool:
     pruned = [(t.number, 100 * t.value) for t in trials if t.state == TrialState.PRUNED and t.value]
     if not done:
         return False
-    figure = Figure(figsize=(6.5, 3.4), layout="constrained")
+    figure = new(figsize=(6.5, 3.4))
     axes = figure.subplots()
     numbers, values = np.array(done).T
     axes.step(numbers, np.maximum.accumulate(values), where="post", color=ORANGE, label="best so far")
@@ -120,17 +119,17 @@ def draw_history(path: Any, trials: list[FrozenTrial], metric: str) -> bool:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(color="#dddddd")
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
     return True
 
 
 def draw_importance(path: Any, importance: dict[str, float]) -> None:
     """A bar a parameter."""
-    figure = Figure(figsize=(6.5, 0.8 + 0.35 * len(importance)), layout="constrained")
+    figure = new(figsize=(6.5, 0.8 + 0.35 * len(importance)))
     axes = figure.subplots()
     names, shares = list(importance), [100 * share for share in importance.values()]
     axes.barh(names[::-1], shares[::-1], color=BLUE, height=0.6)
     axes.set_title("Share of the variance between trials (%), fANOVA", color=INK, fontsize=10)
     axes.grid(axis="x", color="#dddddd")
     axes.set_axisbelow(True)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
