@@ -4,29 +4,29 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import config as cfg
 from simclr_jax import optim
 from simclr_jax.data.sources import Source
-from simclr_jax.data.splits import Splits
+from simclr_jax.resolve import Run
 from simclr_jax.state import TrainState
 from simclr_jax.tasks import Task
 
 
-def describe(
-    config: ConfigDict, splits: Splits, mesh: Mesh, task: Task, state: TrainState, first: int, steps: int
-) -> None:
+def describe(run: Run, task: Task, state: TrainState) -> None:
     """Prints what is about to run."""
     if jax.process_index():
         return
+    config, mesh, first = run.config, run.mesh, run.first
+    for note in run.notes:
+        print(note)
     count = {name: optax.tree.size(part) for name, part in state.params.items()}
     parts = ", ".join(f"{name} {size:,}" for name, size in count.items() if size)
     learns = optim.path_mask(state.params, task.trainable)
     trained = sum(jax.tree.leaves(jax.tree.map(lambda x, yes: x.size * yes, state.params, learns)))
     frozen = "" if trained == sum(count.values()) else f"; {trained:,} are trained"
-    train, test = splits
+    train, test = run.splits
     tested = f"{test.size:,} to test on" if test else "no test split"
     labels = f"{len(train.classes)} classes" if train.classes else "no labels"
     print(f"images: {train.size:,} to train on ({train.name}), {tested}, {labels}")
@@ -43,7 +43,7 @@ def describe(
         f"{name} every {cfg.every_steps(node.every, train.size, config.train.batch_size) or 'never'}"
         for name, node in (("log", config.log), ("save", config.checkpoint), ("evaluate", config.eval))
     )
-    print(f"steps: {steps:,}{done}; {periods}".replace("every never", "never"), flush=True)
+    print(f"steps: {run.steps:,}{done}; {periods}".replace("every never", "never"), flush=True)
 
 
 def memory_line(compiled: Any) -> str:

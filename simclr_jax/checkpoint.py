@@ -1,12 +1,19 @@
-"""Checkpoints through Orbax: asynchronous, atomic, the newest N kept, saved on SIGTERM.
+"""Checkpoints through Orbax: asynchronous, atomic, the newest N kept, every array with a checksum.
 
 Parts of the state are separate items, so that an encoder can be read without its optimiser, and a
-checkpoint without `extra` restores into a run that has it.
+checkpoint without `extra` restores into a run that has it. The item `checksums` holds the shape, type and
+CRC-32 of every array; what is read is compared with it, so that no flipped bit is trained on.
 """
 
+import concurrent.futures
+import contextlib
+import json
 import signal
+import sys
 import threading
-from typing import Any
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,10 +22,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from simclr_jax import sharding
-from simclr_jax.errors import Preempted, SimclrError, one_line
+from simclr_jax.errors import DamagedError, Preempted, SimclrError, one_line
 from simclr_jax.state import TrainState
 
 PARTS = ("params", "model_state", "opt_state", "extra")
+SUMS = "checksums"
 
 
 class _Manager(ocp.CheckpointManager):
@@ -30,10 +38,12 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """The checkpoints `directory/STEP` of a run."""
+    """The checkpoints `directory/STEP` of a run, to write."""
 
     def __init__(self, directory: epath.PathLike, keep: int = 3):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True, create=True, cleanup_tmp_directories=True
+        )
         self._directory = epath.Path(directory).absolute()
         self._manager = _Manager(self._directory, options=options)
 
@@ -46,31 +56,11 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest():
             return
-        items = {name: getattr(state, name) for name in PARTS}
-        args = {name: ocp.args.StandardSave(item) for name, item in items.items() if item}
+        items = {name: getattr(state, name) for name in PARTS if getattr(state, name)}
+        args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        sums = checksums(named(items)) if jax.process_index() == 0 else {}  # Orbax writes the first one's
+        args[SUMS] = ocp.args.JsonSave({"step": step, "arrays": sums})
         self._manager.save(step, args=ocp.args.Composite(**args))
-
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state at `step`, with the shardings of `like`; only its `extra` may be missing on disk.
-
-        Raises:
-          SimclrError: the checkpoint is of another model or optimiser.
-        """
-        saved = {path.name for path in (self._directory / str(step)).iterdir()}
-        names = [name for name in PARTS if getattr(like, name) and (name in saved or name != "extra")]
-        abstract = {
-            name: jax.tree.map(ocp.utils.to_shape_dtype_struct, getattr(like, name)) for name in names
-        }
-        args = {name: ocp.args.StandardRestore(abstract[name]) for name in names}
-        try:
-            items = self._manager.restore(step, args=ocp.args.Composite(**args))
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            raise SimclrError(
-                f"{self._directory / str(step)}: does not hold this config's model and optimiser "
-                f"({one_line(error)}); choose another --workdir"
-            ) from None
-        restored_step = sharding.put_same(np.asarray(step, like.step.dtype), like.step.sharding)
-        return like.replace(step=restored_step, **{name: items[name] for name in names})
 
     def preempted(self, call: int) -> bool:
         """Whether a pod's scheduler has announced the end; all processes agree on the call.
@@ -94,39 +84,206 @@ class Checkpoints:
         self._manager.close()
 
 
+# ---- reading ------------------------------------------------------------------------------------
+
+
+class Saved(NamedTuple):
+    """A checkpoint that was read whole."""
+
+    step: int
+    arrays: dict[str, np.ndarray]  # by name, 'params/encoder/conv1/kernel'
+    checked: bool  # against checksums; versions before schema 5 wrote none
+
+
 def saved_steps(directory: epath.PathLike) -> list[int]:
-    """The steps whose checkpoints are complete, in order."""
+    """The steps whose checkpoints were written to the end, in order."""
     directory = epath.Path(directory)
     return sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
 
 
-def read_parameters(directory: epath.PathLike, step: int = 0) -> tuple[int, Any, Any]:
-    """(step, params, model_state) of a run, as NumPy; of the newest checkpoint where step is 0.
+def read(directory: epath.PathLike, step: int, parts: Sequence[str] = PARTS) -> Saved:
+    """Reads those of `parts` that a checkpoint has, as NumPy, and compares them with their checksums.
+
+    It asks no other process.
 
     Raises:
-      SimclrError: there is no such checkpoint, or it cannot be read.
+      DamagedError: a file of it is missing, cannot be read, or holds other numbers than were saved.
     """
-    directory = epath.Path(directory).absolute()
+    folder = epath.Path(directory).absolute() / str(step)
+    try:
+        there = {path.name for path in folder.iterdir()}
+        sums = _sums(folder, step) if SUMS in there else None
+        wanted = [name for name in parts if name in _parts(folder, there, sums)]
+        arrays = named(_read_items(folder, wanted))
+        broken = _broken(arrays, sums, wanted)
+    except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
+        raise DamagedError(f"{folder}: damaged ({one_line(error)})") from None
+    if broken:
+        raise DamagedError(f"{folder}: damaged ({broken})")
+    return Saved(step, arrays, sums is not None)
+
+
+def newest(
+    directory: epath.PathLike, parts: Sequence[str] = PARTS
+) -> tuple[Saved | None, list[DamagedError]]:
+    """The newest checkpoint that is whole (None: there is none at all), and what is wrong with newer ones.
+
+    Raises:
+      DamagedError: there are checkpoints, and none is whole.
+    """
+    damaged: list[DamagedError] = []
+    for step in reversed(saved_steps(directory)):
+        try:
+            return read(directory, step, parts), damaged
+        except DamagedError as error:
+            damaged.append(error)
+    if damaged:
+        raise DamagedError(
+            f"{'; '.join(map(str, damaged))}: no checkpoint there is whole; bring one back from a copy, or "
+            "choose another --workdir"
+        )
+    return None, []
+
+
+def read_parameters(directory: epath.PathLike, step: int = 0) -> tuple[int, Any, Any]:
+    """(step, params, model_state) of a run, as NumPy; of the newest whole checkpoint where step is 0.
+
+    Raises:
+      SimclrError: there is no such checkpoint, or it is damaged.
+    """
+    directory, parts = epath.Path(directory).absolute(), ("params", "model_state")
     found = saved_steps(directory)
     if not found:
         raise SimclrError(f"{directory}: no checkpoint there; train that run first")
     if step and step not in found:
         raise SimclrError(f"{directory}: no checkpoint {step}; there are: {', '.join(map(str, found))}")
-    step = step or found[-1]
-    parts = {path.name for path in (directory / str(step)).iterdir()}
-    names = [name for name in ("params", "model_state") if name in parts or name == "params"]
-    handler = ocp.CompositeCheckpointHandler(**{name: ocp.PyTreeCheckpointHandler() for name in PARTS})
-    try:
-        with ocp.Checkpointer(handler) as reader:
-            saved = reader.metadata(directory / str(step)).item_metadata
-            args = {}
-            for name in names:
-                as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved[name].tree)
-                args[name] = ocp.args.PyTreeRestore(restore_args=as_numpy)
-            items = reader.restore(directory / str(step), args=ocp.args.Composite(**args))
-    except (ValueError, KeyError, AttributeError, OSError) as error:
-        raise SimclrError(f"{directory / str(step)}: cannot be read ({one_line(error)})") from None
-    return step, items["params"], items.get("model_state") or {}
+    if step:
+        saved = read(directory, step, parts)
+    else:
+        saved, damaged = newest(directory, parts)
+        for error in damaged if jax.process_index() == 0 else ():
+            print(f"note: {error}; taking the one of step {saved.step}")
+    tree = _nested(saved.arrays)
+    return saved.step, tree["params"], tree.get("model_state", {})
+
+
+def fill(like: TrainState, saved: Saved, where: str) -> TrainState:
+    """The state `like` with a checkpoint's numbers, on its devices; only its `extra` may be missing there.
+
+    Raises:
+      SimclrError: the checkpoint is of another model or optimiser.
+    """
+    parts = {name: getattr(like, name) for name in PARTS}
+    if not any(name.startswith("extra/") for name in saved.arrays):
+        del parts["extra"]
+    mine = {name: leaf.shape for name, leaf in named(parts).items()}
+    theirs = {name: array.shape for name, array in saved.arrays.items()}
+    if differing := [n for n in sorted(mine.keys() | theirs.keys()) if mine.get(n) != theirs.get(n)]:
+        name = differing[0]
+        sizes = [list(shapes[name]) if name in shapes else "missing" for shapes in (theirs, mine)]
+        raise SimclrError(
+            f"{where}: does not hold this config's model and optimiser ({name}: {sizes[0]} there, {sizes[1]} "
+            "by the config); choose another --workdir"
+        )
+
+    def place(path: Any, leaf: jax.Array) -> jax.Array:
+        return sharding.put_same(saved.arrays[_name(path)].astype(leaf.dtype), leaf.sharding)
+
+    step = sharding.put_same(np.asarray(saved.step, like.step.dtype), like.step.sharding)
+    return like.replace(step=step, **jax.tree_util.tree_map_with_path(place, parts))
+
+
+def _sums(folder: epath.Path, step: int) -> dict[str, str]:
+    text = json.loads((folder / SUMS / "metadata").read_text())
+    if text["step"] != step:
+        raise ValueError(f"it was saved as step {text['step']}")
+    return text["arrays"]
+
+
+def _parts(folder: epath.Path, there: set[str], sums: dict[str, str] | None) -> list[str]:
+    """The parts that a checkpoint must have."""
+    if sums is not None:
+        return [name for name in PARTS if any(array.startswith(f"{name}/") for array in sums)]
+    if "params" not in there:
+        raise FileNotFoundError(f"{folder / 'params'} is missing")
+    return [name for name in PARTS if name in there]
+
+
+def _read_items(folder: epath.Path, names: Sequence[str]) -> dict[str, Any]:
+    me = jax.process_index()
+    alone = {"multiprocessing_options": ocp.options.MultiprocessingOptions(me, {me}, f"reader{me}")}
+    items = {name: ocp.PyTreeCheckpointHandler(**alone) for name in names}
+    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(**alone), **items)
+    with _quiet(), ocp.Checkpointer(handler, **alone) as reader:
+        saved = reader.metadata(folder).item_metadata
+        args = {}
+        for name in names:
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved[name].tree)
+            args[name] = ocp.args.PyTreeRestore(restore_args=as_numpy)
+        items = reader.restore(folder, args=ocp.args.Composite(**args))
+    return {name: items[name] for name in names}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TensorStore's threads from printing tracebacks after a first read has failed."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    yield  # no `finally`: after a failure the threads are still reading
+    sys.unraisablehook = before
+
+
+# ---- names and checksums --------------------------------------------------------------------------
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """{'params/encoder/conv1/kernel': array, ...}."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _nested(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The same as nested dicts."""
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = array
+    return tree
+
+
+def checksums(arrays: dict[str, Any]) -> dict[str, str]:
+    """{name: 'float32[3,3,1,32] 1c291ca3'}: type, shape and CRC-32 of each array."""
+
+    def one(array: Any) -> str:
+        array = np.ascontiguousarray(array)
+        shape = ",".join(map(str, array.shape))
+        return f"{array.dtype}[{shape}] {zlib.crc32(array.reshape(-1).view(np.uint8)):08x}"
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # zlib lets other threads run
+        return dict(zip(arrays, pool.map(one, arrays.values()), strict=True))
+
+
+def _broken(arrays: dict[str, np.ndarray], sums: dict[str, str] | None, parts: Sequence[str]) -> str:
+    """What differs from the checksums, "" for nothing."""
+    if sums is None:
+        return ""
+    expected = {name: value for name, value in sums.items() if name.split("/")[0] in parts}
+    if missing := expected.keys() ^ arrays.keys():
+        return f"{min(missing)} is not what was saved"
+    found = checksums(arrays)
+    wrong = [name for name in expected if found[name] != expected[name]]
+    return f"{wrong[0]} holds other numbers than were saved" if wrong else ""
 
 
 class Signals:

@@ -4,6 +4,7 @@ A file in `configs/` starts from `default()` and states only what it changes. No
 JAX or TensorFlow, so that `--help` and a mistyped field answer at once.
 """
 
+import contextlib
 import difflib
 import json
 import math
@@ -13,7 +14,8 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict, config_dict
 
-from simclr_jax.errors import SimclrError
+from simclr_jax import files
+from simclr_jax.errors import DamagedError, SimclrError
 
 SCHEMA = 4  # of config.json; raise it when a field is added, renamed or changes its meaning
 FILE = "config.json"
@@ -300,16 +302,36 @@ def from_json(text: str) -> tuple[ConfigDict, dict[str, Any]]:
     try:
         tree = json.loads(text)
         schema, stored, data = int(tree["schema"]), flatten(tree["config"]), tree.get("data") or {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SimclrError(f"{FILE} is damaged ({error}): choose another --workdir") from None
+        if not isinstance(data, dict):
+            raise ValueError("its data is no object")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{FILE} is damaged ({error})") from None
     if schema > SCHEMA:
         raise SimclrError(f"{FILE} has schema {schema}, this version reads up to {SCHEMA}: update simclr_jax")
     config = default()
     known = flatten(config)
     for field, value in {**OLD_BEHAVIOUR, **stored}.items():
         if field in known:
-            set_field(config, field, value)
+            try:
+                set_field(config, field, value)
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                raise DamagedError(f"{FILE} is damaged ({field}: {error})") from None
     return config, data
+
+
+def load(workdir: epath.PathLike) -> tuple[ConfigDict, dict[str, Any]]:
+    """What `from_json` makes of a workdir's config.json.
+
+    Raises:
+      SimclrError: there is none, or it is damaged or from a newer version.
+    """
+    path = epath.Path(workdir) / FILE
+    if not path.exists():
+        raise SimclrError(f"{workdir}: no {FILE} there; give the workdir of a run")
+    try:
+        return from_json(files.read_text(path))
+    except SimclrError as error:
+        raise type(error)(f"{workdir}: {error}") from None
 
 
 def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> ConfigDict:
@@ -363,19 +385,19 @@ def _going_on(workdir: epath.PathLike | None) -> ConfigDict | None:
     """The config of a workdir that has a checkpoint."""
     if not workdir:
         return None
-    path, checkpoints = epath.Path(workdir) / FILE, epath.Path(workdir) / "checkpoints"
-    trained = checkpoints.exists() and any(child.name.isdigit() for child in checkpoints.iterdir())
-    return from_json(path.read_text())[0] if trained and path.exists() else None
+    checkpoints = epath.Path(workdir) / "checkpoints"
+    if checkpoints.is_dir() and any(child.name.isdigit() for child in checkpoints.iterdir()):
+        with contextlib.suppress(SimclrError):  # told when the run is resolved
+            return load(workdir)[0]
+    return None
 
 
 def _stored(workdir: str, field: str) -> ConfigDict:
-    path = epath.Path(workdir) / FILE
-    if not path.exists():
-        raise SimclrError(f"config.{field}={workdir!r}: no {FILE} there; give the workdir of a run")
     try:
-        return from_json(path.read_text())[0]
+        return load(workdir)[0]
     except SimclrError as error:
-        raise SimclrError(f"config.{field}={workdir!r}: {str(error).partition(': choose')[0]}") from None
+        why = str(error).removeprefix(f"{workdir}: ")
+        raise SimclrError(f"config.{field}={workdir!r}: {why}") from None
 
 
 def set_field(config: ConfigDict, field: str, value: Any) -> None:

@@ -135,11 +135,8 @@ def load(workdir: epath.PathLike, step: int = 0) -> Encoder:
 
 def read(workdir: epath.PathLike, step: int = 0) -> tuple[ConfigDict, dict[str, Any], int, dict[str, Any]]:
     """(config, what config.json says of the images, step, variables) of a run."""
-    path = epath.Path(workdir) / cfg.FILE
-    if not path.exists():
-        raise SimclrError(f"{workdir}: no {cfg.FILE} there; give the workdir of a run")
-    config, data = cfg.from_json(path.read_text())
-    step, params, model_state = checkpoint.read_parameters(path.parent / "checkpoints", step)
+    config, data = cfg.load(workdir)
+    step, params, model_state = checkpoint.read_parameters(epath.Path(workdir) / "checkpoints", step)
     return config, data, step, {"params": params, **model_state}
 
 
@@ -148,7 +145,7 @@ def pin_steps(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     for node, workdir in ((config.start, config.start.workdir), (config.distill, config.distill.teacher)):
         if workdir and not node.step:
-            node.step = max(checkpoint.saved_steps(epath.Path(workdir) / "checkpoints"), default=0)
+            node.step = checkpoint.read_parameters(epath.Path(workdir) / "checkpoints")[0]
     return config
 
 

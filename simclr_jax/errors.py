@@ -9,6 +9,10 @@ class DivergedError(SimclrError):
     """Numbers of the training are no longer numbers: this config's fault, another one may do well."""
 
 
+class DamagedError(SimclrError):
+    """A checkpoint does not hold what was saved."""
+
+
 class Stopped(Exception):  # noqa: N818 - not an error
     """SIGTERM was heard; what is done is saved. The text says so."""
 

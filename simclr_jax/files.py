@@ -14,9 +14,15 @@ def write(path: epath.Path, text: str) -> None:
     half.replace(path)
 
 
+def read_text(path: epath.Path) -> str:
+    """A file's text; bytes that are no UTF-8 become replacement characters instead of an exception."""
+    return path.read_bytes().decode(errors="replace")
+
+
 def read_json(path: epath.Path) -> dict[str, Any]:
-    """A file's content, {} where there is none or it is damaged."""
+    """The object in a file, {} where there is none or it is damaged."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
         return {}
+    return content if isinstance(content, dict) else {}

@@ -4,6 +4,8 @@ One axis, `data`: batches are split along it, everything else is replicated. Com
 from the global view (`jax.jit` + `NamedSharding`), so one device and a pod run the same code.
 """
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -70,6 +72,25 @@ def agreed(number: int) -> bool:
     if jax.process_count() == 1:
         return True
     return len(set(multihost_utils.process_allgather(np.int32(number)).tolist())) == 1
+
+
+def from_first(ask: Callable[[], Any]) -> Any:
+    """What `ask` returns on process 0, as JSON, on every process; its SimclrError is raised on all."""
+    if jax.process_count() == 1:
+        return ask()
+    told: dict[str, Any] = {}
+    if jax.process_index() == 0:
+        try:
+            told = {"value": ask()}
+        except SimclrError as error:
+            told = {"error": str(error)}
+    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    text = multihost_utils.broadcast_one_to_all(np.resize(text, length))
+    told = json.loads(bytes(np.asarray(text, np.uint8)))
+    if "error" in told:
+        raise SimclrError(told["error"])
+    return told["value"]
 
 
 def gather(tree: Any) -> Any:

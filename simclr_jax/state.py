@@ -12,8 +12,9 @@ class TrainState:
     """The state of training after `step` updates.
 
     `params` has the top level {encoder, projection, probe}; `model_state` holds the model's other
-    collections (`batch_stats`); `extra` is for what only some runs have (an EMA, a queue). `fixed` is what
-    every step reads beside the parameters and none changes, and no checkpoint holds (a teacher).
+    collections (`batch_stats`); `extra` is for what only some runs have (an EMA, a queue). No checkpoint
+    holds the rest: `fixed`, constant arrays that every step reads (a teacher), and `failed`, the first step
+    whose loss or gradient was no number (see nonfinite.py).
     """
 
     step: jax.Array  # scalar int32
@@ -22,3 +23,4 @@ class TrainState:
     opt_state: optax.OptState
     extra: dict[str, Any] = flax.struct.field(default_factory=dict)
     fixed: dict[str, Any] = flax.struct.field(default_factory=dict)
+    failed: dict[str, jax.Array] = flax.struct.field(default_factory=dict)

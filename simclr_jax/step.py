@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from simclr_jax import nonfinite
 from simclr_jax.state import TrainState
 from simclr_jax.tasks import Task
 
@@ -28,12 +29,13 @@ def make_step(
         gradients, numbers, model_state = take(task, state, batch, rng)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         numbers |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": rate(state.step)}
-        return state.replace(
+        after = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             model_state=model_state,
             opt_state=opt_state,
-        ), numbers
+        )
+        return nonfinite.guarded(state, after, numbers)
 
     return step_fn
 

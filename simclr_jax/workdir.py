@@ -1,5 +1,6 @@
 """The folder of a run: whose it is, and what is noted in it."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import config as cfg
 from simclr_jax import files
-from simclr_jax.errors import SimclrError
+from simclr_jax.errors import DamagedError, SimclrError
 
 UNREADABLE = "unreadable_files{}.txt"  # of the first process; of the others with their number
 
@@ -24,20 +25,12 @@ def check(workdir: epath.Path, config: ConfigDict) -> None:
         raise SimclrError(f"--workdir={workdir}: lies in the folder of images {images}; choose one outside")
 
 
-def claim(
-    workdir: epath.Path,
-    config: ConfigDict,
-    data: dict[str, Any],
-    *,
-    trained: bool,
-    force: bool = False,
-) -> ConfigDict:
-    """Compares the config with the config.json that is there.
+def compare(workdir: epath.Path, config: ConfigDict, data: dict[str, Any], trained: bool) -> ConfigDict:
+    """Compares the config of a run with the config.json that is in its workdir.
 
     Args:
       data: identifies the training images: {examples, fingerprint}.
-      trained: there is a checkpoint, so that another config must not go on from it.
-      force: go on all the same.
+      trained: there is a checkpoint.
 
     Returns:
       the config, with the old behaviour of fields that the workdir's own version did not have.
@@ -45,26 +38,47 @@ def claim(
     Raises:
       SimclrError: what is there was made by another config or from other images.
     """
-    config, path = config.copy_and_resolve_references(), workdir / cfg.FILE
-    if trained and not path.exists():
-        raise SimclrError(f"{workdir} has checkpoints but no {cfg.FILE}: choose another --workdir")
-    if trained:
-        text = path.read_text()
-        old, old_data = cfg.from_json(text)
-        cfg.adopt_old_behaviour(config, text)
-        changed = cfg.differences(old, config)
-        changed += [
-            f"training images, {name}: {old_data.get(name)!r} -> {value!r}"
-            for name, value in data.items()
-            if old_data and old_data.get(name) != value
-        ]
-        if changed and not force:
-            differences = "\n  ".join(changed)
+    path = workdir / cfg.FILE
+    config = config.copy_and_resolve_references()
+    if not path.exists():
+        if trained:
             raise SimclrError(
-                f"{workdir} holds a run that differs in:\n  {differences}\n"
-                "Choose another --workdir, or go on all the same with --resume=force"
+                f"{workdir} has checkpoints but no {cfg.FILE}: choose another --workdir, or write it anew "
+                "with --resume=force"
             )
+        return config
+    try:
+        old, old_data = cfg.load(workdir)
+    except DamagedError as error:
+        raise DamagedError(
+            f"{error}; bring it back from a copy, choose another --workdir, or write it anew with "
+            "--resume=force"
+        ) from None
+    cfg.adopt_old_behaviour(config, files.read_text(path))
+    changed = cfg.differences(old, config)
+    changed += [
+        f"training images, {name}: {old_data.get(name)!r} -> {value!r}"
+        for name, value in data.items()
+        if old_data and old_data.get(name) != value
+    ]
+    if changed:
+        differences = "\n  ".join(changed)
+        remedy = "go on all the same" if trained else "begin it anew (nothing is trained there yet)"
+        raise SimclrError(
+            f"{workdir} holds a run that differs in:\n  {differences}\n"
+            f"Choose another --workdir, or {remedy} with --resume=force"
+        )
     return config
+
+
+def set_aside(path: epath.Path, workdir: epath.Path) -> epath.Path:
+    """Moves something damaged into `workdir/damaged`, under a name that is free there; nothing is deleted."""
+    folder = workdir / "damaged"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = (f"{path.name}.{number}" if number else path.name for number in itertools.count())
+    place = next(folder / name for name in names if not (folder / name).exists())
+    path.rename(place)
+    return place
 
 
 def note_unreadable(
@@ -72,11 +86,11 @@ def note_unreadable(
 ) -> list[str]:
     """Keeps the names of unreadable files over interruptions, says each once; all names so far."""
     path = workdir / UNREADABLE.format(f".{process}" if process else "")
-    before = path.read_text().splitlines() if path.exists() else []
+    before = files.read_text(path).splitlines() if path.exists() else []
     new = sorted(set(names) - set(before))
     if new:
         files.write(path, "".join(f"{name}\n" for name in before + new))
         for name in new:
             say(f"unreadable, replaced by the next file: {name}")
     everyones = workdir.glob(UNREADABLE.format("*"))
-    return sorted({name for each in everyones for name in each.read_text().splitlines()})
+    return sorted({name for each in everyones for name in files.read_text(each).splitlines()})

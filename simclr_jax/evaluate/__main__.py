@@ -112,10 +112,7 @@ def _check(args: argparse.Namespace, rest: list[str]) -> None:
 
 def override(workdir: str, options: list[str]) -> ConfigDict:
     """The config of a run with what the options `--config.FIELD=VALUE` say."""
-    path = epath.Path(workdir) / cfg.FILE
-    if not path.exists():
-        raise SimclrError(f"{workdir}: no {cfg.FILE} there; give the workdir of a run")
-    config, _ = cfg.from_json(path.read_text())
+    config, _ = cfg.load(workdir)
     for option in options:
         cfg.check_field(option.split("=", 1)[0].lstrip("-").removeprefix("config."))
     values, words = flags.FlagValues(), ["evaluate", *options]

@@ -1,0 +1,178 @@
+"""One workdir, one run: a lock that process 0 holds while a run lives.
+
+On one host the kernel holds it (`flock`), and a death of any kind frees it. For workdirs that several
+hosts share, the file also is a lease: its owner renews it, and another host takes it over once it has
+not changed for a while. Where files cannot be locked (gs://) the lease is all there is: best effort.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+from etils import epath
+
+from simclr_jax.errors import SimclrError, one_line
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+FILE = ".lock"
+BEAT = 15.0  # seconds between two renewals
+DEAD = 60.0  # seconds without a renewal after which the owner counts as gone
+LENGTH = 1024  # bytes of the file
+SETTLE = 3.0  # seconds after which a lease that nobody else has written is ours
+
+
+@contextlib.contextmanager
+def hold(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterator[None]:
+    """Holds the workdir within `with`; makes the folder where there is none.
+
+    A lease of another host that nobody renews is taken over after DEAD seconds, and `say` tells of the wait.
+
+    Raises:
+      SimclrError: another run holds it.
+    """
+    workdir = epath.Path(workdir)
+    path = workdir / FILE
+    try:
+        made = _make(workdir)
+        held = _acquire(path, say)
+    except OSError as error:
+        raise SimclrError(f"--workdir={os.fspath(workdir)}: cannot be written ({one_line(error)})") from None
+    try:
+        mine = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
+        mine["command"] = " ".join(sys.argv)[:300]
+        _write(path, mine, 0)
+        if held is None:  # two may have written: the last one wins
+            time.sleep(SETTLE)
+            if _read(path).get("owner") != mine["owner"]:
+                raise _taken(workdir, _read(path))
+        stop = threading.Event()
+        beats = threading.Thread(target=_renew, args=(path, mine, stop), daemon=True)
+        beats.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            beats.join(timeout=10)
+            _release(path, mine["owner"])
+    finally:
+        if held is not None:
+            held.close()
+        if made and not any(workdir.iterdir()):
+            workdir.rmdir()
+
+
+def _make(workdir: epath.Path) -> bool:
+    """Makes the folder; whether it was not there."""
+    if workdir.exists():
+        return False
+    workdir.mkdir(parents=True, exist_ok=True)
+    return True
+
+
+def _is_local(path: epath.Path) -> bool:
+    return "://" not in os.fspath(path)
+
+
+def _acquire(path: epath.Path, say: Callable[[str], None]) -> IO[str] | None:
+    """The locked file, or None where only the lease holds; once no other run owns either.
+
+    Raises:
+      SimclrError: another run shows signs of life.
+    """
+    here, (held, blocked) = socket.gethostname(), _flock(path)
+    lease = _read(path)
+    if blocked and lease.get("host", here) == here:
+        raise _taken(path.parent, lease)
+    free = not lease.get("owner") or (held is not None and lease.get("host") == here)
+    if free and not blocked:
+        return held
+    say(f"{os.fspath(path.parent)}: {_whose(lease)} had it; waiting {DEAD:.0f} s for a sign of life")
+    end = time.monotonic() + DEAD
+    while time.monotonic() < end:
+        time.sleep(min(1.0, DEAD / 10))
+        now = _read(path)
+        if now.get("owner") and now != lease:
+            raise _taken(path.parent, now)
+        if blocked:
+            held, blocked = _flock(path)
+        if not blocked and not now.get("owner"):
+            return held
+    if blocked:
+        raise _taken(path.parent, lease)
+    return held
+
+
+def _flock(path: epath.Path) -> tuple[IO[str] | None, bool]:
+    """(the file, open and locked; whether another process has it); (None, False): there are no locks here."""
+    if fcntl is None or "://" in os.fspath(path):
+        return None, False
+    while True:
+        file = open(os.fspath(path), "a+")  # noqa: SIM115 - stays open as long as it is held
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            return None, isinstance(error, BlockingIOError)  # the others: ENOLCK, EOPNOTSUPP
+        try:  # released and removed between the two calls: another file has its name by now
+            same = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        except FileNotFoundError:
+            same = False
+        if same:
+            return file, False
+        file.close()
+
+
+def _renew(path: epath.Path, mine: dict[str, Any], stop: threading.Event) -> None:
+    """Writes the lease anew every BEAT seconds, until `stop` or until another has it."""
+    beat = 0
+    while not stop.wait(BEAT):
+        beat += 1
+        with contextlib.suppress(OSError):  # a full disk for example: the next one may do
+            if _read(path).get("owner", mine["owner"]) == mine["owner"]:
+                _write(path, mine, beat)
+
+
+def _write(path: epath.Path, mine: dict[str, Any], beat: int) -> None:
+    """In place, as the kernel's lock hangs on the file; of one length, so that nobody reads half of it."""
+    text = json.dumps({**mine, "beat": beat}).ljust(LENGTH)
+    if "://" in os.fspath(path) or not path.exists():
+        path.write_text(text)
+        return
+    with open(os.fspath(path), "r+") as file:
+        file.write(text)
+
+
+def _read(path: epath.Path) -> dict[str, Any]:
+    try:
+        lease = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return lease if isinstance(lease, dict) else {}
+
+
+def _release(path: epath.Path, owner: str) -> None:
+    with contextlib.suppress(OSError):
+        if _read(path).get("owner") == owner:
+            path.unlink()
+
+
+def _whose(lease: dict[str, Any]) -> str:
+    return f"another run (process {lease.get('pid', '?')} on {lease.get('host', '?')})"
+
+
+def _taken(workdir: epath.Path, lease: dict[str, Any]) -> SimclrError:
+    return SimclrError(
+        f"--workdir={os.fspath(workdir)}: {_whose(lease)} is training there; wait until it ends, or choose "
+        "another --workdir"
+    )

@@ -1,0 +1,112 @@
+"""A loss or gradient that is no number: nothing of it is applied, and the step is kept to look at.
+
+The host reads numbers late: up to 16 steps a call, two calls under way. So the state has a sticky flag. The
+step that fails and all after it leave the state as it was; the run then ends with the state, the numbers of
+the batch and the random key on disk, and `tools/replay.py` makes the step again.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from simclr_jax import checkpoint, files
+from simclr_jax.errors import DivergedError, one_line
+from simclr_jax.state import TrainState
+
+if TYPE_CHECKING:
+    from simclr_jax.loop import Outlets
+    from simclr_jax.resolve import Run
+    from simclr_jax.tasks import Task
+
+KEY = "failed"  # in the numbers of a step
+FOLDER = "nonfinite"  # in the workdir
+
+
+def nothing() -> dict[str, np.ndarray]:
+    """The flag of a state that is fine: the step that failed, its loss and the norm of its gradient."""
+    return {"step": np.int32(-1), "loss": np.float32(0), "grad_norm": np.float32(0)}
+
+
+def guarded(
+    before: TrainState, after: TrainState, numbers: dict[str, jax.Array]
+) -> tuple[TrainState, dict[str, Any]]:
+    """`after`; or `before`, flagged, where loss or gradient are no numbers or an earlier step failed."""
+    if not before.failed:  # a state made by hand, without the flag
+        return after, numbers
+    now = {"step": before.step, **{name: numbers[name].astype(jnp.float32) for name in ("loss", "grad_norm")}}
+    finite = jnp.isfinite(numbers["loss"]) & jnp.isfinite(numbers["grad_norm"])
+    earlier = before.failed["step"] >= 0
+    failed = {
+        name: jnp.where(earlier | finite, before.failed[name], value).astype(before.failed[name].dtype)
+        for name, value in now.items()
+    }
+    good = finite & ~earlier
+
+    def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(good, new, old)
+
+    state = after.replace(
+        step=keep(after.step, before.step),
+        params=jax.tree.map(keep, after.params, before.params),
+        model_state=jax.tree.map(keep, after.model_state, before.model_state),
+        opt_state=jax.tree.map(keep, after.opt_state, before.opt_state),
+        failed=failed,
+    )
+    return state, numbers | {KEY: failed}
+
+
+def check(
+    run: "Run", task: "Task", state: TrainState, numbers: dict[str, Any], step: int, outlets: "Outlets"
+) -> None:
+    """Ends a run whose numbers, read from the device after `step` updates, are no longer numbers.
+
+    Raises:
+      DivergedError: says which one and at which step; the step is dumped.
+    """
+    failed = numbers.get(KEY) or nothing()
+    contrastive = " or raise config.loss.temperature" if "contrast_accuracy" in numbers else ""
+    remedy = f"lower config.optimizer.learning_rate{contrastive}"
+    last = f"last checkpoint: {outlets.checkpoints.latest()}"
+    at = int(failed["step"])
+    if at >= 0:
+        found = {name: float(failed[name]) for name in ("loss", "grad_norm")}
+        name = next(name for name, value in found.items() if not np.isfinite(value))
+        outlets.writers.write(at + 1, found)
+        try:
+            kept = f"the step is in {dump(run, task, state, at, found)}: tools/replay.py makes it again"
+        except (OSError, ValueError) as error:  # a full disk must not hide why the run ends
+            kept = f"the step could not be kept: {one_line(error)}"
+        raise DivergedError(f"{name} is {found[name]} at step {at + 1}: {remedy} ({last}; {kept})")
+    broken = {name: value for name, value in numbers.items() if name != KEY and not np.isfinite(value)}
+    if broken:
+        name, value = next(iter(broken.items()))
+        raise DivergedError(f"{name} is {value} at step {step}: {remedy} ({last})")
+
+
+def dump(run: "Run", task: "Task", state: TrainState, at: int, numbers: dict[str, float]) -> epath.Path:
+    """Writes the state before the step that failed, and what the step read; `workdir/nonfinite/STEP.json`."""
+    folder = run.workdir / FOLDER
+    with checkpoint.Checkpoints(folder) as checkpoints:
+        checkpoints.save(state)
+    host_batch = next(task.input(at))
+    key = jax.random.fold_in(jax.random.key(run.config.seed), at)
+    number = jax.process_index()
+    path = folder / (f"{at}.{number}.json" if number else f"{at}.json")
+    content = {
+        "step": at,
+        "numbers": {name: repr(value) for name, value in numbers.items()},
+        "seed": run.config.seed,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "batch": _numbers_of(host_batch),
+    }
+    files.write(path, json.dumps(content) + "\n")
+    return path
+
+
+def _numbers_of(host_batch: Any) -> dict[str, list]:
+    """Leaves of a batch that are one number an example: index, position, label."""
+    return {name: np.asarray(x).tolist() for name, x in checkpoint.named(host_batch).items() if x.ndim == 1}

@@ -1,0 +1,133 @@
+"""What a run is, before it starts: config, workdir, start and teacher resolved into one record."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import checkpoint, encoder, files, lock, sharding, validation
+from simclr_jax import config as cfg
+from simclr_jax import workdir as folder
+from simclr_jax.checkpoint import Saved
+from simclr_jax.data import splits as data_splits
+from simclr_jax.data.splits import Splits
+from simclr_jax.errors import DamagedError, SimclrError
+
+
+class Run(NamedTuple):
+    """What is trained, on what, where, and from which step."""
+
+    config: ConfigDict  # whole: the start's architecture adopted, "newest checkpoint" replaced by its number
+    workdir: epath.Path
+    splits: Splits
+    mesh: Mesh
+    identity: dict[str, Any]  # of the training images, for config.json
+    steps: int  # of the whole run
+    saved: Saved | None  # the checkpoint it goes on from; None: a new run
+    damaged: tuple[int, ...]  # steps of newer checkpoints that cannot be read
+    notes: tuple[str, ...]  # what the user is told before it starts
+
+    @property
+    def first(self) -> int:
+        """The steps that are done."""
+        return self.saved.step if self.saved else 0
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        """Where its checkpoints are."""
+        return self.workdir / "checkpoints"
+
+    def set_damaged_aside(self) -> None:
+        """Moves damaged checkpoints out of `checkpoints`, before one is written there."""
+        for step in self.damaged if jax.process_index() == 0 else ():
+            place = folder.set_aside(self.checkpoints / str(step), self.workdir)
+            print(f"moved the damaged checkpoint to {place}")
+        sharding.agreed(0)  # nobody goes on before they are gone
+
+    def write_config(self, classes: tuple[str, ...]) -> None:
+        """Writes config.json; nothing is written before the run is known to work."""
+        if jax.process_index():
+            return
+        path = self.workdir / cfg.FILE
+        if path.exists():
+            try:
+                cfg.load(self.workdir)
+            except DamagedError:
+                print(f"moved the damaged {cfg.FILE} to {folder.set_aside(path, self.workdir)}")
+        files.write(path, cfg.to_json(self.config, {**self.identity, "classes": list(classes)}))
+
+
+@contextlib.contextmanager
+def resolved(
+    config: ConfigDict, workdir: epath.PathLike, *, splits: Splits | None = None, force: bool = False
+) -> Iterator[Run]:
+    """The run that `config` describes in `workdir`, whose lock is held within `with`.
+
+    Nothing in the workdir is changed but for the lock.
+
+    Args:
+      splits: the images, for the source "arrays"; otherwise the config says where they are.
+      force: go on although the config differs in what decides the result.
+
+    Raises:
+      SimclrError: the config makes no sense, another run holds the workdir, or what is there is another's.
+    """
+    workdir = epath.Path(workdir)
+    config = cfg.adopt_start(config, workdir)
+    validation.validate(config)
+    if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
+        raise SimclrError("config.model.dtype='float64': set JAX_ENABLE_X64=1")
+    mesh = sharding.make_mesh(config.mesh.devices)
+    splits = splits or data_splits.load(**config.data)
+    validation.validate_run(config, splits.train.size, mesh.size)
+    folder.check(workdir, config)
+    with contextlib.ExitStack() as stack:
+        sharding.from_first(lambda: stack.enter_context(lock.hold(workdir)))
+        yield _resolve(config, workdir, splits, mesh, force)
+
+
+def _resolve(config: ConfigDict, workdir: epath.Path, splits: Splits, mesh: Mesh, force: bool) -> Run:
+    examples = splits.train.size
+    identity = {"examples": examples, "fingerprint": splits.train.fingerprint}
+    trained = bool(checkpoint.saved_steps(workdir / "checkpoints"))
+    if not sharding.agreed(int(trained)):
+        raise SimclrError(f"--workdir={workdir}: the processes see other checkpoints there; share the folder")
+    if force:
+        config = config.copy_and_resolve_references()
+    else:
+        config = folder.compare(workdir, config, identity, trained)
+    steps = cfg.total_steps(config, examples)
+    saved, damaged, notes = _newest(workdir / "checkpoints")
+    if saved is None:
+        config = encoder.pin_steps(config)
+    elif saved.step > steps:
+        raise SimclrError(
+            f"config.train: {steps} steps, and {workdir} has done {saved.step} already; give more, or choose "
+            "another --workdir"
+        )
+    return Run(config, workdir, splits, mesh, identity, steps, saved, damaged, notes)
+
+
+def _newest(checkpoints: epath.Path) -> tuple[Saved | None, tuple[int, ...], tuple[str, ...]]:
+    """The newest whole checkpoint, as process 0 sees it; the steps of damaged ones; what to say of them."""
+    found: list[Saved | None] = []
+
+    def ask() -> dict[str, Any]:
+        saved, errors = checkpoint.newest(checkpoints)
+        found.append(saved)
+        step = saved.step if saved else None
+        newer = [s for s in checkpoint.saved_steps(checkpoints) if saved and s > saved.step]
+        notes = [f"note: {error}; going on from step {step}" for error in errors]
+        if saved and not saved.checked:
+            notes.append(f"note: {checkpoints / str(step)} has no checksums: an older version wrote it")
+        return {"step": step, "damaged": newer, "notes": notes}
+
+    told = sharding.from_first(ask)
+    if not found:
+        step = told["step"]
+        found.append(None if step is None else checkpoint.read(checkpoints, step))
+    return found[0], tuple(told["damaged"]), tuple(told["notes"])
