@@ -114,7 +114,7 @@ def read(directory: epath.PathLike, step: int, parts: Sequence[str] = PARTS) -> 
         there = {path.name for path in folder.iterdir()}
         sums = _sums(folder, step) if SUMS in there else None
         wanted = [name for name in parts if name in _parts(folder, there, sums)]
-        arrays = named(_read_items(folder, wanted))
+        arrays = named({name: _read_item(folder / name) for name in wanted})
         broken = _broken(arrays, sums, wanted)
     except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
         raise DamagedError(f"{folder}: damaged ({one_line(error)})") from None
@@ -209,19 +209,15 @@ def _parts(folder: epath.Path, there: set[str], sums: dict[str, str] | None) -> 
     return [name for name in PARTS if name in there]
 
 
-def _read_items(folder: epath.Path, names: Sequence[str]) -> dict[str, Any]:
+def _read_item(folder: epath.Path) -> Any:
+    """One part of a checkpoint; no other process takes part."""
     me = jax.process_index()
-    alone = {"multiprocessing_options": ocp.options.MultiprocessingOptions(me, {me}, f"reader{me}")}
-    items = {name: ocp.PyTreeCheckpointHandler(**alone) for name in names}
-    handler = ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(**alone), **items)
-    with _quiet(), ocp.Checkpointer(handler, **alone) as reader:
-        saved = reader.metadata(folder).item_metadata
-        args = {}
-        for name in names:
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved[name].tree)
-            args[name] = ocp.args.PyTreeRestore(restore_args=as_numpy)
-        items = reader.restore(folder, args=ocp.args.Composite(**args))
-    return {name: items[name] for name in names}
+    alone = ocp.options.MultiprocessingOptions(me, {me}, f"reader{me}")
+    # The handler itself: a Checkpointer warns of metadata that a part has none of.
+    with _quiet(), contextlib.closing(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)) as handler:
+        tree = handler.metadata(folder).tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Files that survive a kill at any moment."""
 
+import itertools
 import json
 from typing import Any
 
@@ -12,6 +13,16 @@ def write(path: epath.Path, text: str) -> None:
     half = path.with_name(path.name + ".tmp")
     half.write_text(text)
     half.replace(path)
+
+
+def set_aside(path: epath.Path, workdir: epath.Path) -> epath.Path:
+    """Moves something damaged into `workdir/damaged`, under a name that is free there; nothing is deleted."""
+    folder = workdir / "damaged"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = (f"{path.name}.{number}" if number else path.name for number in itertools.count())
+    place = next(folder / name for name in names if not (folder / name).exists())
+    path.rename(place)
+    return place
 
 
 def read_text(path: epath.Path) -> str:

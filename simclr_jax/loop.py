@@ -152,6 +152,7 @@ class Loop:
             return
         (step, numbers, speed), self.waiting = self.waiting, None
         numbers = jax.device_get(numbers)
+        nonfinite.check(self.run, self.task, state, numbers, step, self.out)
         row = {k: float(v) for k, v in numbers.items() if k != nonfinite.KEY} | speed | more
         self.out.writers.write(step, row)
         self.progress.note(row)
@@ -160,7 +161,6 @@ class Loop:
                 self.progress.say(line)
         if names := self.task.unreadable():  # otherwise no file is read at every log
             folder.note_unreadable(self.run.workdir, names, self.progress.say, jax.process_index())
-        nonfinite.check(self.run, self.task, state, numbers, step, self.out)
 
 
 def program(task: Task, step_fn: Callable) -> Any:

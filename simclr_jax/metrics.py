@@ -19,15 +19,22 @@ JSONL = "metrics.jsonl"
 
 
 def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a line cut short by a kill, always the last, is left out."""
-    path = epath.Path(workdir) / JSONL
+    """The rows of metrics.jsonl that can be read; others, and a line cut short by a kill, are left out."""
+    return _read_lines(epath.Path(workdir) / JSONL)[0]
+
+
+def _read_lines(path: epath.Path) -> tuple[list[dict[str, Any]], int]:
+    """(rows, lines that are no rows); the last line may be cut short."""
+    lines = files.read_text(path).splitlines() if path.is_file() else []
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in lines:
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        rows.append(row if isinstance(row, dict) and type(row.get("step")) is int else None)
+    broken = sum(row is None for row in rows[:-1])
+    return [row for row in rows if row is not None], broken
 
 
 class Writers:
@@ -48,7 +55,11 @@ class Writers:
             return
         workdir = epath.Path(workdir)
         # Rows past the restored step will be written again, and a line cut short spoils the next.
-        rows = [row for row in read_rows(workdir) if row["step"] <= restored_step]
+        rows, broken = _read_lines(workdir / JSONL)
+        if broken:
+            place = files.set_aside(workdir / JSONL, workdir)
+            print(f"note: {JSONL} has {broken} unreadable lines, which are left out; as it was: {place}")
+        rows = [row for row in rows if row["step"] <= restored_step]
         files.write(workdir / JSONL, "".join(json.dumps(row) + "\n" for row in rows))
         self._jsonl = (workdir / JSONL).open("a")
         if tensorboard:

@@ -101,12 +101,12 @@ def dump(run: "Run", task: "Task", state: TrainState, at: int, numbers: dict[str
         "numbers": {name: repr(value) for name, value in numbers.items()},
         "seed": run.config.seed,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "batch": _numbers_of(host_batch),
+        "batch": numbers_of(host_batch),
     }
     files.write(path, json.dumps(content) + "\n")
     return path
 
 
-def _numbers_of(host_batch: Any) -> dict[str, list]:
+def numbers_of(host_batch: Any) -> dict[str, list]:
     """Leaves of a batch that are one number an example: index, position, label."""
     return {name: np.asarray(x).tolist() for name, x in checkpoint.named(host_batch).items() if x.ndim == 1}

@@ -44,7 +44,7 @@ class Run(NamedTuple):
     def set_damaged_aside(self) -> None:
         """Moves damaged checkpoints out of `checkpoints`, before one is written there."""
         for step in self.damaged if jax.process_index() == 0 else ():
-            place = folder.set_aside(self.checkpoints / str(step), self.workdir)
+            place = files.set_aside(self.checkpoints / str(step), self.workdir)
             print(f"moved the damaged checkpoint to {place}")
         sharding.agreed(0)  # nobody goes on before they are gone
 
@@ -57,7 +57,7 @@ class Run(NamedTuple):
             try:
                 cfg.load(self.workdir)
             except DamagedError:
-                print(f"moved the damaged {cfg.FILE} to {folder.set_aside(path, self.workdir)}")
+                print(f"moved the damaged {cfg.FILE} to {files.set_aside(path, self.workdir)}")
         files.write(path, cfg.to_json(self.config, {**self.identity, "classes": list(classes)}))
 
 

@@ -21,12 +21,10 @@ def make_step(
     microbatches: int = 1,
 ) -> Callable:
     """(state, batch) -> (state after one update, metrics): the function that is compiled."""
+    gradient = make_gradient(task, seed, microbatches)
 
     def step_fn(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        batch = task.fetch(state.fixed, batch)
-        take = whole_gradient if microbatches == 1 else functools.partial(cached_gradient, count=microbatches)
-        gradients, numbers, model_state = take(task, state, batch, rng)
+        gradients, numbers, model_state = gradient(state, batch)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         numbers |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": rate(state.step)}
         after = state.replace(
@@ -38,6 +36,17 @@ def make_step(
         return nonfinite.guarded(state, after, numbers)
 
     return step_fn
+
+
+def make_gradient(task: Task, seed: int, microbatches: int = 1) -> Callable:
+    """(state, batch) -> (gradient, metrics, model state) of the step that comes next."""
+    take = whole_gradient if microbatches == 1 else functools.partial(cached_gradient, count=microbatches)
+
+    def gradient(state: TrainState, batch: Any) -> tuple[Any, Any, Any]:
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        return take(task, state, task.fetch(state.fixed, batch), rng)
+
+    return gradient
 
 
 def repeated(step_fn: Callable) -> Callable:

@@ -1,6 +1,5 @@
 """The folder of a run: whose it is, and what is noted in it."""
 
-import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -69,16 +68,6 @@ def compare(workdir: epath.Path, config: ConfigDict, data: dict[str, Any], train
             f"Choose another --workdir, or {remedy} with --resume=force"
         )
     return config
-
-
-def set_aside(path: epath.Path, workdir: epath.Path) -> epath.Path:
-    """Moves something damaged into `workdir/damaged`, under a name that is free there; nothing is deleted."""
-    folder = workdir / "damaged"
-    folder.mkdir(parents=True, exist_ok=True)
-    names = (f"{path.name}.{number}" if number else path.name for number in itertools.count())
-    place = next(folder / name for name in names if not (folder / name).exists())
-    path.rename(place)
-    return place
 
 
 def note_unreadable(
