@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from simclr_jax import files
+
 INK, BLUE, ORANGE = "#333333", "#2166ac", "#d95f02"
 GOOD, BAD = "#1a9850", "#d73027"
 
@@ -24,9 +26,7 @@ def save(figure, path: epath.PathLike | io.BytesIO) -> None:
     if isinstance(path, io.BytesIO):
         figure.savefig(path, format="png", dpi=120)
         return
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with files.replacing(epath.Path(path)) as half, half.open("wb") as file:
         figure.savefig(file, format="png", dpi=120)
 
 

@@ -2,6 +2,12 @@
 
 import sys
 
+from simclr_jax import signals
+
+GOES_ON = "goes on from the last checkpoint"
+if __name__ == "__main__":  # before what takes a second to import
+    signals.take(GOES_ON)
+
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
@@ -85,7 +91,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     name = flags.FLAGS["config"].config_filename
     workdir = WORKDIR.value or f"runs/{name.rsplit('/', 1)[-1].removesuffix('.py')}"
-    with command.ends("goes on from the last checkpoint"):
+    with command.ends(GOES_ON):
         validation.validate(cfg.adopt_start(CONFIG.value, workdir))
         from simclr_jax import distributed, report, train  # late: --help and a wrong field answer at once
 

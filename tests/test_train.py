@@ -21,6 +21,7 @@ from simclr_jax import config as cfg
 from simclr_jax.data import sources, splits
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import DivergedError, SimclrError
+from simclr_jax.signals import Signals
 from simclr_jax.tasks import TASKS
 
 
@@ -376,7 +377,7 @@ def test_workdirs_that_cannot_be(tmp_path):
 def test_an_interrupt_that_python_swallows_comes_again():
     """As it does when it comes while an object is finalised."""
     before = signal.getsignal(signal.SIGINT)
-    with checkpoint.Signals() as signals:
+    with Signals() as signals:
         signals.check()
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
