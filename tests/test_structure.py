@@ -25,13 +25,15 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Each room may import those on lower floors, and within itself.
 FLOORS = (
     ("errors", "version", "files"),
-    ("geometry", "sharding", "distributed", "command"),
+    ("geometry", "sharding", "distributed", "command", "lock"),
     ("config", "state", "losses", "models", "optim", "augment", "data", "metrics",
      "figures", "report"),
     ("checkpoint", "evals", "workdir", "validation"),
     ("encoder",),
-    ("tasks", "convert"),
+    ("tasks", "convert", "resolve"),
+    ("nonfinite",),
     ("step", "announce"),
+    ("loop",),
     ("train",),
     ("main", "evaluate"),
 )  # fmt: skip
