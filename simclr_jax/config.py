@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict, config_dict
 
+from simclr_jax import paths
 from simclr_jax.errors import SimclrError
 
 SCHEMA = 4  # of config.json; raise it when a field is added, renamed or changes its meaning
@@ -363,13 +364,14 @@ def _going_on(workdir: epath.PathLike | None) -> ConfigDict | None:
     """The config of a workdir that has a checkpoint."""
     if not workdir:
         return None
-    path, checkpoints = epath.Path(workdir) / FILE, epath.Path(workdir) / "checkpoints"
+    folder = paths.expand(workdir)
+    path, checkpoints = folder / FILE, folder / "checkpoints"
     trained = checkpoints.exists() and any(child.name.isdigit() for child in checkpoints.iterdir())
     return from_json(path.read_text())[0] if trained and path.exists() else None
 
 
 def _stored(workdir: str, field: str) -> ConfigDict:
-    path = epath.Path(workdir) / FILE
+    path = paths.expand(workdir) / FILE
     if not path.exists():
         raise SimclrError(f"config.{field}={workdir!r}: no {FILE} there; give the workdir of a run")
     try:

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, geometry
+from simclr_jax import checkpoint, geometry, paths
 from simclr_jax import config as cfg
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import simclr
@@ -135,7 +135,7 @@ def load(workdir: epath.PathLike, step: int = 0) -> Encoder:
 
 def read(workdir: epath.PathLike, step: int = 0) -> tuple[ConfigDict, dict[str, Any], int, dict[str, Any]]:
     """(config, what config.json says of the images, step, variables) of a run."""
-    path = epath.Path(workdir) / cfg.FILE
+    path = paths.expand(workdir) / cfg.FILE
     if not path.exists():
         raise SimclrError(f"{workdir}: no {cfg.FILE} there; give the workdir of a run")
     config, data = cfg.from_json(path.read_text())
@@ -148,7 +148,7 @@ def pin_steps(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     for node, workdir in ((config.start, config.start.workdir), (config.distill, config.distill.teacher)):
         if workdir and not node.step:
-            node.step = max(checkpoint.saved_steps(epath.Path(workdir) / "checkpoints"), default=0)
+            node.step = max(checkpoint.saved_steps(paths.expand(workdir) / "checkpoints"), default=0)
     return config
 
 

@@ -25,7 +25,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Each room may import those on lower floors, and within itself.
 FLOORS = (
     ("errors", "version", "files"),
-    ("geometry", "sharding", "distributed", "command"),
+    ("geometry", "sharding", "distributed", "command", "paths"),
+    ("wandb_run",),
     ("config", "state", "losses", "models", "optim", "augment", "data", "metrics",
      "figures", "report"),
     ("checkpoint", "evals", "workdir", "validation"),
