@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from simclr_jax import config as cfg
-from simclr_jax import files, metrics, paths
+from simclr_jax import figures, files, metrics, paths
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.page import document
@@ -109,7 +109,7 @@ def _page(
     )
     picture = io.BytesIO()
     curves = {name: metrics.read_rows(workdir) for workdir, name in names.items()}
-    drawn = charts.curves(picture, curves)
+    drawn = figures.attempt(print, picture, charts.curves, curves)
     data = base64.b64encode(picture.getvalue()).decode()
     training = f'<h2>Training</h2><img alt="curves" src="data:image/png;base64,{data}">' if drawn else ""
     differ = table(changed) if changed else "<p>None.</p>"
