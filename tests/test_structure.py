@@ -29,7 +29,7 @@ FLOORS = (
     ("wandb_run",),
     ("config", "state", "losses", "models", "optim", "augment", "data", "metrics",
      "figures", "report"),
-    ("checkpoint", "evals", "workdir", "validation"),
+    ("checkpoint", "evals", "workdir", "validation", "recipe"),
     ("encoder",),
     ("tasks", "convert"),
     ("step", "announce"),
