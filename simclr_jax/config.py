@@ -324,6 +324,10 @@ def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> Co
     Raises:
       SimclrError: there is no run, or the config says otherwise.
     """
+    flat = flatten(config)
+    for field in ("start.workdir", "distill.teacher"):  # read before anything is validated
+        if not isinstance(flat.get(field), str):
+            raise SimclrError(f"config.{field}={flat.get(field)!r}: must be the path of a run, '' for none")
     start, config = config.start.workdir, config.copy_and_resolve_references()
     own = _going_on(workdir)
     if own is not None and own.start.workdir == start:

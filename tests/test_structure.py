@@ -26,7 +26,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 FLOORS = (
     ("errors", "version", "files"),
     ("geometry", "sharding", "distributed", "command", "paths"),
-    ("wandb_run",),
+    ("wandb_run", "bounds"),
     ("config", "state", "losses", "models", "optim", "augment", "data", "metrics",
      "figures", "report"),
     ("checkpoint", "evals", "workdir", "validation", "recipe"),

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, encoder, files, paths, validation
+from simclr_jax import bounds, checkpoint, encoder, files, paths, validation
 from simclr_jax import config as cfg
 from simclr_jax.convert import names
 from simclr_jax.errors import SimclrError, one_line
@@ -32,6 +32,7 @@ def config_of(
         cfg.set_field(config, f"model.{field}", value)
     config.data.channels = channels
     config.data.image_size = image_size or (224 if config.model.stem == "imagenet" else 32)
+    bounds.check(cfg.flatten(config))
     validation.check_size(cfg.flatten(config))
     return config
 
