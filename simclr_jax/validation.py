@@ -52,7 +52,8 @@ def _is_text(value: Any) -> bool:
 def _check_types(flat: dict[str, Any]) -> None:
     expected = cfg.flatten(cfg.default())
     for field, value in flat.items():
-        cfg.check_field(field)
+        if field not in expected:
+            cfg.check_field(field)
         kind = type(expected[field])
         if field == "data.data_dir":
             _require(value is None or isinstance(value, str), flat, field, "a path")
