@@ -24,11 +24,13 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # Each room may import those on lower floors, and within itself.
 FLOORS = (
-    ("errors", "version", "files"),
+    ("errors", "version"),
+    ("files", "paths"),
     ("geometry", "sharding", "distributed", "command", "lock"),
+    ("wandb_run", "bounds"),
     ("config", "state", "losses", "models", "optim", "augment", "data", "metrics",
      "figures", "report"),
-    ("checkpoint", "evals", "workdir", "validation"),
+    ("checkpoint", "evals", "workdir", "validation", "recipe"),
     ("encoder",),
     ("tasks", "convert", "resolve"),
     ("nonfinite",),

@@ -4,6 +4,7 @@ A file never gets to run code: pickles are read by `weights_only`, and only by a
 """
 
 import json
+import os
 import pathlib
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simclr_jax import paths
 from simclr_jax.errors import SimclrError, one_line
 
 MARK = "simclr_jax"  # of what `torch.export` says of its files
@@ -33,7 +35,8 @@ class Found(NamedTuple):
 
 
 def open_file(where: str) -> Found:
-    path = pathlib.Path(where)
+    path = pathlib.Path(paths.local(where, "checkpoint"))
+    where = os.fspath(path)
     if not path.is_file():
         what = "is a folder; give the file of a state dict" if path.is_dir() else "no such file"
         raise SimclrError(f"{where}: {what}")

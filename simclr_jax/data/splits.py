@@ -14,6 +14,7 @@ from simclr_jax.data.decode import EXTENSIONS
 from simclr_jax.data.sources import NO_LABEL, Source, Stream, from_arrays, from_files, from_records
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import SimclrError
+from simclr_jax.paths import expand, is_remote, of_source
 
 UNLABELLED = ("unlabelled", "unlabeled")  # subfolder of images without a label, beside those of classes
 TEST_NAMES = ("test", "val", "validation", "valid")  # of a folder's test split, first found
@@ -52,7 +53,7 @@ def load(
     elif kind == "npz":
         splits = _npz(where, data_dir, holdout)
     elif kind == "folder":
-        splits = _folder(_resolve(where, data_dir), train_split, test_split, holdout)
+        splits = _folder(_resolve(kind, where, data_dir), train_split, test_split, holdout)
     elif kind == "tfds":
         names = (train_split, test_split)
         splits = _tfds(where, data_dir, download, names, memory_gb, shuffle_buffer)
@@ -62,9 +63,11 @@ def load(
     return splits
 
 
-def _resolve(where: str, data_dir: str | None) -> Path:
-    path = Path(where).expanduser()
-    return Path(data_dir).expanduser() / path if data_dir and not path.is_absolute() else path
+def _resolve(kind: str, where: str, data_dir: str | None) -> Path:
+    path = of_source(where, data_dir)
+    if is_remote(path):
+        raise SimclrError(f"{kind}:{path}: must be a local path; copy the images from there, or mount it")
+    return Path(path)
 
 
 def _check_classes(splits: Splits) -> None:
@@ -96,7 +99,7 @@ NPZ_KEYS = (  # images, labels; the first pair found counts
 
 def open_npz(where: str | Path, data_dir: str | None = None) -> tuple[Path, Any]:
     """The path of an .npz file, and its arrays, which are read when they are asked for."""
-    path = _resolve(str(where), data_dir)
+    path = _resolve("npz", str(where), data_dir)
     try:
         arrays = np.load(path, allow_pickle=False)
         arrays.keys()
@@ -220,7 +223,7 @@ def tfds_builder(name: str, data_dir: str | None, download: bool) -> Any:
     load_tensorflow()
     import tensorflow_datasets as tfds
 
-    where = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    where = os.fspath(expand(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")))
     remedy = f"prepare it in {where}, or let TFDS download it with --config.data.download=True"
     try:
         builder = tfds.builder(name, data_dir=where)

@@ -17,7 +17,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import augment, distributed, files, sharding
+from simclr_jax import augment, distributed, figures, files, sharding
 from simclr_jax import config as cfg
 from simclr_jax.data import memory
 from simclr_jax.data.sources import Source
@@ -333,9 +333,9 @@ class Subject:
         return self.over(one, views, np.arange(len(views), dtype=np.uint32))
 
     def draw(self, name: str, figure: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """Draws `figures/NAME`, by the first process."""
+        """Draws `figures/NAME`, by the first process; a figure that fails says so and costs nothing else."""
         if self.first:
-            figure(self.folder / "figures" / name, *args, **kwargs)
+            figures.attempt(print, self.folder / "figures" / name, figure, *args, **kwargs)
 
     def predicted(self, name: str, labels: np.ndarray, **classes: np.ndarray) -> None:
         """Keeps the predicted classes `[n]` of the labelled test images, in order."""
