@@ -51,7 +51,13 @@ setup(
         "tpu": ["jax[tpu]"],
         "umap": ["umap-learn>=0.5"],
         "wandb": ["wandb"],
-        "test": ["optuna>=4.9", "pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"],
+        "test": [
+            "hypothesis>=6.100",
+            "optuna>=4.9",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff==0.17.6",
+        ],
     },
     classifiers=[
         "Intended Audience :: Science/Research",
