@@ -103,9 +103,7 @@ def test_an_epoch_is_a_partition_and_processes_share_each_batch(reading):
     seen, positions = [], []
     for step in range(epoch * steps, (epoch + 1) * steps):
         index, position = order.step_examples(step, **which)
-        parts = [
-            order.step_examples(step, **which, process=p, processes=processes) for p in range(processes)
-        ]
+        parts = [order.step_examples(step, **which, process=p, processes=processes) for p in range(processes)]
         assert {len(rows) for rows, _ in parts} == {batch // processes}
         for whole, shares in zip((index, position), zip(*parts, strict=True), strict=True):
             np.testing.assert_array_equal(np.concatenate(shares), whole)
