@@ -27,9 +27,12 @@ $(VENV)/.installed-test: $(VENV)/bin/python setup.py pyproject.toml simclr_jax/v
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m simclr_jax.main --config=configs/quickstart.py
 
+BANDIT = $(BIN)/bandit -q -r simclr_jax tools -c pyproject.toml
+
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BANDIT)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: $(VENV)/.installed-test
@@ -38,6 +41,7 @@ test-all: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BANDIT)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

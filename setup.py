@@ -52,6 +52,7 @@ setup(
         "umap": ["umap-learn>=0.5"],
         "wandb": ["wandb"],
         "test": [
+            "bandit==1.9.4",
             "hypothesis>=6.100",
             "optuna>=4.9",
             "pytest>=8",
