@@ -84,13 +84,20 @@ def _at_home(arg: str) -> str:
     return f"{option}={paths.expand(path)}" if equals and option.lstrip("-") == "config" else arg
 
 
+def default_workdir(config: str) -> str:
+    """runs/NAME of a config file; what a file takes as FILE.py:ARGUMENT leads to no other folder."""
+    file, colon, argument = config.partition(".py:")
+    name = file.rsplit("/", 1)[-1] + colon + argument.replace("/", "_")
+    name = name.removesuffix(".py")
+    return f"runs/{name if name.strip('.') else 'config'}"
+
+
 def main(argv: list[str]) -> None:
     """Runs the config in the workdir."""
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
-    name = flags.FLAGS["config"].config_filename
     with command.ends("goes on from the last checkpoint"):
-        workdir = paths.expand(WORKDIR.value or f"runs/{name.rsplit('/', 1)[-1].removesuffix('.py')}")
+        workdir = paths.expand(WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
         validation.validate(cfg.adopt_start(CONFIG.value, workdir))
         from simclr_jax import distributed, report, train  # late: --help and a wrong field answer at once
 

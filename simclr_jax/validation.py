@@ -32,6 +32,7 @@ RESIZES = ("bicubic", "bilinear")
 REMAT_KEEPS = ("inputs", "convolutions")
 
 
+PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]*@")  # of scheme://user:password@host
 PATTERNS = ("optimizer.decay_exclude", "optimizer.adapt_exclude")  # fields
 
 
@@ -222,6 +223,16 @@ def _check_source(flat: dict[str, Any]) -> None:
         )
 
 
+def _check_secrets(flat: dict[str, Any]) -> None:
+    # The value itself is not repeated: what is printed ends up in logs.
+    for field, value in flat.items():
+        if isinstance(value, str) and PASSWORD.search(value):
+            raise SimclrError(
+                f"config.{field}: has a password in its URL, which config.json and summary.json would keep; "
+                "leave it out, and give credentials by the environment or the cloud's own login"
+            )
+
+
 def check_size(flat: dict[str, Any]) -> None:
     """Raises SimclrError where images are smaller than the encoder's stride."""
     # The encoders' total stride: below it the last feature map would be less than a pixel.
@@ -245,6 +256,7 @@ def validate(config: ConfigDict) -> None:
     _check_task(flat)
     _check_evaluation(flat)
     _check_source(flat)
+    _check_secrets(flat)
     check_size(flat)
     bounds.check_together(flat)
 

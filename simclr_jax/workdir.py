@@ -109,13 +109,18 @@ def compare(workdir: epath.Path, config: ConfigDict, data: dict[str, Any], train
     return config
 
 
+def printable(name: str) -> str:
+    """A file's name in one line of UTF-8: a line break in it, or a byte that is no text, is spelt out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
 def note_unreadable(
     workdir: epath.Path, names: Iterable[str], say: Callable[[str], None], process: int = 0
 ) -> list[str]:
     """Keeps the names of unreadable files over interruptions, says each once; all names so far."""
     path = workdir / UNREADABLE.format(f".{process}" if process else "")
     before = files.read_text(path).splitlines() if path.exists() else []
-    new = sorted(set(names) - set(before))
+    new = sorted({printable(name) for name in names} - set(before))
     if new:
         files.write(path, "".join(f"{name}\n" for name in before + new))
         for name in new:

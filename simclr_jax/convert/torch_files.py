@@ -89,7 +89,6 @@ def import_torch(why: str) -> Any:
 
 
 def _open_torch(where: str) -> Found:
-    import pickle
     import warnings
 
     torch = import_torch(f"{where}: reading it")
@@ -104,17 +103,15 @@ def _open_torch(where: str) -> Found:
             # Never without weights_only: a pickle can run any code.
             tree = torch.load(where, map_location="cpu", weights_only=True)
         tensors = dict(_flatten(tree, torch.Tensor))
-    except pickle.UnpicklingError as error:
+    except (RuntimeError, OSError) as error:
+        problem = one_line(error).split(". ")[0]
+        raise SimclrError(f"{where}: cannot be read as a checkpoint ({problem})") from None
+    except Exception as error:  # a file of another kind can fail anywhere in the reader
         if unknown := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise SimclrError(
                 f"{where}: holds more than tensors ({unknown[1]}), and unpickling that could run code; "
                 "where you trust the file, save its state dict by itself (as .safetensors, say)"
             ) from None
-        raise SimclrError(f"{where}: is no checkpoint of PyTorch's") from None
-    except (RuntimeError, OSError) as error:
-        problem = one_line(error).split(". ")[0]
-        raise SimclrError(f"{where}: cannot be read as a checkpoint ({problem})") from None
-    except Exception:  # what is no pickle can fail anywhere in the reader
         raise SimclrError(f"{where}: is no checkpoint of PyTorch's") from None
 
     def read(key: str) -> np.ndarray:

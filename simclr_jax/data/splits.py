@@ -4,6 +4,8 @@ import dataclasses
 import importlib.resources
 import itertools
 import os
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +15,7 @@ import numpy as np
 from simclr_jax.data.decode import EXTENSIONS
 from simclr_jax.data.sources import NO_LABEL, Source, Stream, from_arrays, from_files, from_records
 from simclr_jax.data.tf import load as load_tensorflow
-from simclr_jax.errors import SimclrError
+from simclr_jax.errors import SimclrError, one_line
 from simclr_jax.paths import expand, is_remote, of_source
 
 UNLABELLED = ("unlabelled", "unlabeled")  # subfolder of images without a label, beside those of classes
@@ -105,9 +107,23 @@ def open_npz(where: str | Path, data_dir: str | None = None) -> tuple[Path, Any]
         arrays.keys()
     except FileNotFoundError:
         raise SimclrError(f"npz:{path}: no such file") from None
-    except (ValueError, OSError, AttributeError) as error:
-        raise SimclrError(f"npz:{path}: not an .npz file ({error})") from None
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise SimclrError(f"npz:{path}: not an .npz file ({one_line(error)})") from None
     return path, arrays
+
+
+def npz_array(path: Path, arrays: Any, key: str) -> np.ndarray:
+    """One array of an open .npz file. Python objects in it are refused: reading them could run code."""
+    try:
+        return arrays[key]
+    except KeyError:
+        raise SimclrError(f"npz:{path}: lacks {key}; it holds {', '.join(arrays.keys())}") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        remedy = (
+            "; save numbers: images uint8 [n, h, w, c], labels [n]" if "allow_pickle" in str(error) else ""
+        )
+        line = "it holds Python objects, not numbers" if remedy else f"it is damaged ({one_line(error)})"
+        raise SimclrError(f"npz:{path}: {key} cannot be read, {line}{remedy}") from None
 
 
 def npz_keys(path: Path, arrays: Any) -> tuple:
@@ -127,14 +143,14 @@ def _npz(where: str | Path, data_dir: str | None, holdout: float) -> Splits:
     (train_x, train_y), (test_x, test_y) = npz_keys(path, arrays)
 
     def part(x_key, y_key, index=slice(None)):
-        labels = arrays[y_key][index] if y_key in keys else None
-        return from_arrays(arrays[x_key][index], labels, name=f"npz:{path.name}/{x_key}")
+        labels = npz_array(path, arrays, y_key)[index] if y_key in keys else None
+        return from_arrays(npz_array(path, arrays, x_key)[index], labels, name=f"npz:{path.name}/{x_key}")
 
     if test_x in keys:
         return Splits(part(train_x, train_y), part(test_x, test_y))
     if train_y not in keys:  # nothing to score: train on all
         return Splits(part(train_x, train_y), None)
-    train, test = held_out(len(arrays[train_x]), holdout)
+    train, test = held_out(len(npz_array(path, arrays, train_x)), holdout)
     return Splits(part(train_x, train_y, train), part(train_x, train_y, test) if len(test) else None)
 
 
@@ -183,6 +199,8 @@ def _folder(root: Path, train_split: str, test_split: str, holdout: float) -> Sp
     def source(folder, paths, labels, classes):
         if not paths:
             raise SimclrError(f"folder:{folder}: no image ({', '.join(EXTENSIONS)}) in it")
+        if strange := [path for path in paths if path != path.encode(errors="replace").decode()]:
+            raise SimclrError(f"folder:{folder}: a name is not UTF-8, {strange[0]!a}; rename it")
         return from_files(paths, labels, classes, root=str(root))
 
     train_folder, tests = root, []

@@ -69,10 +69,7 @@ class Subject:
     ):
         if config.augment.device == "all":
             splits = memory.hold(splits, config.data)
-        self.workdir, self.folder = workdir, workdir / "eval"
-        if changed:
-            readable = re.sub(r"[^\w.=,-]+", "_", ",".join(changed))
-            self.folder /= f"{readable[:60]}-{hashlib.sha256(repr(changed).encode()).hexdigest()[:6]}"
+        self.workdir, self.folder = workdir, folder_of(workdir, changed)
         self.trained = trained or config
         self.sets: dict[str, Any] = {}
         self.again, self.before = False, {}
@@ -353,6 +350,14 @@ def some(found: Features, most: int) -> Features:
     if len(found.labels) <= most:
         return found
     return found.rows(np.sort(np.random.default_rng(0).permutation(len(found.labels))[:most]))
+
+
+def folder_of(workdir: epath.Path, changed: Sequence[str]) -> epath.Path:
+    """Where the results of a subject are kept: `workdir/eval`, or below it where something `changed`."""
+    if not changed:
+        return workdir / "eval"
+    readable = re.sub(r"[^\w.=,-]+", "_", ",".join(changed))
+    return workdir / "eval" / f"{readable[:60]}-{hashlib.sha256(repr(changed).encode()).hexdigest()[:6]}"
 
 
 def differences(own: ConfigDict, other: ConfigDict) -> list[str]:
