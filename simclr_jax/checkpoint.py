@@ -22,7 +22,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint._src.futures import future as orbax_future
 
-from simclr_jax import sharding, storage
+from simclr_jax import paths, sharding, storage
 from simclr_jax.errors import DamagedError, Preempted, SimclrError, StorageError, one_line
 from simclr_jax.state import TrainState
 
@@ -166,7 +166,7 @@ class Checkpoints:
 
     def _probe(self) -> None:
         """Fails where no folder can be made: Orbax would fail in one thread, and others wait for that."""
-        if jax.process_index() == 0 and "://" not in str(self._directory):
+        if jax.process_index() == 0 and not paths.is_remote(self._directory):
             (self._directory / PROBE).mkdir(parents=True, exist_ok=True)
             (self._directory / PROBE).rmdir()
 
@@ -358,9 +358,11 @@ def checksums(arrays: dict[str, Any]) -> dict[str, str]:
     """{name: 'float32[3,3,1,32] 1c291ca3'}: type, shape and CRC-32 of each array."""
 
     def one(array: Any) -> str:
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array)
         shape = ",".join(map(str, array.shape))
-        return f"{array.dtype}[{shape}] {zlib.crc32(array.reshape(-1).view(np.uint8)):08x}"
+        return (
+            f"{array.dtype}[{shape}] {zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)):08x}"
+        )
 
     with concurrent.futures.ThreadPoolExecutor() as pool:  # zlib lets other threads run
         return dict(zip(arrays, pool.map(one, arrays.values()), strict=True))

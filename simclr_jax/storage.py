@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from simclr_jax import paths
 from simclr_jax.errors import SimclrError, StorageError, one_line
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -76,7 +77,7 @@ def check_room(workdir: str | os.PathLike, size: int, kept: int, keep: int) -> N
 
 def probe(folder: str | os.PathLike, size: int = 2**16) -> None:
     """Raises StorageError where a file of `size` bytes cannot be written; leaves none. Never for gs://."""
-    if "://" in os.fspath(folder):
+    if paths.is_remote(folder):
         return
     with writing(folder, size):
         os.makedirs(folder, exist_ok=True)
@@ -86,7 +87,7 @@ def probe(folder: str | os.PathLike, size: int = 2**16) -> None:
 
 def free(path: str | os.PathLike) -> int | None:
     """Bytes that are free where `path` is or will be; None where nobody can tell (gs://)."""
-    if "://" in os.fspath(path):
+    if paths.is_remote(path):
         return None
     place = Path(path).absolute()
     for folder in (place, *place.parents):
