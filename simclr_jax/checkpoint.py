@@ -8,8 +8,6 @@ CRC-32 of every array; what is read is compared with it, so that no flipped bit 
 import concurrent.futures
 import contextlib
 import json
-import logging
-import sys
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,15 +18,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint._src.futures import future as orbax_future
 
-from simclr_jax import paths, sharding, storage
+from simclr_jax import orbax_threads, paths, sharding, storage
 from simclr_jax.errors import DamagedError, Preempted, SimclrError, StorageError, one_line
 from simclr_jax.state import TrainState
 
 PARTS = ("params", "model_state", "opt_state", "extra")
 SUMS = "checksums"
 PROBE = ".writable"  # a folder that is made and removed before a checkpoint is written
+OVERHEAD = 2**18  # bytes of a checkpoint beside its arrays: forty small files
 PATIENCE = 20.0  # seconds that a failed run waits for a checkpoint under way
 
 
@@ -38,35 +36,6 @@ class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         """Never: the loop asks."""
         return False
-
-
-class _Quiet(logging.Filter):
-    """Drops the tracebacks, from three logs, of errors that Orbax raises as well.
-
-    After a failure they go on for a while, so that it is not taken off then.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is logged."""
-        theirs = "orbax" in record.pathname or "was never retrieved" in record.getMessage()
-        return not (record.exc_info and theirs)
-
-    def put_on(self) -> None:
-        """Begins."""
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).addFilter(self)
-        self._before, sys.unraisablehook = sys.unraisablehook, self._hook
-
-    def take_off(self) -> None:
-        """Ends it."""
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).removeFilter(self)
-        if sys.unraisablehook == self._hook:
-            sys.unraisablehook = self._before
-
-    def _hook(self, unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            self._before(unraisable)
 
 
 class Checkpoints:
@@ -83,10 +52,10 @@ class Checkpoints:
         self._directory = epath.Path(directory).absolute()
         self._size, self._failed = 0, False
         self._others: set[threading.Thread] = set()
-        self._quiet = _Quiet()
+        self._quiet = orbax_threads.Quiet()
         with self._writing():
             self._manager = _Manager(self._directory, options=options)
-        self._quiet.put_on()
+        self._quiet.begin()
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step, None where there is none."""
@@ -133,7 +102,7 @@ class Checkpoints:
             closing = threading.Thread(target=self._close_quietly, daemon=True)
             closing.start()
             closing.join(0 if self._failed else PATIENCE)
-            self._abandon()
+            orbax_threads.abandon(set(threading.enumerate()) - self._others)
             closing.join(PATIENCE)
 
     def close(self) -> None:
@@ -141,7 +110,7 @@ class Checkpoints:
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.close()
-        self._quiet.take_off()
+        self._quiet.end()
 
     def _close_quietly(self) -> None:
         """The first failure says more than that of closing."""
@@ -157,13 +126,6 @@ class Checkpoints:
             self._failed = True
             raise
 
-    def _abandon(self) -> None:
-        """Ends the threads of Orbax that wait for one that has failed: the process would wait for them."""
-        for thread in set(threading.enumerate()) - self._others:
-            if isinstance(thread, orbax_future._SignalingThread):
-                thread.cancel()
-                orbax_future.set_signals(thread._receive_signals, operation_id=thread._operation_id)
-
     def _probe(self) -> None:
         """Fails where no folder can be made: Orbax would fail in one thread, and others wait for that."""
         if jax.process_index() == 0 and not paths.is_remote(self._directory):
@@ -173,7 +135,7 @@ class Checkpoints:
 
 def size(state: TrainState) -> int:
     """Bytes of a checkpoint of the state, which may be one of shapes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_items(state)))
+    return OVERHEAD + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_items(state)))
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -194,7 +156,7 @@ class Saved(NamedTuple):
 def saved_steps(directory: epath.PathLike) -> list[int]:
     """The steps whose checkpoints were written to the end, in order."""
     directory = epath.Path(directory)
-    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
+    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
 
 
 def read(directory: epath.PathLike, step: int, parts: Sequence[str] = PARTS) -> Saved:
@@ -310,24 +272,11 @@ def _read_item(folder: epath.Path) -> Any:
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(me, {me}, f"reader{me}")
     # The handler itself: a Checkpointer warns of metadata that a part has none of.
-    with _quiet(), contextlib.closing(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)) as handler:
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with orbax_threads.quiet(), contextlib.closing(handler):
         tree = handler.metadata(folder).tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps TensorStore's threads from printing tracebacks after a first read has failed."""
-    before = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    sys.unraisablehook = hook
-    yield  # no `finally`: after a failure the threads are still reading
-    sys.unraisablehook = before
 
 
 # ---- names and checksums --------------------------------------------------------------------------

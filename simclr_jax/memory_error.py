@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from simclr_jax import storage
 from simclr_jax.errors import OutOfMemoryError, SimclrError
 
-UNITS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T"))}
-SIZE = r"([\d.]+) ?([KMGT]?)(?:i?B|bytes)?\b"
+UNITS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T", "P", "E"))}
+SIZE = r"([\d.]+) ?([KMGTPE]?)(?:i?B|bytes)?\b"
 
 # What XLA says on CPUs, GPUs and TPUs (openxla.org/xla/errors E0100, E1000), CUDA, NumPy and C++.
 MARKS = re.compile(
@@ -29,7 +29,7 @@ NEEDED = (
 FREE = (
     re.compile(r"there are " + SIZE + " free", re.I),
     re.compile(r"free memory/total memory: (\d+)()", re.I),
-    re.compile(r"used [\d.]+[KMGT]?i?B? of " + SIZE, re.I),
+    re.compile(r"used [\d.]+[KMGTPE]?i?B? of " + SIZE, re.I),
     re.compile(r"available bytes: " + SIZE, re.I),
 )
 

@@ -25,7 +25,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Each room may import those on lower floors, and within itself.
 FLOORS = (
     ("errors", "version", "signals"),
-    ("paths",),
+    ("paths", "orbax_threads"),
     ("storage",),
     ("files", "memory_error", "command"),
     ("geometry", "sharding", "distributed", "lock"),
