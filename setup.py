@@ -42,7 +42,7 @@ setup(
         "tensorboard>=2.20",
         f"tensorflow-cpu>=2.20; {CPU_BUILD}",
         "tensorflow>=2.20; platform_system != 'Linux' or platform_machine != 'x86_64'",
-        "tensorflow-datasets>=4.9.7",
+        "tensorflow-datasets>=4.9.10",  # older ones fail with protobuf 7
         "tqdm>=4.66",
     ],
     extras_require={
