@@ -27,6 +27,8 @@ import os
 import random
 import sys
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,7 @@ def torture(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     begin = time.monotonic()
     count, found = part.faults(lab, options.tries or PARTS[name], rng, **more)
     outcomes, progress = [], metrics.Progress(0, count, unit="fault")
-    for number, outcome in enumerate(found, 1):
+    for number, outcome in enumerate(_guarded(found), 1):
         outcomes.append(outcome)
         if outcome.ok is False:
             progress.say(f"lost: {name}, {outcome.fault}: {outcome.how}")
@@ -89,6 +91,17 @@ def torture(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = results.rows(name, outcomes)
     print(f"{name}: {len(outcomes)} in {time.monotonic() - begin:.0f} s", flush=True)
     return rows
+
+
+def _guarded(found: Iterator) -> Iterator:
+    """The outcomes; a fault of the harness itself counts as a loss, and the other parts go on."""
+    from tortures.results import Outcome
+
+    try:
+        yield from found
+    except Exception as error:
+        traceback.print_exc()
+        yield Outcome("the harness itself", False, f"{type(error).__name__}: {error}")
 
 
 def main(argv: list[str]) -> int:

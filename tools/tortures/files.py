@@ -101,8 +101,8 @@ def _run(lab: Lab, workdir: Path, whole: Path, name: str) -> str:
             return f"!more than a line: {error}"
         if str(workdir) not in str(error) and name not in str(error):
             return f"!the line does not name the file: {error}"
-        same = path.is_file() and path.read_bytes() == before
-        return "refused by one line" if same or not before else "!refused, and the file has changed"
+        same = name == ".lock" or not before or (path.is_file() and path.read_bytes() == before)
+        return "refused by one line" if same else f"!refused, and the file has changed: {error}"
     except BaseException as error:
         return f"!{type(error).__name__}: {str(error)[:300]}"
     if said[0].strip():

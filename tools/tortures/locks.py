@@ -28,7 +28,7 @@ def faults(lab: Lab, tries: int, rng: random.Random) -> Faults:
 
 def _all(lab: Lab, several: int, leases: int, rng: random.Random) -> Iterator[Outcome]:
     whole = runs.reference(lab, "locked", **FIELDS)
-    for number in range(several):
+    for _ in range(several):
         yield _together(lab, whole, 2)
         yield _together(lab, whole, 4)
         yield _killed(lab, whole, rng)

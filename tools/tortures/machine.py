@@ -1,4 +1,4 @@
-"""How JAX runs here: one CPU device, programs that compile fast and are kept; to be said before its import."""
+"""How JAX runs here: one CPU device, programs that compile fast and are kept; said before its import."""
 
 import os
 from pathlib import Path

@@ -18,9 +18,10 @@ VALUES = ("", "0", "-1", "1e400", "nan", "inf", "True", "None", "()", "(1,", "(0
           "npz:", "tfds:", "folder:/", "\x00", "ü", "9" * 400, "1.5", "--", "a=b", "$HOME", "../..", " ",
           "\n", "%s", "lambda: 1", "__import__('os')")  # fmt: skip
 WORDS = ("--", "-", "--help=1", "--config", "--workdir", "--config.", "--config.train", "--config.train=3",
-         "--=x", "extra", "--resume=force", "--processes=x", "--processes=0", "--noconfig", "--config=/dev/null",
-         "--config=/", "--config.loss..temperature=1", "--step=-1", "--step=x", "--out", "--protocols=,",
-         "--protocols=none", "--image-size=x", "--compare", "--flagfile=/nowhere", "--undefok=x", "-v", "\ud800")  # fmt: skip
+         "--=x", "extra", "--resume=force", "--processes=x", "--processes=0", "--noconfig", "-v", "\ud800",
+         "--config=/dev/null", "--config=/", "--config.loss..temperature=1", "--step=-1", "--step=x", "--out",
+         "--protocols=,", "--protocols=none", "--image-size=x", "--compare", "--flagfile=/nowhere",
+         "--undefok=x")  # fmt: skip
 
 
 def faults(lab: Lab, tries: int, rng: random.Random) -> Faults:

@@ -1,5 +1,6 @@
 """Many steps: memory, handles, threads and the time of a step are sampled; none may grow."""
 
+import itertools
 import os
 import random
 import statistics
@@ -109,7 +110,7 @@ def judge(fault: str, samples: list[Sample]) -> Outcome:
         said.append(f"{slopes[name]:+.3f} ± {error:.3f} {unit}")
     rates = [
         1e3 * (b.seconds - a.seconds) / (b.step - a.step)
-        for a, b in zip(half, half[1:], strict=False)
+        for a, b in itertools.pairwise(half)
         if b.step > a.step
     ]
     middle = len(rates) // 2
