@@ -1,12 +1,13 @@
 # Everything a fresh machine needs: Python 3.11 or newer, make.
 #   make quickstart   installs, trains on the digits that ship with the project, prints the scores
 #   make test         installs, runs the tests
+#   make test-all     the same and the slow tests, which take minutes each
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-all lint clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "simclr_jax needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -26,14 +27,21 @@ $(VENV)/.installed-test: $(VENV)/bin/python setup.py pyproject.toml simclr_jax/v
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m simclr_jax.main --config=configs/quickstart.py
 
+BANDIT = $(BIN)/bandit -q -r simclr_jax tools -c pyproject.toml
+
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BANDIT)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-all: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BANDIT)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,19 +1,19 @@
 """Package description; everything a user needs to install simclr_jax."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-version = {}
-exec((ROOT / "simclr_jax" / "version.py").read_text(), version)
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "simclr_jax" / "version.py").read_text())[1]
 
 # TensorFlow only feeds data: the CPU build is half the size where it exists.
 CPU_BUILD = "platform_system == 'Linux' and platform_machine == 'x86_64'"
 
 setup(
     name="simclr_jax",
-    version=version["__version__"],
+    version=VERSION,
     description="SimCLR in JAX and Flax: exact, fast, simple to read",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
@@ -51,7 +51,14 @@ setup(
         "tpu": ["jax[tpu]"],
         "umap": ["umap-learn>=0.5"],
         "wandb": ["wandb"],
-        "test": ["optuna>=4.9", "pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"],
+        "test": [
+            "bandit==1.9.4",
+            "hypothesis>=6.100",
+            "optuna>=4.9",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff==0.17.6",
+        ],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

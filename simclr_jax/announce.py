@@ -7,7 +7,7 @@ import optax
 from ml_collections import ConfigDict
 
 from simclr_jax import config as cfg
-from simclr_jax import optim
+from simclr_jax import optim, recipe
 from simclr_jax.data.sources import Source
 from simclr_jax.resolve import Run
 from simclr_jax.state import TrainState
@@ -43,7 +43,8 @@ def describe(run: Run, task: Task, state: TrainState) -> None:
         f"{name} every {cfg.every_steps(node.every, train.size, config.train.batch_size) or 'never'}"
         for name, node in (("log", config.log), ("save", config.checkpoint), ("evaluate", config.eval))
     )
-    print(f"steps: {run.steps:,}{done}; {periods}".replace("every never", "never"), flush=True)
+    print(f"steps: {run.steps:,}{done}; {periods}".replace("every never", "never"))
+    print(recipe.describe(config, train.size), flush=True)
 
 
 def memory_line(compiled: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict, config_dict
 
-from simclr_jax import files
+from simclr_jax import files, paths
 from simclr_jax.errors import DamagedError, SimclrError
 
 SCHEMA = 4  # of config.json; raise it when a field is added, renamed or changes its meaning
@@ -325,7 +325,7 @@ def load(workdir: epath.PathLike) -> tuple[ConfigDict, dict[str, Any]]:
     Raises:
       SimclrError: there is none, or it is damaged or from a newer version.
     """
-    path = epath.Path(workdir) / FILE
+    path = paths.expand(workdir) / FILE
     if not path.exists():
         raise SimclrError(f"{workdir}: no {FILE} there; give the workdir of a run")
     try:
@@ -345,8 +345,12 @@ def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> Co
     Raises:
       SimclrError: there is no run, or the config says otherwise.
     """
+    flat = flatten(config)
+    for field in ("start.workdir", "distill.teacher"):  # read before anything is validated
+        if not isinstance(flat.get(field), str):
+            raise SimclrError(f"config.{field}={flat.get(field)!r}: must be the path of a run, '' for none")
     start, config = config.start.workdir, config.copy_and_resolve_references()
-    own = _going_on(workdir)
+    own = going_on(workdir)
     if own is not None and own.start.workdir == start:
         config.start.step = config.start.step or own.start.step
     if own is not None and own.distill.teacher == config.distill.teacher:
@@ -381,11 +385,11 @@ def _adopt_model(config: ConfigDict, source: ConfigDict) -> None:
             raise SimclrError(f"config.{field}={mine[field]!r}: {start} has {theirs[field]!r}; leave it out")
 
 
-def _going_on(workdir: epath.PathLike | None) -> ConfigDict | None:
+def going_on(workdir: epath.PathLike | None) -> ConfigDict | None:
     """The config of a workdir that has a checkpoint."""
     if not workdir:
         return None
-    checkpoints = epath.Path(workdir) / "checkpoints"
+    checkpoints = paths.expand(workdir) / "checkpoints"
     if checkpoints.is_dir() and any(child.name.isdigit() for child in checkpoints.iterdir()):
         with contextlib.suppress(SimclrError):  # told when the run is resolved
             return load(workdir)[0]

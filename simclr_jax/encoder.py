@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, geometry
+from simclr_jax import checkpoint, geometry, paths
 from simclr_jax import config as cfg
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import simclr
@@ -136,7 +136,7 @@ def load(workdir: epath.PathLike, step: int = 0) -> Encoder:
 def read(workdir: epath.PathLike, step: int = 0) -> tuple[ConfigDict, dict[str, Any], int, dict[str, Any]]:
     """(config, what config.json says of the images, step, variables) of a run."""
     config, data = cfg.load(workdir)
-    step, params, model_state = checkpoint.read_parameters(epath.Path(workdir) / "checkpoints", step)
+    step, params, model_state = checkpoint.read_parameters(paths.expand(workdir) / "checkpoints", step)
     return config, data, step, {"params": params, **model_state}
 
 
@@ -145,7 +145,7 @@ def pin_steps(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     for node, workdir in ((config.start, config.start.workdir), (config.distill, config.distill.teacher)):
         if workdir and not node.step:
-            node.step = checkpoint.read_parameters(epath.Path(workdir) / "checkpoints")[0]
+            node.step = checkpoint.read_parameters(paths.expand(workdir) / "checkpoints")[0]
     return config
 
 

@@ -1,12 +1,19 @@
 """The figures of a run, drawn with matplotlib from plain arrays."""
 
+import contextlib
+import functools
 import io
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from simclr_jax.errors import one_line
+
+LONGEST = 32  # characters of a name from outside
+UNKNOWN = "□"  # for characters that the font does not have
 INK, BLUE, ORANGE = "#333333", "#2166ac", "#d95f02"
 GOOD, BAD = "#1a9850", "#d73027"
 
@@ -21,13 +28,87 @@ def new(*args: Any, **kwargs: Any):
 
 def save(figure, path: epath.PathLike | io.BytesIO) -> None:
     """Writes a figure as PNG into a file, whose folder is made, or into memory."""
-    if isinstance(path, io.BytesIO):
-        figure.savefig(path, format="png", dpi=120)
+    picture = path if isinstance(path, io.BytesIO) else io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    if picture is path:
         return
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        figure.savefig(file, format="png", dpi=120)
+    half = path.with_name(path.name + ".tmp")  # a full disk or a kill leaves no half picture
+    try:
+        half.write_bytes(picture.getvalue())
+        half.replace(path)
+    except OSError:
+        half.unlink(missing_ok=True)
+        raise
+
+
+# ---- what comes from outside ----------------------------------------------------------------------
+
+
+def text(value: Any, most: int = LONGEST) -> str:
+    """A name from outside (of a class, a file, a workdir, a field) as matplotlib shows it literally.
+
+    Matplotlib reads `$` as mathematics, leaves names that begin with `_` out of legends, and warns of
+    characters that its font lacks. Names of more than `most` characters lose their middle.
+    """
+    known = _characters()
+    shown = "".join(_character(c, known) for c in str(value))
+    shown = " ".join(shown.split()) or "(no name)"
+    if len(shown) > most:
+        tail = (most - 1) // 3
+        shown = f"{shown[: most - 1 - tail]}…{shown[len(shown) - tail :]}"
+    shown = shown.replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+def _character(c: str, known: frozenset[int]) -> str:
+    kind = unicodedata.category(c)
+    if c.isspace() or kind in ("Cc", "Zl", "Zp"):
+        return " "
+    if kind == "Cf":  # invisible: the direction of writing, say
+        return ""
+    return c if ord(c) in known else UNKNOWN
+
+
+@functools.cache
+def _characters() -> frozenset[int]:
+    """The characters of matplotlib's font."""
+    from matplotlib import font_manager
+
+    font = font_manager.findfont(font_manager.FontProperties())
+    return frozenset(font_manager.get_font(font).get_charmap())
+
+
+# ---- a figure never costs a score -----------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def guard(say: Callable[[str], Any], name: str) -> Iterator[None]:
+    """Around what draws the figure `name`: where it fails, one line says so, and the run goes on."""
+    try:
+        yield
+    except Exception as error:  # of every kind: matplotlib's, a full disk, no memory
+        say(f"{name}: not drawn, the rest goes on ({type(error).__name__}: {one_line(error)})")
+
+
+def attempt(say: Callable[[str], Any], path: epath.PathLike | io.BytesIO, draw: Callable[..., Any],
+            *args: Any, **kwargs: Any) -> bool:  # fmt: skip
+    """Calls `draw(path, *args, **kwargs)` under `guard`; whether there is a figure now.
+
+    A figure that fails takes an older one of its name with it: that would show something else. A `draw` that
+    returns False had nothing to draw.
+    """
+    in_memory = isinstance(path, io.BytesIO)
+    with guard(say, draw.__name__ if in_memory else epath.Path(path).name):
+        return draw(path, *args, **kwargs) is not False
+    if not in_memory:
+        with contextlib.suppress(OSError):
+            epath.Path(path).unlink(missing_ok=True)
+    return False
+
+
+# ---- the figures ----------------------------------------------------------------------------------
 
 
 def show(axes, image: np.ndarray, frame: str | None = None) -> None:
@@ -59,8 +140,8 @@ def views(path: epath.PathLike, originals: np.ndarray | None, pairs: np.ndarray)
     save(figure, path)
 
 
-def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Loss and accuracies over the steps of metrics.jsonl."""
+def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Loss and accuracies over the steps of metrics.jsonl; whether there was anything to draw."""
     contrastive = bool(rows) and "contrast_accuracy" in rows[-1]
     panels = (
         ("loss", "contrastive loss × config.loss.scale" if contrastive else "loss", 1),
@@ -78,7 +159,7 @@ def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
         if points:
             series.append((title, np.array(points)))
     if not series:
-        return
+        return False
     figure = new(figsize=(4 * len(series), 3.2))
     for axes, (title, points) in zip(figure.subplots(1, len(series), squeeze=False)[0], series,
                                      strict=True):  # fmt: skip
@@ -88,12 +169,13 @@ def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
         axes.set_xlabel("step", color=INK)
         axes.grid(color="#dddddd")
     save(figure, path)
+    return True
 
 
 def neighbours(
     path: epath.PathLike, images: np.ndarray, near: np.ndarray, labels: np.ndarray, rows: int = 10
-) -> None:
-    """Query images beside their nearest others; green frame: same label, red: another.
+) -> bool:
+    """Query images beside their nearest others; green frame: same label, red: another. False: no others.
 
     Args:
       images: `[n, h, w, c]`; near: `[n, k]` indices, each row including the query itself.
@@ -102,7 +184,7 @@ def neighbours(
     queries = spread(labels, rows)
     shown = near.shape[1] - 1
     if not shown:
-        return
+        return False
     figure = new(figsize=(1.1 * (shown + 1) + 0.3, 1.15 * len(queries) + 0.8))
     grid = figure.subplots(len(queries), shown + 1, squeeze=False)
     for row, query in zip(grid, queries, strict=True):
@@ -116,6 +198,7 @@ def neighbours(
     frames = "" if labels.max() < 0 else " (green: same label, red: another)"
     figure.suptitle(f"What the encoder finds similar{frames}", color=INK)
     save(figure, path)
+    return True
 
 
 def spread(labels: np.ndarray, rows: int) -> list[int]:
@@ -143,11 +226,11 @@ def embedding(
     few = matplotlib.colormaps["tab10" if len(classes) <= 10 else "tab20"]
     for label in np.unique(labels):
         chosen = points[labels == label]
-        name = classes[label] if 0 <= label < len(classes) else None
+        name = text(classes[label]) if 0 <= label < len(classes) else None
         colour = few(int(label) % few.N) if label >= 0 else BLUE
         axes.scatter(*chosen.T, s=9, color=colour, label=name)
     if 0 < len(classes) <= 20:
         axes.legend(title="class", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.set_title(f"{method} of the encoder's features, {len(points)} images", color=INK)
+    axes.set_title(f"{text(method)} of the encoder's features, {len(points)} images", color=INK)
     axes.set_axis_off()
     save(figure, path)

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from etils import epath
 
+from simclr_jax import paths
 from simclr_jax.errors import SimclrError, one_line
 
 try:
@@ -80,10 +81,6 @@ def _make(workdir: epath.Path) -> bool:
     return True
 
 
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in os.fspath(path)
-
-
 def _acquire(path: epath.Path, say: Callable[[str], None]) -> IO[str] | None:
     """The locked file, or None where only the lease holds; once no other run owns either.
 
@@ -115,7 +112,7 @@ def _acquire(path: epath.Path, say: Callable[[str], None]) -> IO[str] | None:
 
 def _flock(path: epath.Path) -> tuple[IO[str] | None, bool]:
     """(the file, open and locked; whether another process has it); (None, False): there are no locks here."""
-    if fcntl is None or "://" in os.fspath(path):
+    if fcntl is None or paths.is_remote(path):
         return None, False
     while True:
         file = open(os.fspath(path), "a+")  # noqa: SIM115 - stays open as long as it is held
@@ -146,7 +143,7 @@ def _renew(path: epath.Path, mine: dict[str, Any], stop: threading.Event) -> Non
 def _write(path: epath.Path, mine: dict[str, Any], beat: int) -> None:
     """In place, as the kernel's lock hangs on the file; of one length, so that nobody reads half of it."""
     text = json.dumps({**mine, "beat": beat}).ljust(LENGTH)
-    if "://" in os.fspath(path) or not path.exists():
+    if paths.is_remote(path) or not path.exists():
         path.write_text(text)
         return
     with open(os.fspath(path), "r+") as file:

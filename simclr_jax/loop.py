@@ -131,7 +131,7 @@ class Loop:
         if save:
             if not due:
                 self._write_log(state)
-            nonfinite.check(self.run, self.task, state, jax.device_get(numbers), step, out)
+            nonfinite.check(self.run, self.task, state, jax.device_get(numbers), step, out.writers)
             with out.clock.phase("save"):
                 out.checkpoints.save(state)
         if due:
@@ -152,7 +152,7 @@ class Loop:
             return
         (step, numbers, speed), self.waiting = self.waiting, None
         numbers = jax.device_get(numbers)
-        nonfinite.check(self.run, self.task, state, numbers, step, self.out)
+        nonfinite.check(self.run, self.task, state, numbers, step, self.out.writers)
         row = {k: float(v) for k, v in numbers.items() if k != nonfinite.KEY} | speed | more
         self.out.writers.write(step, row)
         self.progress.note(row)

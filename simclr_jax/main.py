@@ -3,10 +3,9 @@
 import sys
 
 from absl import app, flags, logging
-from etils import epath
 from ml_collections import config_flags
 
-from simclr_jax import command, validation
+from simclr_jax import command, paths, validation
 from simclr_jax import config as cfg
 from simclr_jax.command import fail
 from simclr_jax.errors import SimclrError
@@ -67,7 +66,7 @@ def parse(argv: list[str], words: int = 0) -> list[str]:
         for name in names:
             if name.startswith("config."):
                 cfg.check_field(name.removeprefix("config."))
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(list(map(_at_home, argv)))
         if len(rest) > 1 + words:
             raise SimclrError(f"{rest[1 + words]!r}: not understood; options start with --")
         CONFIG.value.to_dict()  # a file that cannot be loaded says so only when it is used
@@ -79,20 +78,33 @@ def parse(argv: list[str], words: int = 0) -> list[str]:
         command.misread(error, argv)
 
 
+def _at_home(arg: str) -> str:
+    """--config=~/mine.py with the home folder's path, which shells put there only in front of a word."""
+    option, equals, path = arg.partition("=")
+    return f"{option}={paths.expand(path)}" if equals and option.lstrip("-") == "config" else arg
+
+
+def default_workdir(config: str) -> str:
+    """runs/NAME of a config file; what a file takes as FILE.py:ARGUMENT leads to no other folder."""
+    file, colon, argument = config.partition(".py:")
+    name = file.rsplit("/", 1)[-1] + colon + argument.replace("/", "_")
+    name = name.removesuffix(".py")
+    return f"runs/{name if name.strip('.') else 'config'}"
+
+
 def main(argv: list[str]) -> None:
     """Runs the config in the workdir."""
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
-    name = flags.FLAGS["config"].config_filename
-    workdir = WORKDIR.value or f"runs/{name.rsplit('/', 1)[-1].removesuffix('.py')}"
     with command.ends("goes on from the last checkpoint"):
+        workdir = paths.expand(WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
         validation.validate(cfg.adopt_start(CONFIG.value, workdir))
         from simclr_jax import distributed, report, train  # late: --help and a wrong field answer at once
 
         distributed.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         summary = train.run(CONFIG.value, workdir, force=RESUME.value == "force")
         if distributed.first():
-            report.show(summary, epath.Path(workdir))
+            report.show(summary, workdir)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax import files
-from simclr_jax.errors import SimclrError
+from simclr_jax import files, wandb_run
 
 JSONL = "metrics.jsonl"
 
@@ -65,7 +64,7 @@ class Writers:
         if tensorboard:
             self._events = _Events(workdir, restored_step)
         if wandb_project:
-            self._wandb = _start_wandb(workdir, wandb_project, config)
+            self._wandb = wandb_run.start(workdir, wandb_project, config)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Appends {"step": step, **row}; NaN and infinity become null, as JSON knows neither."""
@@ -114,16 +113,6 @@ class _Events:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _start_wandb(workdir: epath.Path, project: str, config: Mapping[str, Any] | None) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise SimclrError(
-            "config.log.wandb=True: wandb is not installed; pip install 'simclr_jax[wandb]'"
-        ) from None
-    return wandb.init(project=project, id=workdir.name, name=workdir.name, config=config, resume="allow")
 
 
 class Progress:

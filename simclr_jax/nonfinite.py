@@ -6,7 +6,7 @@ the batch and the random key on disk, and `tools/replay.py` makes the step again
 """
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,10 @@ from etils import epath
 
 from simclr_jax import checkpoint, files
 from simclr_jax.errors import DivergedError, one_line
+from simclr_jax.metrics import Writers
+from simclr_jax.resolve import Run
 from simclr_jax.state import TrainState
-
-if TYPE_CHECKING:
-    from simclr_jax.loop import Outlets
-    from simclr_jax.resolve import Run
-    from simclr_jax.tasks import Task
+from simclr_jax.tasks import Task
 
 KEY = "failed"  # in the numbers of a step
 FOLDER = "nonfinite"  # in the workdir
@@ -60,7 +58,7 @@ def guarded(
 
 
 def check(
-    run: "Run", task: "Task", state: TrainState, numbers: dict[str, Any], step: int, outlets: "Outlets"
+    run: Run, task: Task, state: TrainState, numbers: dict[str, Any], step: int, writers: Writers
 ) -> None:
     """Ends a run whose numbers, read from the device after `step` updates, are no longer numbers.
 
@@ -70,12 +68,12 @@ def check(
     failed = numbers.get(KEY) or nothing()
     contrastive = " or raise config.loss.temperature" if "contrast_accuracy" in numbers else ""
     remedy = f"lower config.optimizer.learning_rate{contrastive}"
-    last = f"last checkpoint: {outlets.checkpoints.latest()}"
+    last = f"last checkpoint: {max(checkpoint.saved_steps(run.checkpoints), default=None)}"
     at = int(failed["step"])
     if at >= 0:
         found = {name: float(failed[name]) for name in ("loss", "grad_norm")}
         name = next(name for name, value in found.items() if not np.isfinite(value))
-        outlets.writers.write(at + 1, found)
+        writers.write(at + 1, found)
         try:
             kept = f"the step is in {dump(run, task, state, at, found)}: tools/replay.py makes it again"
         except (OSError, ValueError) as error:  # a full disk must not hide why the run ends
@@ -87,7 +85,7 @@ def check(
         raise DivergedError(f"{name} is {value} at step {step}: {remedy} ({last})")
 
 
-def dump(run: "Run", task: "Task", state: TrainState, at: int, numbers: dict[str, float]) -> epath.Path:
+def dump(run: Run, task: Task, state: TrainState, at: int, numbers: dict[str, float]) -> epath.Path:
     """Writes the state before the step that failed, and what the step read; `workdir/nonfinite/STEP.json`."""
     folder = run.workdir / FOLDER
     with checkpoint.Checkpoints(folder) as checkpoints:

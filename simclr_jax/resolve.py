@@ -9,7 +9,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, encoder, files, lock, sharding, validation
+from simclr_jax import checkpoint, encoder, files, lock, paths, recipe, sharding, validation
 from simclr_jax import config as cfg
 from simclr_jax import workdir as folder
 from simclr_jax.checkpoint import Saved
@@ -76,7 +76,7 @@ def resolved(
     Raises:
       SimclrError: the config makes no sense, another run holds the workdir, or what is there is another's.
     """
-    workdir = epath.Path(workdir)
+    workdir = paths.expand(workdir)
     config = cfg.adopt_start(config, workdir)
     validation.validate(config)
     if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
@@ -96,6 +96,7 @@ def _resolve(config: ConfigDict, workdir: epath.Path, splits: Splits, mesh: Mesh
     trained = bool(checkpoint.saved_steps(workdir / "checkpoints"))
     if not sharding.agreed(int(trained)):
         raise SimclrError(f"--workdir={workdir}: the processes see other checkpoints there; share the folder")
+    config, settled = recipe.settle(config, examples, cfg.going_on(workdir))
     if force:
         config = config.copy_and_resolve_references()
     else:
@@ -109,7 +110,7 @@ def _resolve(config: ConfigDict, workdir: epath.Path, splits: Splits, mesh: Mesh
             f"config.train: {steps} steps, and {workdir} has done {saved.step} already; give more, or choose "
             "another --workdir"
         )
-    return Run(config, workdir, splits, mesh, identity, steps, saved, damaged, notes)
+    return Run(config, workdir, splits, mesh, identity, steps, saved, damaged, (*notes, *settled))
 
 
 def _newest(checkpoints: epath.Path) -> tuple[Saved | None, tuple[int, ...], tuple[str, ...]]:

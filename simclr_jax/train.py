@@ -82,14 +82,20 @@ def run(
         else:
             step_fn = make_step(task, optimizer, rate, run.config.seed, cfg.microbatches(run.config))
             state, rates = train(run, task, state, step_fn, clock, on_eval)
-        results = {}
+        results: dict[str, float] = {}
+        summary: dict[str, Any] = {}
         for name, (period, evaluate) in task.evals.items():
             if period == 0:
                 if first_process:
                     print(f"{name} ...", flush=True)
                 with clock.phase(name):
                     results |= evaluate(state, Context(run.steps, run.workdir))
-        return finish(run, task, results, rates, clock)
+                summary = summarize(run, task, results, rates, clock)  # what follows cannot cost it
+        summary = summary or summarize(run, task, results, rates, clock)
+        if first_process and run.config.eval.figures:
+            rows = metrics.read_rows(run.workdir)
+            figures.attempt(print, run.workdir / "figures" / "curves.png", figures.curves, rows)
+        return summary
 
 
 def train(
@@ -180,10 +186,10 @@ def start_writers(workdir: epath.Path, first: int, config: ConfigDict) -> metric
     )
 
 
-def finish(
+def summarize(
     run: Run, task: Task, results: dict[str, Any], rates: dict[str, float], clock: metrics.Clock
 ) -> dict[str, Any]:
-    """Writes summary.json and draws the curves."""
+    """Writes summary.json, with what is known so far."""
     first_process = jax.process_index() == 0
     rows = metrics.read_rows(run.workdir)
     say = print if first_process else lambda line: None
@@ -205,6 +211,4 @@ def finish(
     }
     if first_process:
         files.write(run.workdir / report.FILE, json.dumps(summary, indent=2) + "\n")
-        if run.config.eval.figures:
-            figures.curves(run.workdir / "figures" / "curves.png", rows)
     return summary

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from simclr_jax import bounds
 from simclr_jax import config as cfg
 from simclr_jax.errors import SimclrError
 
@@ -31,32 +32,42 @@ RESIZES = ("bicubic", "bilinear")
 REMAT_KEEPS = ("inputs", "convolutions")
 
 
+PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]*@")  # of scheme://user:password@host
 PATTERNS = ("optimizer.decay_exclude", "optimizer.adapt_exclude")  # fields
 
 
 def _require(ok: bool, flat: dict[str, Any], field: str, allowed: str) -> None:
     if not ok:
-        raise SimclrError(f"config.{field}={flat[field]!r}: must be {allowed}")
+        raise SimclrError(f"config.{field}={bounds.shown(flat[field])}: must be {allowed}")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a whole number, of any length, or a finite float."""
+    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _check_types(flat: dict[str, Any]) -> None:
     expected = cfg.flatten(cfg.default())
     for field, value in flat.items():
-        cfg.check_field(field)
+        if field not in expected:
+            cfg.check_field(field)
         kind = type(expected[field])
         if field == "data.data_dir":
             _require(value is None or isinstance(value, str), flat, field, "a path")
         elif kind is float:
-            ok = isinstance(value, int | float) and not isinstance(value, bool)
-            _require(ok and math.isfinite(value), flat, field, "a finite number")
+            _require(_is_number(value), flat, field, "a finite number")
         elif kind is int:
             _require(type(value) is int, flat, field, "a whole number")
         elif kind is tuple:
             if field in PATTERNS:
-                kinds, what = (str,), "a tuple of patterns, like ('/bias$',)"
+                fits, what = _is_text, "a tuple of patterns, like ('/bias$',)"
             else:
-                kinds, what = (int, float), "a tuple of numbers, like (0.1,2.0)"
-            _require(isinstance(value, tuple) and all(type(v) in kinds for v in value), flat, field, what)
+                fits, what = _is_number, "a tuple of finite numbers, like (0.1,2.0)"
+            _require(isinstance(value, tuple) and all(map(fits, value)), flat, field, what)
         else:
             _require(isinstance(value, kind), flat, field, f"of type {kind.__name__}")
     for field in expected:
@@ -179,7 +190,9 @@ def _check_calls(flat: dict[str, Any]) -> None:
 
 
 def _check_task(flat: dict[str, Any]) -> None:
-    task, block = flat["task"], "finetune.after_block"
+    task, block, batch = flat["task"], "finetune.after_block", "train.batch_size"
+    alone = task == "pretrain" and flat[batch] == 1
+    _require(not alone, flat, batch, "2 or more for task='pretrain': one image has no others to differ from")
     _require(-1 <= flat[block] <= 4, flat, block, "a block group from 1 to 4, 0 for the stem, -1 for nothing")
     if task != "pretrain":
         _require(flat["model.probe"], flat, "model.probe", f"True for task={task!r}: it is the classifier")
@@ -210,6 +223,16 @@ def _check_source(flat: dict[str, Any]) -> None:
         )
 
 
+def _check_secrets(flat: dict[str, Any]) -> None:
+    # The value itself is not repeated: what is printed ends up in logs.
+    for field, value in flat.items():
+        if isinstance(value, str) and PASSWORD.search(value):
+            raise SimclrError(
+                f"config.{field}: has a password in its URL, which config.json and summary.json would keep; "
+                "leave it out, and give credentials by the environment or the cloud's own login"
+            )
+
+
 def check_size(flat: dict[str, Any]) -> None:
     """Raises SimclrError where images are smaller than the encoder's stride."""
     # The encoders' total stride: below it the last feature map would be less than a pixel.
@@ -225,6 +248,7 @@ def validate(config: ConfigDict) -> None:
     """Raises SimclrError for the first field that is unknown, of the wrong type or out of range."""
     flat = cfg.flatten(config)
     _check_types(flat)
+    bounds.check(flat)
     _check_values(flat)
     _check_model(flat)
     _check_microbatch(flat)
@@ -232,18 +256,25 @@ def validate(config: ConfigDict) -> None:
     _check_task(flat)
     _check_evaluation(flat)
     _check_source(flat)
+    _check_secrets(flat)
     check_size(flat)
+    bounds.check_together(flat)
 
 
 def validate_run(config: ConfigDict, examples: int, devices: int) -> None:
-    """Raises SimclrError where the batch does not fit the training set or the devices."""
+    """Raises SimclrError where the batch does not fit the images or the devices, or the run its counters."""
     batch = config.train.batch_size
     if batch > examples:
+        most, least = examples // devices * devices, 2 if config.task == "pretrain" else 1
+        remedy = f"at most --config.train.batch_size={most}"
+        if most < least:
+            more = "give more images"
+            remedy = more if examples < least else f"{more}, or take fewer of the {devices} devices"
         raise SimclrError(
-            f"config.train.batch_size={batch}: larger than the training set ({examples} images); "
-            f"at most --config.train.batch_size={examples // devices * devices}"
+            f"config.train.batch_size={batch}: larger than the training set ({examples} images); {remedy}"
         )
     check_divisible(config, ("train.batch_size", "train.microbatch", "eval.batch_size"), devices)
+    bounds.check_run(cfg.flatten(config), cfg.total_steps(config, examples))
 
 
 def check_divisible(config: ConfigDict, fields: Iterable[str], devices: int) -> None:

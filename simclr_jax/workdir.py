@@ -1,27 +1,66 @@
 """The folder of a run: whose it is, and what is noted in it."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import config as cfg
-from simclr_jax import files
+from simclr_jax import files, paths
 from simclr_jax.errors import DamagedError, SimclrError
 
+WRITTEN = ("checkpoints", "figures", "eval", "wandb")  # folders in a workdir
 UNREADABLE = "unreadable_files{}.txt"  # of the first process; of the others with their number
 
 
 def check(workdir: epath.Path, config: ConfigDict) -> None:
     """Raises SimclrError where the workdir is a file, or would put figures among the training images."""
+    workdir = paths.expand(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise SimclrError(f"--workdir={workdir}: is a file; give a folder")
+    if not paths.is_remote(workdir):
+        _check_local(workdir)
     kind, _, where = config.data.source.partition(":")
-    images = epath.Path(config.data.data_dir or "") / where
-    inside = workdir == images or images in workdir.parents
-    if kind == "folder" and (inside or workdir.resolve() == images.resolve()):
+    if kind != "folder":
+        return
+    images = paths.of_source(where, config.data.data_dir)
+    if any(paths.is_within(workdir, folder) for folder in (images, *_linked(images))):
         raise SimclrError(f"--workdir={workdir}: lies in the folder of images {images}; choose one outside")
+    for name in WRITTEN:
+        if paths.is_within(images, workdir / name):
+            raise SimclrError(
+                f"--workdir={workdir}: the run writes {name}/ there, and that holds the images {images}; "
+                "choose another"
+            )
+
+
+def _check_local(workdir: epath.Path) -> None:
+    """Raises SimclrError where the workdir cannot be made, or nothing can be written in it."""
+    there = paths.absolute(workdir)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(there)
+    except OSError as error:  # a part of it is a file, a name is too long, links go round
+        raise SimclrError(f"--workdir={workdir}: {error.strerror}; choose another") from None
+    while not there.exists():
+        there = there.parent
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SimclrError(f"--workdir={workdir}: you may not write in {there}; choose another")
+
+
+def _linked(folder: epath.PathLike, depth: int = 2) -> Iterator[str]:
+    """Folders elsewhere that belong to the images by a link in the folder, or in a subfolder of it."""
+    if not depth or not os.path.isdir(folder):
+        return
+    with os.scandir(folder) as entries:  # the kind of each without a look at it: there can be millions
+        for entry in entries:
+            if entry.is_symlink() and entry.is_dir():
+                yield entry.path
+            elif entry.is_dir(follow_symlinks=False):
+                yield from _linked(entry.path, depth - 1)
 
 
 def compare(workdir: epath.Path, config: ConfigDict, data: dict[str, Any], trained: bool) -> ConfigDict:
@@ -70,13 +109,18 @@ def compare(workdir: epath.Path, config: ConfigDict, data: dict[str, Any], train
     return config
 
 
+def printable(name: str) -> str:
+    """A file's name in one line of UTF-8: a line break in it, or a byte that is no text, is spelt out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
 def note_unreadable(
     workdir: epath.Path, names: Iterable[str], say: Callable[[str], None], process: int = 0
 ) -> list[str]:
     """Keeps the names of unreadable files over interruptions, says each once; all names so far."""
     path = workdir / UNREADABLE.format(f".{process}" if process else "")
     before = files.read_text(path).splitlines() if path.exists() else []
-    new = sorted(set(names) - set(before))
+    new = sorted({printable(name) for name in names} - set(before))
     if new:
         files.write(path, "".join(f"{name}\n" for name in before + new))
         for name in new:

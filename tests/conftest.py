@@ -1,6 +1,7 @@
 """Eight CPU devices, strict shapes, and a small run that every test can vary."""
 
 import os
+import shutil
 
 # Programs that run for a moment take longest to compile: without the optimiser.
 os.environ["XLA_FLAGS"] = (
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from simclr_jax import config as cfg
+from simclr_jax import train
 from simclr_jax.convert import run
 from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
@@ -32,6 +34,21 @@ def _compile_cache(tmp_path_factory):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = where
     jax.config.update("jax_compilation_cache_dir", where)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """(workdir of 12 steps with checkpoints 4, 8 and 12, its config, its images)."""
+    workdir, config, splits = tmp_path_factory.mktemp("finished") / "run", tiny_config(), tiny_splits()
+    train.run(config, workdir, splits=splits)
+    return workdir, config, splits
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """The same, a copy of one's own."""
+    workdir, config, splits = finished
+    return shutil.copytree(workdir, tmp_path / "run"), config, splits
 
 
 def tiny_config(**overrides):

@@ -12,7 +12,7 @@ import pytest
 from conftest import tiny_arrays, tiny_config, tiny_splits
 from PIL import Image
 
-from simclr_jax import checkpoint, metrics, sharding, train
+from simclr_jax import checkpoint, loop, metrics, sharding, train
 from simclr_jax.data import decode, memory, sources, splits
 from simclr_jax.data.tf import load
 from simclr_jax.errors import SimclrError
@@ -80,10 +80,10 @@ def test_calls_of_any_length_make_the_same_run(tmp_path):
 
 
 def test_plan_of_calls():
-    assert list(train.calls(0, 12, 5, [])) == [5, 5, 2]
-    assert list(train.calls(3, 12, 5, [4, 0, 6])) == [1, 2, 2, 4]
-    assert list(train.calls(7, 10, 1, [4])) == [1, 1, 1]
-    assert list(train.calls(5, 5, 4, [])) == []
+    assert list(loop.calls(0, 12, 5, [])) == [5, 5, 2]
+    assert list(loop.calls(3, 12, 5, [4, 0, 6])) == [1, 2, 2, 4]
+    assert list(loop.calls(7, 10, 1, [4])) == [1, 1, 1]
+    assert list(loop.calls(5, 5, 4, [])) == []
 
 
 def test_supervised_from_memory(tmp_path):

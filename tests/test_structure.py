@@ -24,14 +24,18 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # Each room may import those on lower floors, and within itself.
 FLOORS = (
-    ("errors", "version", "files"),
-    ("geometry", "sharding", "distributed", "command"),
+    ("errors", "version"),
+    ("files", "paths"),
+    ("geometry", "sharding", "distributed", "command", "lock"),
+    ("wandb_run", "bounds"),
     ("config", "state", "losses", "models", "optim", "augment", "data", "metrics",
      "figures", "report"),
-    ("checkpoint", "evals", "workdir", "validation"),
+    ("checkpoint", "evals", "workdir", "validation", "recipe"),
     ("encoder",),
-    ("tasks", "convert"),
+    ("tasks", "convert", "resolve"),
+    ("nonfinite",),
     ("step", "announce"),
+    ("loop",),
     ("train",),
     ("main", "evaluate"),
 )  # fmt: skip
@@ -97,6 +101,34 @@ def small_teacher():
     return encoder.Encoder(config, tuple("abcdefghij"), 0, variables)
 
 
+def traced_step(config, n=100_000, devices=8):
+    """(state, state after, metrics) of a step of `config` on `n` images, as shapes: nothing is computed."""
+    batch, size = config.train.batch_size, config.data.image_size
+    source = sources.Source("array", "none", n, tuple("abcdefghij"), None, None, "")
+    channels, views = config.data.channels, 2 if config.task == "pretrain" else 1
+    shapes = {
+        "views": jax.ShapeDtypeStruct((batch, views, size, size, channels), jnp.float32),
+        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+        "position": jax.ShapeDtypeStruct((batch,), jnp.uint32),
+    }
+    if config.augment.device == "all":  # the images are there, a batch is their numbers
+        images = np.zeros((20, min(size, 64), min(size, 64), channels), np.uint8)
+        source = sources.from_arrays(images, np.arange(20) % 10)
+        shapes = {"index": shapes["label"], "position": shapes["position"]}
+    task = TASKS[config.task](config, Splits(source, source), sharding.make_mesh(devices))
+    optimizer, rate = train.build_optimizer(config, n, cfg.total_steps(config, n), task)
+
+    def init():
+        variables = task.init(jax.random.key(0))
+        params = variables.pop("params")
+        opt_state, fixed = optimizer.init(params), task.fixed()
+        return train.TrainState(jnp.int32(0), params, variables, opt_state, fixed=fixed)
+
+    state = jax.eval_shape(init)
+    step = train.make_step(task, optimizer, rate, 0, cfg.microbatches(config))
+    return state, *jax.eval_shape(step, state, shapes)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_config_builds_its_model_and_one_step(path, monkeypatch):
     module = load_config(path)
@@ -110,28 +142,7 @@ def test_config_builds_its_model_and_one_step(path, monkeypatch):
     if config.task == "distill":
         monkeypatch.setattr(encoder, "load", lambda workdir, step: small_teacher())
     validation.validate(config)
-    n, batch, size = 100_000, config.train.batch_size, config.data.image_size
-    source = sources.Source("array", "none", n, tuple("abcdefghij"), None, None, "")
-    channels, views = config.data.channels, 2 if config.task == "pretrain" else 1
-    shapes = {
-        "views": jax.ShapeDtypeStruct((batch, views, size, size, channels), jnp.float32),
-        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
-        "position": jax.ShapeDtypeStruct((batch,), jnp.uint32),
-    }
-    if config.augment.device == "all":  # the images are there, a batch is their numbers
-        source = sources.from_arrays(np.zeros((20, size, size, channels), np.uint8), np.arange(20) % 10)
-        shapes = {"index": shapes["label"], "position": shapes["position"]}
-    task = TASKS[config.task](config, Splits(source, source), sharding.make_mesh(8))
-    optimizer, rate = train.build_optimizer(config, n, cfg.total_steps(config, n), task)
-
-    def init():
-        variables = task.init(jax.random.key(0))
-        params = variables.pop("params")
-        opt_state, fixed = optimizer.init(params), task.fixed()
-        return train.TrainState(jnp.int32(0), params, variables, opt_state, fixed=fixed)
-
-    state = jax.eval_shape(init)
-    after, metrics = jax.eval_shape(train.make_step(task, optimizer, rate, 0), state, shapes)
+    state, after, metrics = traced_step(config)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state
     )

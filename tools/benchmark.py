@@ -47,7 +47,7 @@ from bench import (
 
 from simclr_jax import config as cfg
 from simclr_jax import main as command
-from simclr_jax import validation
+from simclr_jax import paths, validation
 from simclr_jax.errors import SimclrError
 
 
@@ -160,7 +160,11 @@ def main(argv: list[str]) -> None:
     if PEER.value:  # both sides' arrays must fit on the accelerator
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     result = part.measure(config, **given)
-    where = Path(JSON.value or Path(tempfile.gettempdir()) / f"simclr_jax_{name}.json")
+    where = Path(
+        paths.local(JSON.value, "--json")
+        if JSON.value
+        else Path(tempfile.gettempdir()) / f"simclr_jax_{name}.json"
+    )
     where.write_text(json.dumps(result, indent=2) + "\n")
     part.show(result)
     print(f"\n{where}")

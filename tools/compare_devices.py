@@ -11,16 +11,16 @@ import os
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import sys
 import tempfile
-from pathlib import Path
 
 import jax
 import numpy as np
 from absl import app, flags
-from matplotlib.figure import Figure
+from etils import epath
 
 from simclr_jax import config as cfg
-from simclr_jax import metrics, train
+from simclr_jax import figures, metrics, paths, train
 
 OUT = flags.DEFINE_string("out", "docs/devices.png", "the figure")
 STEPS = flags.DEFINE_integer("steps", 100, "steps to run", lower_bound=2)
@@ -54,22 +54,29 @@ def losses(dtype: str, devices: int) -> np.ndarray:
 def main(argv: list[str]) -> None:
     """Runs the four and draws."""
     del argv
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    out, found = paths.local(OUT.value, "--out"), {}
+    for dtype in ("float32", "float64"):
+        one, eight = found[dtype] = losses(dtype, 1), losses(dtype, 8)
+        print(f"{dtype}: largest relative difference of the loss {np.abs(one / eight - 1).max():.2g}")
+    if not figures.attempt(print, out, draw, found):
+        sys.exit(1)
+
+
+def draw(path: epath.Path, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """The losses of {dtype: (on 1 device, on 8)}, and how far apart they are."""
+    figure = figures.new(figsize=(10, 3.6))
     curves, drift = figure.subplots(1, 2)
-    for dtype, colour in (("float32", "#d95f02"), ("float64", "#2166ac")):
-        one, eight = losses(dtype, 1), losses(dtype, 8)
+    for (dtype, (one, eight)), colour in zip(found.items(), (figures.ORANGE, figures.BLUE), strict=True):
         step = np.arange(1, len(one) + 1)
         curves.plot(step, one, color=colour, label=f"{dtype}, 1 device")
         curves.plot(step, eight, ":", color=colour, label=f"{dtype}, 8 devices")
         drift.semilogy(step, np.maximum(np.abs(one / eight - 1), 1e-17), color=colour, label=dtype)
-        print(f"{dtype}: largest relative difference of the loss {np.abs(one / eight - 1).max():.2g}")
     curves.set(title="loss", xlabel="step")
     drift.set(title="relative difference, 1 against 8 devices", xlabel="step")
     for axes in (curves, drift):
         axes.legend(frameon=False)
         axes.grid(color="#dddddd")
-    Path(OUT.value).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(OUT.value, dpi=120)
+    figures.save(figure, path)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from sweeps import space as spaces
 
-from simclr_jax import command, main, validation
+from simclr_jax import command, main, paths, validation
 from simclr_jax import config as cfg
 from simclr_jax.errors import SimclrError
 
@@ -67,7 +67,7 @@ def prepare() -> tuple:
             raise SimclrError(f"--{name}: not of a sweep; --out says where its trials are kept")
     if importlib.util.find_spec("optuna") is None:
         raise SimclrError("optuna is missing: pip install 'simclr_jax[sweep]'")
-    space, config = spaces.load(SPACE.value), base_config()
+    space, config = spaces.load(str(paths.local(SPACE.value, "--space"))), base_config()
     sampler, metric = choose_sampler(space), choose_metric(config)
     listed = sampler == "grid"
     for point in space.points if listed else ():
@@ -77,7 +77,7 @@ def prepare() -> tuple:
     from sweeps import trials
 
     name = f"{Path(flags.FLAGS['config'].config_filename).stem}_{Path(space.path).stem}"
-    out = Path(OUT.value or f"runs/sweeps/{name}")
+    out = Path(paths.local(OUT.value or f"runs/sweeps/{name}", "--out"))
     limit = TRIALS.value or (len(space.points) if listed else DEFAULT_TRIALS)
     sweep = trials.Sweep(config, space, listed, out, metric, TEST.value, limit)
     url = STORAGE.value or f"sqlite:///{out / 'study.db'}"

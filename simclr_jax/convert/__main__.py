@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from simclr_jax import paths
 from simclr_jax.errors import SimclrError
 
 FAILED = 2
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(FAILED)
     print(said)
-    print(args.out)
+    print(paths.expand(args.out))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ In: TF1 name-based (SimCLR v1 and v2 as released), TF2 object-based, and SavedMo
 leave no doubt. The architecture is inferred from the variables' shapes.
 """
 
+import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import encoder
+from simclr_jax import encoder, paths
 from simclr_jax.convert import names, run
 from simclr_jax.convert.infer import Found, infer
 from simclr_jax.data.tf import load as load_tensorflow
@@ -76,7 +77,8 @@ def open_checkpoint(where: str, ema: bool = False) -> Found:
       SimclrError: it is none of the original's.
     """
     tf = load_tensorflow()
-    path = epath.Path(where)
+    path = paths.expand(where)
+    where = os.fspath(path)
     saved_model = path.is_dir() and (path / "saved_model.pb").exists()
     if saved_model:
         prefix = str(path / "variables" / "variables")
@@ -275,7 +277,7 @@ def export(workdir: epath.PathLike, out: epath.PathLike, *, format: str = "tf1",
             _write_name_based(folder, name, arrays, step)
         else:
             _write_object_based(folder, arrays, step)
-    return "\n".join([*notes, str(pathlib.Path(out) / name)])
+    return "\n".join([*notes, str(paths.expand(out) / name)])
 
 
 def _write_name_based(folder: pathlib.Path, name: str, arrays: Mapping, step: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, encoder, files, validation
+from simclr_jax import bounds, checkpoint, encoder, files, paths, validation
 from simclr_jax import config as cfg
 from simclr_jax.convert import names
 from simclr_jax.errors import SimclrError, one_line
@@ -32,6 +32,7 @@ def config_of(
         cfg.set_field(config, f"model.{field}", value)
     config.data.channels = channels
     config.data.image_size = image_size or (224 if config.model.stem == "imagenet" else 32)
+    bounds.check(cfg.flatten(config))
     validation.check_size(cfg.flatten(config))
     return config
 
@@ -93,9 +94,7 @@ def write(
 
 def check_free(out: epath.PathLike) -> pathlib.Path:
     """The local path `out`; raises SimclrError where there is something."""
-    if "://" in str(out):
-        raise SimclrError(f"--out={out}: must be a local folder; copy it from there")
-    path = pathlib.Path(out).expanduser().resolve()
+    path = pathlib.Path(paths.local(out, "--out")).resolve()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SimclrError(f"--out={out}: exists already; choose another, or remove it")
     return path
@@ -113,7 +112,7 @@ def new_folder(out: epath.PathLike) -> Iterator[pathlib.Path]:
             yield folder
             folder.rename(path)
     except OSError as error:
-        raise SimclrError(f"--out={out}: cannot be written ({one_line(error)})") from None
+        raise SimclrError(f"--out={path}: cannot be written ({one_line(error)})") from None
 
 
 def assemble(

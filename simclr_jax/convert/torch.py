@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import encoder
+from simclr_jax import encoder, paths
 from simclr_jax.convert import names, run
 from simclr_jax.convert.infer import depth_of
 from simclr_jax.convert.torch_files import (
@@ -210,7 +210,7 @@ def export(workdir: epath.PathLike, out: epath.PathLike, *, step: int = 0) -> st
     Raises:
       SimclrError: the model is no ResNet, or there is something already.
     """
-    path = pathlib.Path(out)
+    path = pathlib.Path(paths.local(out, "--out"))
     if path.suffix not in SUFFIXES:
         raise SimclrError(f"--out={out}: must end in {' or '.join(SUFFIXES)}")
     if path.suffix == ".pth":

@@ -4,6 +4,7 @@ A file never gets to run code: pickles are read by `weights_only`, and only by a
 """
 
 import json
+import os
 import pathlib
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simclr_jax import paths
 from simclr_jax.errors import SimclrError, one_line
 
 MARK = "simclr_jax"  # of what `torch.export` says of its files
@@ -33,7 +35,8 @@ class Found(NamedTuple):
 
 
 def open_file(where: str) -> Found:
-    path = pathlib.Path(where)
+    path = pathlib.Path(paths.local(where, "checkpoint"))
+    where = os.fspath(path)
     if not path.is_file():
         what = "is a folder; give the file of a state dict" if path.is_dir() else "no such file"
         raise SimclrError(f"{where}: {what}")
@@ -86,7 +89,6 @@ def import_torch(why: str) -> Any:
 
 
 def _open_torch(where: str) -> Found:
-    import pickle
     import warnings
 
     torch = import_torch(f"{where}: reading it")
@@ -101,17 +103,15 @@ def _open_torch(where: str) -> Found:
             # Never without weights_only: a pickle can run any code.
             tree = torch.load(where, map_location="cpu", weights_only=True)
         tensors = dict(_flatten(tree, torch.Tensor))
-    except pickle.UnpicklingError as error:
+    except (RuntimeError, OSError) as error:
+        problem = one_line(error).split(". ")[0]
+        raise SimclrError(f"{where}: cannot be read as a checkpoint ({problem})") from None
+    except Exception as error:  # a file of another kind can fail anywhere in the reader
         if unknown := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise SimclrError(
                 f"{where}: holds more than tensors ({unknown[1]}), and unpickling that could run code; "
                 "where you trust the file, save its state dict by itself (as .safetensors, say)"
             ) from None
-        raise SimclrError(f"{where}: is no checkpoint of PyTorch's") from None
-    except (RuntimeError, OSError) as error:
-        problem = one_line(error).split(". ")[0]
-        raise SimclrError(f"{where}: cannot be read as a checkpoint ({problem})") from None
-    except Exception:  # what is no pickle can fail anywhere in the reader
         raise SimclrError(f"{where}: is no checkpoint of PyTorch's") from None
 
     def read(key: str) -> np.ndarray:

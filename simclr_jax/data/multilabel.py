@@ -45,13 +45,19 @@ def _npz(where: str, data_dir: str | None) -> MultiLabel | None:
     path, arrays = data_splits.open_npz(where, data_dir)
     keys = data_splits.npz_keys(path, arrays)
     (train_x, train_y), (test_x, test_y) = keys
-    if train_y not in arrays or arrays[train_y].ndim != 2 or arrays[train_y].shape[1] < 2:
+    if train_y not in arrays:
+        return None
+    labels = data_splits.npz_array(path, arrays, train_y)
+    if labels.ndim != 2 or labels.shape[1] < 2:
         return None
     if test_x not in arrays:
         raise SimclrError(f"npz:{path}: has labels of several classes and needs a test split")
-    found = {"train": (train_x, train_y), "test": (test_x, test_y)}
-    images = {part: from_arrays(arrays[x], name=f"npz:{path.name}/{x}") for part, (x, _) in found.items()}
-    targets = {part: arrays[y].astype(bool) for part, (_, y) in found.items()}
+    found = {"train": (train_x, labels), "test": (test_x, data_splits.npz_array(path, arrays, test_y))}
+    images = {
+        part: from_arrays(data_splits.npz_array(path, arrays, x), name=f"npz:{path.name}/{x}")
+        for part, (x, _) in found.items()
+    }
+    targets = {part: y.astype(bool) for part, (_, y) in found.items()}
     for part, source in images.items():
         if targets[part].shape != (source.size, targets["train"].shape[1]):
             raise SimclrError(

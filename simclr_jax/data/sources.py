@@ -17,6 +17,7 @@ from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import SimclrError
 
 NO_LABEL = -1
+MOST_CLASSES = 1_000_000  # a larger label is no number of a class, but something else
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,11 @@ def from_arrays(images: np.ndarray, labels: np.ndarray | None = None, *, name: s
             raise SimclrError(
                 f"{name}: labels must be {len(images)} class numbers from 0 up (-1: none), "
                 f"not {np.asarray(labels).dtype} {list(np.shape(labels))}"
+            )
+        if ids.max() >= MOST_CLASSES:
+            raise SimclrError(
+                f"{name}: the label {ids.max()} would make {ids.max() + 1:,} classes, and a classifier takes "
+                f"at most {MOST_CLASSES:,}; number the classes from 0"
             )
         ids = ids.astype(np.int32)
         classes = tuple(map(str, range(ids.max() + 1)))  # () where all are -1

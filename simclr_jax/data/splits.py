@@ -4,6 +4,8 @@ import dataclasses
 import importlib.resources
 import itertools
 import os
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +15,8 @@ import numpy as np
 from simclr_jax.data.decode import EXTENSIONS
 from simclr_jax.data.sources import NO_LABEL, Source, Stream, from_arrays, from_files, from_records
 from simclr_jax.data.tf import load as load_tensorflow
-from simclr_jax.errors import SimclrError
+from simclr_jax.errors import SimclrError, one_line
+from simclr_jax.paths import expand, is_remote, of_source
 
 UNLABELLED = ("unlabelled", "unlabeled")  # subfolder of images without a label, beside those of classes
 TEST_NAMES = ("test", "val", "validation", "valid")  # of a folder's test split, first found
@@ -52,7 +55,7 @@ def load(
     elif kind == "npz":
         splits = _npz(where, data_dir, holdout)
     elif kind == "folder":
-        splits = _folder(_resolve(where, data_dir), train_split, test_split, holdout)
+        splits = _folder(_resolve(kind, where, data_dir), train_split, test_split, holdout)
     elif kind == "tfds":
         names = (train_split, test_split)
         splits = _tfds(where, data_dir, download, names, memory_gb, shuffle_buffer)
@@ -62,9 +65,11 @@ def load(
     return splits
 
 
-def _resolve(where: str, data_dir: str | None) -> Path:
-    path = Path(where).expanduser()
-    return Path(data_dir).expanduser() / path if data_dir and not path.is_absolute() else path
+def _resolve(kind: str, where: str, data_dir: str | None) -> Path:
+    path = of_source(where, data_dir)
+    if is_remote(path):
+        raise SimclrError(f"{kind}:{path}: must be a local path; copy the images from there, or mount it")
+    return Path(path)
 
 
 def _check_classes(splits: Splits) -> None:
@@ -96,15 +101,29 @@ NPZ_KEYS = (  # images, labels; the first pair found counts
 
 def open_npz(where: str | Path, data_dir: str | None = None) -> tuple[Path, Any]:
     """The path of an .npz file, and its arrays, which are read when they are asked for."""
-    path = _resolve(str(where), data_dir)
+    path = _resolve("npz", str(where), data_dir)
     try:
         arrays = np.load(path, allow_pickle=False)
         arrays.keys()
     except FileNotFoundError:
         raise SimclrError(f"npz:{path}: no such file") from None
-    except (ValueError, OSError, AttributeError) as error:
-        raise SimclrError(f"npz:{path}: not an .npz file ({error})") from None
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise SimclrError(f"npz:{path}: not an .npz file ({one_line(error)})") from None
     return path, arrays
+
+
+def npz_array(path: Path, arrays: Any, key: str) -> np.ndarray:
+    """One array of an open .npz file. Python objects in it are refused: reading them could run code."""
+    try:
+        return arrays[key]
+    except KeyError:
+        raise SimclrError(f"npz:{path}: lacks {key}; it holds {', '.join(arrays.keys())}") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        remedy = (
+            "; save numbers: images uint8 [n, h, w, c], labels [n]" if "allow_pickle" in str(error) else ""
+        )
+        line = "it holds Python objects, not numbers" if remedy else f"it is damaged ({one_line(error)})"
+        raise SimclrError(f"npz:{path}: {key} cannot be read, {line}{remedy}") from None
 
 
 def npz_keys(path: Path, arrays: Any) -> tuple:
@@ -124,14 +143,14 @@ def _npz(where: str | Path, data_dir: str | None, holdout: float) -> Splits:
     (train_x, train_y), (test_x, test_y) = npz_keys(path, arrays)
 
     def part(x_key, y_key, index=slice(None)):
-        labels = arrays[y_key][index] if y_key in keys else None
-        return from_arrays(arrays[x_key][index], labels, name=f"npz:{path.name}/{x_key}")
+        labels = npz_array(path, arrays, y_key)[index] if y_key in keys else None
+        return from_arrays(npz_array(path, arrays, x_key)[index], labels, name=f"npz:{path.name}/{x_key}")
 
     if test_x in keys:
         return Splits(part(train_x, train_y), part(test_x, test_y))
     if train_y not in keys:  # nothing to score: train on all
         return Splits(part(train_x, train_y), None)
-    train, test = held_out(len(arrays[train_x]), holdout)
+    train, test = held_out(len(npz_array(path, arrays, train_x)), holdout)
     return Splits(part(train_x, train_y, train), part(train_x, train_y, test) if len(test) else None)
 
 
@@ -180,6 +199,8 @@ def _folder(root: Path, train_split: str, test_split: str, holdout: float) -> Sp
     def source(folder, paths, labels, classes):
         if not paths:
             raise SimclrError(f"folder:{folder}: no image ({', '.join(EXTENSIONS)}) in it")
+        if strange := [path for path in paths if path != path.encode(errors="replace").decode()]:
+            raise SimclrError(f"folder:{folder}: a name is not UTF-8, {strange[0]!a}; rename it")
         return from_files(paths, labels, classes, root=str(root))
 
     train_folder, tests = root, []
@@ -220,7 +241,7 @@ def tfds_builder(name: str, data_dir: str | None, download: bool) -> Any:
     load_tensorflow()
     import tensorflow_datasets as tfds
 
-    where = os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    where = os.fspath(expand(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")))
     remedy = f"prepare it in {where}, or let TFDS download it with --config.data.download=True"
     try:
         builder = tfds.builder(name, data_dir=where)

@@ -4,10 +4,9 @@ import argparse
 import sys
 
 from absl import flags, logging
-from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from simclr_jax import command, validation
+from simclr_jax import command, paths, validation
 from simclr_jax import config as cfg
 from simclr_jax.errors import SimclrError
 
@@ -74,8 +73,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.compare:
             from simclr_jax.evaluate import compare
 
-            out = args.out or epath.Path(args.compare[0]) / "eval" / "comparison.html"
-            print(compare.compare(args.compare, epath.Path(out)))
+            out = args.out or paths.expand(args.compare[0]) / "eval" / "comparison.html"
+            print(compare.compare(args.compare, out))
             return
         config = override(args.workdir, rest)
         from simclr_jax import distributed

@@ -6,19 +6,20 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from simclr_jax.figures import BAD, BLUE, GOOD, INK, ORANGE, new, save, show
+from simclr_jax.figures import BAD, BLUE, GOOD, INK, ORANGE, new, save, show, text
 
 NAMES = {"simclr": "this encoder", "untrained": "untrained", "raw_pixels": "raw pixels"}
 COLOURS = {"simclr": BLUE, "untrained": ORANGE, "raw_pixels": "#7f7f7f"}
 NAMED = 25  # classes, at most, that get a name each on an axis
+BRIEF, SENTENCE = 14, 80  # characters over a small picture, and in the title of a figure
 
 
 def _heat(axes, values: np.ndarray, rows: Sequence[Any], columns: Sequence[Any], fmt: str = "{:.1f}") -> None:
     """Numbers in coloured cells, a name on every row and column."""
     values = np.asarray(values, float)
     axes.imshow(values, cmap="Blues", aspect="auto")
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), list(map(text, columns)))
+    axes.set_yticks(range(len(rows)), list(map(text, rows)))
     dark = np.nanmin(values) + 0.6 * (np.nanmax(values) - np.nanmin(values))
     for i, row in enumerate(values):
         for j, value in enumerate(row):
@@ -37,7 +38,7 @@ def knn_grids(path: epath.PathLike, ks: Sequence[int], grids: Sequence[Mapping[s
     axes = figure.subplots(1, len(panels) + 1, gridspec_kw={"width_ratios": widths}, squeeze=False)[0]
     for axis, grid in zip(axes, panels, strict=False):
         _heat(axis, 100 * np.array(grid["accuracy"]), ks, grid["temperatures"])
-        axis.set_title(f"{grid['features']}, cosine", color=INK, fontsize=10)
+        axis.set_title(f"{text(grid['features'])}, cosine", color=INK, fontsize=10)
         axis.set_xlabel("T")
     axes[0].set_ylabel("k")
     stacked = 100 * np.concatenate([grid["accuracy"] for grid in others], axis=1)
@@ -86,7 +87,7 @@ def confusion(path: epath.PathLike, counts: Sequence[Sequence[int]], classes: Se
     axes = figure.subplots()
     if few:
         _heat(axes, share, classes, classes, "{:.0f}")
-        if max(map(len, classes)) > 3:
+        if max(map(len, classes), default=0) > 3:
             axes.tick_params(axis="x", rotation=90)
     else:
         axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
@@ -108,7 +109,7 @@ def per_class(path: epath.PathLike, numbers: Sequence[Mapping[str, Any]], classe
         axes.plot([100 * one["precision"], 100 * one["recall"]], [i, i], color="#bbbbbb", zorder=1)
         axes.plot(100 * one["precision"], i, "s", color=ORANGE, label="precision" if not i else None)
         axes.plot(100 * one["recall"], i, "o", color=BLUE, label="recall" if not i else None)
-    axes.set_yticks(range(len(present)), [f"{name} ({one['support']})" for _, name, one in present])
+    axes.set_yticks(range(len(present)), [f"{text(name)} ({one['support']})" for _, name, one in present])
     axes.set_xlabel("%, images of the class in brackets")
     axes.grid(color="#dddddd", axis="x")
     axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
@@ -140,12 +141,14 @@ def robustness(path: epath.PathLike, found: Mapping[str, Any]) -> None:
     left, right = figure.subplots(1, 2)
     for name, accuracy in found["corruptions"].items():
         values = 100 * np.array([found["clean"], *accuracy])
-        left.plot(range(len(values)), values, marker="o", markersize=3, label=name.replace("_", " "))
+        left.plot(range(len(values)), values, marker="o", markersize=3, label=text(name.replace("_", " ")))
     left.set_xlabel("severity (0: none)")
     left.set_title("Corruptions", color=INK, fontsize=10)
     for (name, accuracy), colour in zip(found["attacks"].items(), (BLUE, ORANGE), strict=True):
         values = 100 * np.array([found["clean_attacked"], *accuracy])
-        right.plot([0, *(255 * np.array(found["epsilons"]))], values, color=colour, marker="o", label=name)
+        right.plot(
+            [0, *(255 * np.array(found["epsilons"]))], values, color=colour, marker="o", label=text(name)
+        )
     right.set_xlabel("ε of the attack, of 255 (ℓ∞)")
     right.set_title("Attacks", color=INK, fontsize=10)
     for axes in (left, right):
@@ -161,12 +164,13 @@ def bars(path: epath.PathLike, values: Mapping[str, float], title: str, unit: st
     figure = new(figsize=(7, 0.38 * len(values) + 1.2))
     axes = figure.subplots()
     names = list(values)[::-1]
-    axes.barh(names, [values[name] for name in names], color=BLUE)
+    axes.barh(range(len(names)), [values[name] for name in names], color=BLUE)
+    axes.set_yticks(range(len(names)), list(map(text, names)))
     for i, name in enumerate(names):
         axes.text(max(values[name], 0), i, f" {values[name]:.2f}", va="center", color=INK, fontsize=9)
     axes.set_xlim(min(0, *values.values()), 1.12)
-    axes.set_xlabel(unit)
-    axes.set_title(title, color=INK, fontsize=10)
+    axes.set_xlabel(text(unit, SENTENCE))
+    axes.set_title(text(title, SENTENCE), color=INK, fontsize=10)
     save(figure, path)
 
 
@@ -217,8 +221,8 @@ def grid(
         axis.set_axis_off()
     for axis, image, name in zip(axes, images, titles, strict=False):
         show(axis, image)
-        axis.set_title(name, color=INK, fontsize=9)
-    figure.suptitle(title, color=INK)
+        axis.set_title(text(name, BRIEF), color=INK, fontsize=9)
+    figure.suptitle(text(title, SENTENCE), color=INK)
     save(figure, path)
 
 
@@ -229,8 +233,8 @@ def pairs(path: epath.PathLike, images: np.ndarray, titles: Sequence[str], title
     for i, (pair, name) in enumerate(zip(images, titles, strict=True)):
         for axis, image in zip(rows[:, i], pair, strict=True):
             show(axis, image)
-        rows[0, i].set_title(name, color=INK, fontsize=9)
-    figure.suptitle(title, color=INK)
+        rows[0, i].set_title(text(name, BRIEF), color=INK, fontsize=9)
+    figure.suptitle(text(title, SENTENCE), color=INK)
     save(figure, path)
 
 
@@ -250,9 +254,9 @@ def overlays(
     rows = figure.subplots(2, len(images), squeeze=False)
     for i, name in enumerate(titles):
         show(rows[0, i], images[i])
-        rows[0, i].set_title(name[:14], color=INK, fontsize=9)
+        rows[0, i].set_title(text(name, BRIEF), color=INK, fontsize=9)
         _overlay(rows[1, i], images[i], heat[i])
-    figure.suptitle(title, color=INK)
+    figure.suptitle(text(title, SENTENCE), color=INK)
     save(figure, path)
 
 
@@ -297,7 +301,7 @@ def curves(path: epath.PathLike, runs: Mapping[str, Sequence[Mapping[str, Any]]]
         for name, rows in runs.items():
             points = np.array([(r["step"], factor * r[key]) for r in rows if r.get(key) is not None])
             if len(points):
-                axes.plot(*points.T, label=name, marker="o" if len(points) < 30 else None, markersize=3)
+                axes.plot(*points.T, label=text(name), marker="o" if len(points) < 30 else None, markersize=3)
         axes.set_title(titles[key], color=INK, fontsize=10)
         axes.set_xlabel("step")
         axes.grid(color="#dddddd")

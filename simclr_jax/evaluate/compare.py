@@ -9,7 +9,7 @@ from typing import Any
 from etils import epath
 
 from simclr_jax import config as cfg
-from simclr_jax import files, metrics
+from simclr_jax import figures, files, metrics, paths
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.page import document
@@ -24,16 +24,17 @@ HEALTH = {
 SAME = ("eval.figures", "compile_cache", "log", "checkpoint", "data.threads")  # differences of no interest
 
 
-def compare(workdirs: Sequence[epath.PathLike], out: epath.Path) -> str:
+def compare(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> str:
     """Writes a page `out` and returns its table as text.
 
     Raises:
       SimclrError: a run has not been evaluated, or there are fewer than two.
     """
-    if len(set(map(str, workdirs))) < 2:
+    workdirs, out = list(map(paths.expand, workdirs)), paths.expand(out)
+    if len(set(map(paths.real, workdirs))) < 2:
         raise SimclrError("--compare: give two runs or more")
     reports = {}
-    for workdir in map(epath.Path, workdirs):
+    for workdir in workdirs:
         made = files.read_json(workdir / "eval" / "report.json")
         if not made:
             raise SimclrError(
@@ -108,7 +109,7 @@ def _page(
     )
     picture = io.BytesIO()
     curves = {name: metrics.read_rows(workdir) for workdir, name in names.items()}
-    drawn = charts.curves(picture, curves)
+    drawn = figures.attempt(print, picture, charts.curves, curves)
     data = base64.b64encode(picture.getvalue()).decode()
     training = f'<h2>Training</h2><img alt="curves" src="data:image/png;base64,{data}">' if drawn else ""
     differ = table(changed) if changed else "<p>None.</p>"

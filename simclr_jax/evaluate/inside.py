@@ -154,15 +154,15 @@ def maps(subject: Subject) -> dict[str, Any]:
     if subject.first:
         methods = {"t-SNE": ("tsne.png", embedding.tsne), "UMAP": ("umap.png", embedding.umap)}
         for name, (file, method) in methods.items():
-            points = method(features)
-            if points is None:
-                notes.append(
-                    f"no {name}: " + ("pip install umap-learn" if name == "UMAP" else "too few images")
-                )
-                continue
-            subject.draw(file, figures.embedding, points, labels, subject.classes, name)
-            shown.append([file, f"{name} map: images that the encoder finds similar lie together"])
+            with figures.guard(print, file):
+                points = method(features)
+                if points is None:
+                    why = "pip install umap-learn" if name == "UMAP" else "too few images"
+                    notes.append(f"no {name}: {why}")
+                    continue
+                subject.draw(file, figures.embedding, points, labels, subject.classes, name)
+                shown.append([file, f"{name} map: images that the encoder finds similar lie together"])
         projector = subject.folder / "projector"
-        embedding.projector(projector, features, labels, subject.classes, views)
-        notes.append(f"TensorBoard's projector: tensorboard --logdir {projector}")
+        if figures.attempt(print, projector, embedding.projector, features, labels, subject.classes, views):
+            notes.append(f"TensorBoard's projector: tensorboard --logdir {projector}")
     return {"notes": notes, "figures": shown}

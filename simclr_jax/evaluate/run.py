@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, encoder, files, sharding, validation
+from simclr_jax import bounds, checkpoint, encoder, files, paths, sharding, validation
 from simclr_jax import config as cfg
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.splits import Splits
@@ -86,7 +86,7 @@ def evaluate(
     Raises:
       SimclrError: something the user can put right; one line that says what.
     """
-    workdir = epath.Path(workdir)
+    workdir = paths.expand(workdir)
     wanted = ["transfer"] * bool(transfer) + _check(protocols)
     found = encoder.load(workdir, step)
     config = _complete(found.config, config, workdir)
@@ -191,6 +191,8 @@ def _complete(own: ConfigDict, wanted: ConfigDict | None, workdir: epath.Path) -
             )
     if config.data.source not in ("", "arrays"):
         validation.validate(config)
+    else:
+        bounds.check(cfg.flatten(config))
     return config
 
 

@@ -17,7 +17,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import augment, distributed, files, sharding
+from simclr_jax import augment, distributed, figures, files, sharding
 from simclr_jax import config as cfg
 from simclr_jax.data import memory
 from simclr_jax.data.sources import Source
@@ -69,10 +69,7 @@ class Subject:
     ):
         if config.augment.device == "all":
             splits = memory.hold(splits, config.data)
-        self.workdir, self.folder = workdir, workdir / "eval"
-        if changed:
-            readable = re.sub(r"[^\w.=,-]+", "_", ",".join(changed))
-            self.folder /= f"{readable[:60]}-{hashlib.sha256(repr(changed).encode()).hexdigest()[:6]}"
+        self.workdir, self.folder = workdir, folder_of(workdir, changed)
         self.trained = trained or config
         self.sets: dict[str, Any] = {}
         self.again, self.before = False, {}
@@ -333,9 +330,9 @@ class Subject:
         return self.over(one, views, np.arange(len(views), dtype=np.uint32))
 
     def draw(self, name: str, figure: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """Draws `figures/NAME`, by the first process."""
+        """Draws `figures/NAME`, by the first process; a figure that fails says so and costs nothing else."""
         if self.first:
-            figure(self.folder / "figures" / name, *args, **kwargs)
+            figures.attempt(print, self.folder / "figures" / name, figure, *args, **kwargs)
 
     def predicted(self, name: str, labels: np.ndarray, **classes: np.ndarray) -> None:
         """Keeps the predicted classes `[n]` of the labelled test images, in order."""
@@ -353,6 +350,14 @@ def some(found: Features, most: int) -> Features:
     if len(found.labels) <= most:
         return found
     return found.rows(np.sort(np.random.default_rng(0).permutation(len(found.labels))[:most]))
+
+
+def folder_of(workdir: epath.Path, changed: Sequence[str]) -> epath.Path:
+    """Where the results of a subject are kept: `workdir/eval`, or below it where something `changed`."""
+    if not changed:
+        return workdir / "eval"
+    readable = re.sub(r"[^\w.=,-]+", "_", ",".join(changed))
+    return workdir / "eval" / f"{readable[:60]}-{hashlib.sha256(repr(changed).encode()).hexdigest()[:6]}"
 
 
 def differences(own: ConfigDict, other: ConfigDict) -> list[str]:

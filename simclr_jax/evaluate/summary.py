@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from simclr_jax import metrics, report
+from simclr_jax import figures, metrics, report
 from simclr_jax.evaluate import charts, published
 from simclr_jax.evaluate.subject import Subject
 
@@ -24,7 +24,7 @@ def make(subject: Subject, results: Mapping[str, Any], unscorable: str) -> dict[
             row["published"] = theirs[row["id"]]
     runs = {subject.workdir.name: metrics.read_rows(subject.workdir)}
     curves = subject.folder / "figures" / "curves.png"
-    drawn = subject.first and charts.curves(curves, runs)
+    drawn = subject.first and figures.attempt(print, curves, charts.curves, runs)
     train, test = subject.splits
     return {
         "schema": SCHEMA,

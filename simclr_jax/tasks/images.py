@@ -107,9 +107,12 @@ class Images:
 
     def preview(self, workdir: epath.Path, batch: pipeline.Batch) -> None:
         """figures/views.png: images of a batch beside their views; of a Stream the views alone."""
-        path, train = workdir / "figures" / "views.png", self.splits.train
-        if not self.config.eval.figures or path.exists():
-            return
+        path = workdir / "figures" / "views.png"
+        if self.config.eval.figures and not path.exists():
+            figures.attempt(print, path, self._draw_views, batch)
+
+    def _draw_views(self, path: epath.Path, batch: pipeline.Batch) -> None:
+        train = self.splits.train
         some = {name: rows[:SHOWN] for name, rows in batch.items()}
         originals = None
         if isinstance(train, Source):

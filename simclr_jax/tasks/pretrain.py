@@ -1,11 +1,14 @@
 """SimCLR pretraining: views, encoder, projection, contrastive loss, online probe, scores."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -173,6 +176,14 @@ class _Evaluations:
         return results
 
     def figures(self, state, context: Context) -> dict[str, float]:
+        # Several processes compute together: one of them must not go on alone.
+        alone = jax.process_count() == 1
+        with figures.guard(print, "figures") if alone else contextlib.nullcontext():
+            self.draw(state, context.workdir / "figures")
+        return {}
+
+    def draw(self, state, folder: epath.Path) -> None:
+        """What the encoder finds similar, as rows of images and as a map."""
         split = self.splits.test or self.splits.train
         index = sample(split, GALLERY)
         found = self.extractor({"params": state.params, **state.model_state}, split, index)
@@ -180,9 +191,14 @@ class _Evaluations:
         images = extract(self.images.seen, self.images.every(split, index), self.mesh).features
         _, near = knn.nearest(features, features, NEIGHBOURS + 1, self.mesh)
         if jax.process_index() == 0:
-            folder = context.workdir / "figures"
-            figures.neighbours(folder / "neighbours.png", images, near, found.labels)
-            points = embedding.tsne(features)
-            if points is not None:
-                figures.embedding(folder / "tsne.png", points, found.labels, split.classes)
-        return {}
+            figures.attempt(print, folder / "neighbours.png", figures.neighbours, images, near, found.labels)
+            figures.attempt(print, folder / "tsne.png", _map, features, found.labels, split.classes)
+
+
+def _map(path: epath.Path, features: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> bool:
+    """Draws the t-SNE map; False with too few images for one."""
+    points = embedding.tsne(features)
+    if points is None:
+        return False
+    figures.embedding(path, points, labels, classes)
+    return True

@@ -8,6 +8,7 @@ tools/sweep.py names them; one that is missing is left out.
 
 import ast
 import csv
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 from augmentation import ON
-from matplotlib.figure import Figure
 
 from simclr_jax import main as command
+from simclr_jax import paths
 from simclr_jax.errors import SimclrError
-from simclr_jax.figures import BLUE, INK, ORANGE
+from simclr_jax.figures import BLUE, INK, ORANGE, attempt, new, save
 
 SWEEPS = flags.DEFINE_string("sweeps", "runs/sweeps", "folder of the sweeps")
 OUT = flags.DEFINE_string("out", "docs", "folder of the figures")
@@ -70,27 +71,27 @@ def table(groups: dict[str, dict[tuple, list[float]]]) -> None:
         print(f"| {' | '.join(map(str, key))} | {' | '.join(cells)} |")
 
 
-def temperature(rows: list[Row], path: Path) -> None:
+def temperature(path: Path, rows: list[Row]) -> None:
     """Table 5: normalised and not, over the temperature."""
     names = {"True": "normalised", "False": "not normalised"}
     key = lambda row: (names[row["loss.normalize"]], float(row["loss.temperature"]))  # noqa: E731
     groups = {metric: grouped(rows, key, metric) for metric in METRICS}
-    figure = Figure(figsize=(9.2, 3.2), layout="constrained")
+    figure = new(figsize=(9.2, 3.2))
     panels = figure.subplots(1, 2)
     for axes, metric in zip(panels, METRICS, strict=True):
         lines(axes, groups[metric], metric, {"normalised": BLUE, "not normalised": ORANGE})
         ticks(axes, sorted({x for _, x in groups[metric]}))
         axes.set_xlabel("temperature", color=INK)
     panels[0].legend(frameon=False)
-    figure.savefig(path, dpi=110)
     table(groups)
+    save(figure, path)
 
 
-def projection(rows: list[Row], path: Path) -> None:
+def projection(path: Path, rows: list[Row]) -> None:
     """Figure 8: the heads over the dimension; none has no dimension and is a level."""
     key = lambda row: (row["model.projection"], int(row["model.projection_dim"] or 0))  # noqa: E731
     groups = {metric: grouped(rows, key, metric) for metric in METRICS}
-    figure = Figure(figsize=(9.2, 3.2), layout="constrained")
+    figure = new(figsize=(9.2, 3.2))
     panels = figure.subplots(1, 2)
     for axes, metric in zip(panels, METRICS, strict=True):
         found = dict(groups[metric])
@@ -101,14 +102,14 @@ def projection(rows: list[Row], path: Path) -> None:
         ticks(axes, sorted({x for _, x in found}))
         axes.set_xlabel("output dimension", color=INK)
     panels[0].legend(frameon=False)
-    figure.savefig(path, dpi=110)
     table(groups)
+    save(figure, path)
 
 
-def augmentation(rows: list[Row], path: Path) -> None:
+def augmentation(path: Path, rows: list[Row]) -> None:
     """Figure 5: single augmentations on the diagonal, pairs off it."""
     names, groups = list(ON), {metric: grouped(rows, _augmentations, metric) for metric in METRICS}
-    figure = Figure(figsize=(8.4, 3.9), layout="constrained")
+    figure = new(figsize=(8.4, 3.9))
     for axes, metric in zip(figure.subplots(1, 2), METRICS, strict=True):
         grid = np.full((len(names), len(names)), np.nan)
         for (first, second), values in groups[metric].items():
@@ -124,8 +125,8 @@ def augmentation(rows: list[Row], path: Path) -> None:
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(length=0)
         axes.set_title(f"{METRICS[metric][0]}, top-1 (%)", color=INK, fontsize=10)
-    figure.savefig(path, dpi=110)
     table(groups)
+    save(figure, path)
 
 
 def _augmentations(row: Row) -> tuple[str, str]:
@@ -141,14 +142,17 @@ def _augmentations(row: Row) -> tuple[str, str]:
 def main(argv: list[str]) -> None:
     """Draws what there is."""
     del argv
+    sweeps, out, all_drawn = paths.local(SWEEPS.value, "--sweeps"), paths.local(OUT.value, "--out"), True
     for draw in (temperature, projection, augmentation):
-        found = Path(SWEEPS.value) / f"ablation_{draw.__name__}" / "trials.csv"
+        found = Path(sweeps) / f"ablation_{draw.__name__}" / "trials.csv"
         if not found.exists():
             print(f"{found}: not there; left out")
             continue
-        path = Path(OUT.value) / f"ablation_{draw.__name__}.png"
+        path = Path(out) / f"ablation_{draw.__name__}.png"
         print(f"\n{path}")
-        draw(read(found), path)
+        all_drawn &= attempt(print, path, draw, read(found))
+    if not all_drawn:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

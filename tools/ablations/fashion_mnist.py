@@ -13,6 +13,7 @@ import numpy as np
 from absl import app, flags
 
 from simclr_jax import main as command
+from simclr_jax import paths
 from simclr_jax.errors import SimclrError
 
 IDX = flags.DEFINE_string("idx", "/usr/share/datasets/fashion-mnist", "folder of the four .gz files")
@@ -33,13 +34,14 @@ def read(path: Path) -> np.ndarray:
 def main(argv: list[str]) -> None:
     """Writes the file and prints its size."""
     del argv
-    arrays = {}
+    arrays, source = {}, Path(paths.local(IDX.value, "--idx"))
+    out = Path(paths.local(OUT.value, "--out"))
     for name, prefix, count in (("train", "train", IMAGES.value), ("test", "t10k", None)):
-        arrays[f"{name}_images"] = read(Path(IDX.value) / f"{prefix}-images-idx3-ubyte.gz")[:count]
-        arrays[f"{name}_labels"] = read(Path(IDX.value) / f"{prefix}-labels-idx1-ubyte.gz")[:count]
-    np.savez_compressed(OUT.value, **arrays)
+        arrays[f"{name}_images"] = read(source / f"{prefix}-images-idx3-ubyte.gz")[:count]
+        arrays[f"{name}_labels"] = read(source / f"{prefix}-labels-idx1-ubyte.gz")[:count]
+    np.savez_compressed(out, **arrays)
     sizes = ", ".join(f"{len(array):,} {name}" for name, array in arrays.items())
-    print(f"{OUT.value}: {Path(OUT.value).stat().st_size:,} bytes, {sizes}")
+    print(f"{out}: {out.stat().st_size:,} bytes, {sizes}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BITS = {"pred": 8, "token": 0, "opaque": 0}  # other types carry theirs in the name: f32, bf16, s4, f8e4m3fn
+BITS = {"pred": 8} | dict.fromkeys(("token", "opaque"), 0)  # others carry theirs in the name: f32, bf16, s4
 
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$")

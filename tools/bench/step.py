@@ -13,7 +13,7 @@ from bench import table
 from bench.contest import contest, peers, timed
 from bench.peak import matmul_rate
 from simclr_jax import config as cfg
-from simclr_jax import report, sharding, train, validation
+from simclr_jax import loop, report, sharding, train, validation
 from simclr_jax.data import memory, sources, splits
 from simclr_jax.data.prefetch import Prefetch
 from simclr_jax.errors import SimclrError
@@ -47,7 +47,7 @@ def measure(config: ConfigDict, *, steps: int = 20, data: str = "synthetic", pee
     state = train.init_state(built.task, built.optimizer, config.seed, mesh)
     each = built.task.steps_per_call
     batches = built.task.input(0) if real or config.augment.device == "all" else noise(config)
-    inputs = train.call_inputs(batches, itertools.repeat(each), each, mesh)
+    inputs = loop.call_inputs(batches, itertools.repeat(each), each, mesh)
     fixed = next(inputs)
 
     begin = time.perf_counter()

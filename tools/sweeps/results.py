@@ -8,7 +8,7 @@ import optuna
 from bench import table
 from optuna.trial import FrozenTrial, TrialState
 
-from simclr_jax.figures import BLUE, INK, ORANGE, new, save
+from simclr_jax.figures import BLUE, INK, ORANGE, attempt, new, save, text
 from sweeps import study as studies
 from sweeps.trials import Sweep
 
@@ -21,12 +21,12 @@ def report(sweep: Sweep, study: optuna.Study) -> None:
     sweep.out.mkdir(parents=True, exist_ok=True)
     write_csv(sweep.out / "trials.csv", trials)
     written = [sweep.out / "trials.csv"]
-    if draw_history(sweep.out / "history.png", trials, sweep.metric):
+    if attempt(print, sweep.out / "history.png", draw_history, trials, sweep.metric):
         written.append(sweep.out / "history.png")
     importance, why = importances(study)
     if importance:
-        draw_importance(sweep.out / "importance.png", importance)
-        written.append(sweep.out / "importance.png")
+        if attempt(print, sweep.out / "importance.png", draw_importance, importance):
+            written.append(sweep.out / "importance.png")
     else:
         print(f"no importance.png: {why}")
     print("\n" + "\n".join(map(str, written)))
@@ -114,7 +114,7 @@ def draw_history(path: Any, trials: list[FrozenTrial], metric: str) -> bool:
     if pruned:
         axes.plot(*np.array(pruned).T, "o", color=BLUE, markerfacecolor="none", markersize=4,
                   label="pruned, accuracy then")  # fmt: skip
-    axes.set_title(f"{metric}, top-1 (%): {values.max():.1f} at best", color=INK, fontsize=10)
+    axes.set_title(f"{text(metric)}, top-1 (%): {values.max():.1f} at best", color=INK, fontsize=10)
     axes.set_xlabel("trial", color=INK)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(color="#dddddd")
@@ -128,7 +128,8 @@ def draw_importance(path: Any, importance: dict[str, float]) -> None:
     figure = new(figsize=(6.5, 0.8 + 0.35 * len(importance)))
     axes = figure.subplots()
     names, shares = list(importance), [100 * share for share in importance.values()]
-    axes.barh(names[::-1], shares[::-1], color=BLUE, height=0.6)
+    axes.barh(range(len(names)), shares[::-1], color=BLUE, height=0.6)
+    axes.set_yticks(range(len(names)), list(map(text, names[::-1])))
     axes.set_title("Share of the variance between trials (%), fANOVA", color=INK, fontsize=10)
     axes.grid(axis="x", color="#dddddd")
     axes.set_axisbelow(True)

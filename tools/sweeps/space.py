@@ -127,7 +127,7 @@ def _short(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "-".join(map(_short, value)) or "none"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return re.sub(r"[^\w.+-]", "_", text)
+    return re.sub(r"[^\w.+-]", "_", text, flags=re.ASCII)
 
 
 def _exact(value: Any) -> bool:

@@ -4,6 +4,7 @@ A trial that ended without a result and without an `error` noted (killed, interr
 for nothing; where it is to be run again a waiting copy follows, under the same name, so in the same workdir.
 """
 
+import re
 import time
 import warnings
 from pathlib import Path
@@ -54,7 +55,8 @@ def open_study(name: str, url: str, sampler: str, pruner: str) -> optuna.Study:
         except (SQLAlchemyError, ImportError, ValueError, RuntimeError, OSError) as error:
             line = one_line(error).rstrip(".")
             if not left or not any(word in line.lower() for word in ("exists", "unique", "duplicate")):
-                raise SimclrError(f"--storage={url}: {line}; give the URL of a database") from None
+                shown = re.sub(r"(://[^/@]*):[^/@]*@", r"\1:...@", f"--storage={url}: {line}")  # no password
+                raise SimclrError(f"{shown}; give the URL of a database") from None
         time.sleep(POLL)  # another process makes the tables at this moment
     raise AssertionError
 

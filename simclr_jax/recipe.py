@@ -1,0 +1,68 @@
+"""The learning rate of a run: what it will do, told beforehand, and a warm-up that fits the run."""
+
+from ml_collections import ConfigDict
+
+from simclr_jax import config as cfg
+from simclr_jax import optim
+
+SHARE = 10  # a warm-up takes a tenth of the run, in the paper's recipes that or less
+
+
+def lengths(config: ConfigDict, examples: int) -> tuple[int, int]:
+    """(steps of the warm-up, steps of the run) on `examples` training images."""
+    warmup = cfg.count_steps(config.optimizer.warmup, examples, config.train.batch_size)
+    return warmup, cfg.total_steps(config, examples)
+
+
+def settle(
+    config: ConfigDict, examples: int, stored: ConfigDict | None = None
+) -> tuple[ConfigDict, list[str]]:
+    """The config with a warm-up that is shorter than the run, and lines that say what became of it.
+
+    A warm-up as long as the run would never reach the rate that was asked for, nor decay: it becomes a tenth
+    of the run. The result depends on the arguments alone, so that the same command, given again, agrees with
+    the config.json that the first one wrote.
+
+    Args:
+      examples: how many training images there are.
+      stored: what config.json says of a run that goes on, None of a new run. A run that goes on keeps its
+        schedule, also where an older version let it warm up all the time.
+    """
+    if stored is not None and stored.optimizer.warmup == config.optimizer.warmup:
+        return config, []
+    warmup, total = lengths(config, examples)
+    if warmup < total:
+        long = warmup * SHARE > total and stored is None
+        share = f"{warmup:,} of {_steps(total)}, {warmup / total:.0%}"
+        return config, [f"note: the warm-up takes {share}; a tenth is usual"] if long else []
+    config, tenth = config.copy_and_resolve_references(), total // SHARE
+    if tenth:  # the finest unit wins: what was asked for stays on record
+        config.optimizer.warmup.steps = tenth
+    else:
+        config.optimizer.warmup.update(cfg.duration())
+    line = (
+        f"warm-up: the {_steps(warmup)} of config.optimizer.warmup do not fit a run of {_steps(total)}; "
+        f"it takes a tenth of the run, {_steps(tenth)}"
+    )
+    return config, [line]
+
+
+def describe(config: ConfigDict, examples: int) -> str:
+    """What the learning rate does, in one line."""
+    warmup, total = lengths(config, examples)
+    optimizer = config.optimizer
+    peak = optim.scaled_rate(optimizer.learning_rate, optimizer.scaling, config.train.batch_size)
+    end = f"falls by a cosine to 0 at step {total:,}"
+    if not warmup:
+        return f"learning rate: starts at {peak:.4g} and {end}"
+    if warmup < total:
+        return f"learning rate: rises to {peak:.4g} over {_steps(warmup)}, then {end}"
+    reached = peak * total / warmup
+    return (
+        f"learning rate: rises all the time, to {reached:.4g} at step {total:,} (to {peak:.4g} it would take "
+        f"{_steps(warmup)})"
+    )
+
+
+def _steps(count: int) -> str:
+    return f"{count:,} step" if count == 1 else f"{count:,} steps"
