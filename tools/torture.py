@@ -25,6 +25,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import sys
 import time
 import traceback
@@ -109,6 +110,7 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     from tortures import results
 
+    shutil.rmtree(options.out / "reference", ignore_errors=True)  # of another version perhaps
     rows = []
     for name in options.parts:
         rows += torture(name, options)
