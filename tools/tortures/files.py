@@ -103,7 +103,7 @@ def _run(lab: Lab, workdir: Path, whole: Path, name: str) -> str:
             return f"!the line does not name the file: {error}"
         same = name == ".lock" or not before or (path.is_file() and path.read_bytes() == before)
         return "refused by one line" if same else f"!refused, and the file has changed: {error}"
-    except BaseException as error:
+    except Exception as error:
         return f"!{type(error).__name__}: {str(error)[:300]}"
     if said[0].strip():
         return f"!stderr says {said[0][-300:]}"

@@ -1,5 +1,6 @@
 """The run that is tortured: its command, its end, and whether two runs are equal to the bit."""
 
+import atexit
 import contextlib
 import io
 import os
@@ -86,6 +87,7 @@ class Started:
     """A command under way, in a session of its own, so that what it leaves behind is found."""
 
     def __init__(self, lab: Lab, words: list[str], **environ: str):
+        atexit.register(self.kill)  # where this tool ends before it
         logs = lab.out / "logs"
         logs.mkdir(exist_ok=True)
         self._paths = [logs / f"{time.time_ns()}.{kind}" for kind in ("out", "err")]
@@ -99,6 +101,7 @@ class Started:
                 stderr=err,
                 start_new_session=True,
             )
+        self.ended = False
 
     def said(self) -> str:
         """Its standard output so far."""
@@ -118,6 +121,8 @@ class Started:
 
     def kill(self) -> None:
         """SIGKILL to all of it, as a power cut."""
+        if self.ended:  # its number may be another's by now
+            return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -129,6 +134,7 @@ class Started:
             self.kill()
             self.process.wait()
             code = 124
+        self.ended = not self.left()
         out, err = (path.read_text(errors="replace") for path in self._paths)
         for path in self._paths:
             path.unlink()
