@@ -26,6 +26,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -108,6 +109,8 @@ def _guarded(found: Iterator) -> Iterator:
 def main(argv: list[str]) -> int:
     """Runs the parts, prints the table, writes torture.json; 1 where anything was lost."""
     options = parse(argv)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's `&`; the runs would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     from tortures import results
 
     shutil.rmtree(options.out / "reference", ignore_errors=True)  # of another version perhaps

@@ -32,7 +32,7 @@ def _all(lab: Lab, jobs: list, rng: random.Random) -> Iterator[Outcome]:
         workdir = lab.fresh("signalled")
         name = f"{number.name}{', twice' if twice else ''}"
         wrong, code = _one(lab, workdir, whole, phase, number, twice, rng)
-        yield Outcome(name, not wrong, f"{phase}: {wrong}" if wrong else f"exit code {code}")
+        yield Outcome(name, not wrong, f"{phase}: {wrong}" if wrong else f"{code} in {phase}")
 
 
 def _one(
@@ -61,6 +61,8 @@ def _one(
         return f"exit code {code}: {(ended.err or ended.out)[-300:]}", code
     if ended.tidy:
         return ended.tidy, code
+    if code == 0 and phase != "evaluate" and (wrong := runs.difference(workdir, whole)):
+        return f"exit code 0 before the end: {wrong}", code
     if phase == "evaluate":
         again = Started(lab, words).end()
         wrong = f"the next evaluation ends with {again.code}: {again.err[-300:]}" if again.code else ""

@@ -62,7 +62,7 @@ def _samples(started: Started, workdir: Path) -> Iterator[Sample]:
         if step:
             try:
                 yield _sample(started.process.pid, step, time.monotonic() - begin)
-            except (OSError, IndexError, ValueError):
+            except (OSError, KeyError):
                 return  # it has just ended
         time.sleep(EVERY)
 

@@ -66,8 +66,9 @@ def _fill(disk: Path, room: int) -> Path:
     """Leaves so many bytes."""
     ballast, system = disk / "ballast", os.statvfs(disk)
     size = max(0, system.f_bavail * system.f_frsize - room)
-    with ballast.open("ab") as file:
-        os.posix_fallocate(file.fileno(), 0, size) if size else None
+    with ballast.open("ab") as file, contextlib.suppress(OSError):  # the run takes some of it meanwhile
+        if size:
+            os.posix_fallocate(file.fileno(), 0, size)
     return ballast
 
 
