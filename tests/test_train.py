@@ -362,7 +362,7 @@ def test_the_cache_is_put_where_the_config_says(tmp_path, monkeypatch):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "simclr_jax" / "xla")
         monkeypatch.setenv(
             "XLA_FLAGS", "--xla_gpu_deterministic_ops=true"
-        )  # what XLA measures is theirs alone
+        )
         train.use_compile_cache("auto")
         assert jax.config.jax_compilation_cache_dir.startswith(str(tmp_path / "simclr_jax" / "xla-"))
     finally:
