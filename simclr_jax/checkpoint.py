@@ -8,8 +8,6 @@ CRC-32 of every array; what is read is compared with it, so that no flipped bit 
 import concurrent.futures
 import contextlib
 import json
-import signal
-import sys
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,12 +19,15 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from simclr_jax import paths, sharding
-from simclr_jax.errors import DamagedError, Preempted, SimclrError, one_line
+from simclr_jax import orbax_threads, paths, sharding, storage
+from simclr_jax.errors import DamagedError, Preempted, SimclrError, StorageError, one_line
 from simclr_jax.state import TrainState
 
 PARTS = ("params", "model_state", "opt_state", "extra")
 SUMS = "checksums"
+PROBE = ".writable"  # a folder that is made and removed before a checkpoint is written
+OVERHEAD = 2**18  # bytes of a checkpoint beside its arrays: forty small files
+PATIENCE = 20.0  # seconds that a failed run waits for a checkpoint under way
 
 
 class _Manager(ocp.CheckpointManager):
@@ -38,14 +39,23 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """The checkpoints `directory/STEP` of a run, to write."""
+    """The checkpoints `directory/STEP` of a run, to write.
+
+    Every method raises StorageError where the disk is full or read-only; a write in the background fails
+    first and is told by the method called next.
+    """
 
     def __init__(self, directory: epath.PathLike, keep: int = 3):
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, create=True, cleanup_tmp_directories=True
         )
         self._directory = paths.absolute(directory)
-        self._manager = _Manager(self._directory, options=options)
+        self._size, self._failed = 0, False
+        self._others: set[threading.Thread] = set()
+        self._quiet = orbax_threads.Quiet()
+        with self._writing():
+            self._manager = _Manager(self._directory, options=options)
+        self._quiet.begin()
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step, None where there is none."""
@@ -56,11 +66,20 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest():
             return
-        items = {name: getattr(state, name) for name in PARTS if getattr(state, name)}
+        items, self._size = _items(state), size(state)
         args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         sums = checksums(named(items)) if jax.process_index() == 0 else {}  # Orbax writes the first one's
         args[SUMS] = ocp.args.JsonSave({"step": step, "arrays": sums})
-        self._manager.save(step, args=ocp.args.Composite(**args))
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._probe()
+            self._others = set(threading.enumerate())
+            self._manager.save(step, args=ocp.args.Composite(**args))
+
+    def check(self) -> None:
+        """Raises what has gone wrong in the background."""
+        with self._writing():
+            self._manager.check_for_errors()
 
     def preempted(self, call: int) -> bool:
         """Whether a pod's scheduler has announced the end; all processes agree on the call.
@@ -74,14 +93,53 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        lost = jax.process_count() > 1 and kind is not None and not issubclass(kind, Preempted)
-        if not lost:  # of several processes one has failed: waiting would be for ever
+        several = jax.process_count() > 1
+        if kind is None or issubclass(kind, Preempted):
             self.close()
+        elif not several and not issubclass(kind, StorageError):
+            self._close_quietly()
+        elif not several or kind is KeyboardInterrupt:  # otherwise the others may wait for this process
+            closing = threading.Thread(target=self._close_quietly, daemon=True)
+            closing.start()
+            closing.join(0 if self._failed else PATIENCE)
+            orbax_threads.abandon(set(threading.enumerate()) - self._others)
+            closing.join(PATIENCE)
 
     def close(self) -> None:
         """Waits until what was saved is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.close()
+        self._quiet.end()
+
+    def _close_quietly(self) -> None:
+        """The first failure says more than that of closing."""
+        with contextlib.suppress(StorageError):
+            self.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with storage.writing(self._directory, self._size):
+                yield
+        except StorageError:
+            self._failed = True
+            raise
+
+    def _probe(self) -> None:
+        """Fails where no folder can be made: Orbax would fail in one thread, and others wait for that."""
+        if jax.process_index() == 0 and not paths.is_remote(self._directory):
+            (self._directory / PROBE).mkdir(parents=True, exist_ok=True)
+            (self._directory / PROBE).rmdir()
+
+
+def size(state: TrainState) -> int:
+    """Bytes of a checkpoint of the state, which may be one of shapes."""
+    return OVERHEAD + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_items(state)))
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in PARTS if getattr(state, name)}
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -98,7 +156,7 @@ class Saved(NamedTuple):
 def saved_steps(directory: epath.PathLike) -> list[int]:
     """The steps whose checkpoints were written to the end, in order."""
     directory = epath.Path(directory)
-    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.exists() else []
+    return sorted(ocp.utils.checkpoint_steps(directory)) if directory.is_dir() else []
 
 
 def read(directory: epath.PathLike, step: int, parts: Sequence[str] = PARTS) -> Saved:
@@ -214,24 +272,11 @@ def _read_item(folder: epath.Path) -> Any:
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(me, {me}, f"reader{me}")
     # The handler itself: a Checkpointer warns of metadata that a part has none of.
-    with _quiet(), contextlib.closing(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)) as handler:
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with orbax_threads.quiet(), contextlib.closing(handler):
         tree = handler.metadata(folder).tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps TensorStore's threads from printing tracebacks after a first read has failed."""
-    before = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    sys.unraisablehook = hook
-    yield  # no `finally`: after a failure the threads are still reading
-    sys.unraisablehook = before
 
 
 # ---- names and checksums --------------------------------------------------------------------------
@@ -282,38 +327,3 @@ def _broken(arrays: dict[str, np.ndarray], sums: dict[str, str] | None, parts: S
     found = checksums(arrays)
     wrong = [name for name in expected if found[name] != expected[name]]
     return f"{wrong[0]} holds other numbers than were saved" if wrong else ""
-
-
-class Signals:
-    """Within `with`, SIGTERM sets `received` instead of killing the process, and no Ctrl-C gets lost.
-
-    For one process; on several, JAX's coordination service hears SIGTERM (`preempted`).
-    """
-
-    def __init__(self) -> None:
-        self.received = False  # SIGTERM
-        self._interrupted = False
-        self._before: dict[int, Any] = {}
-
-    def _note(self, *_: Any) -> None:
-        self.received = True
-
-    def _interrupt(self, *_: Any) -> None:
-        self._interrupted = True
-        raise KeyboardInterrupt
-
-    def check(self) -> None:
-        """Raises the KeyboardInterrupt that Python swallows when it comes in a destructor, say."""
-        if self._interrupted:
-            raise KeyboardInterrupt
-
-    def __enter__(self) -> "Signals":
-        # Outside the main thread signals are someone else's business.
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            handlers = {signal.SIGTERM: self._note, signal.SIGINT: self._interrupt}
-            self._before = {number: signal.signal(number, handle) for number, handle in handlers.items()}
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handle in self._before.items():
-            signal.signal(number, handle)

@@ -6,17 +6,24 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from simclr_jax.errors import SimclrError, Stopped, one_line
+from simclr_jax import storage
+from simclr_jax.errors import SimclrError, Stopped, StorageError, one_line
 
-# Exit codes: a mistake of the user's, try again (sysexits.h), and the shell's of two signals.
-FAILED, LOST, INTERRUPTED, TERMINATED = 2, 75, 128 + 2, 128 + 15
+# Exit codes: a mistake of the user's, a disk, try again (sysexits.h), and the shell's of two signals.
+FAILED, STORAGE, LOST, INTERRUPTED, TERMINATED = 2, 74, 75, 128 + 2, 128 + 15
+
+# What JAX says of a program that is wrong by itself, whoever else takes part.
+OWN_FAULTS = ("INVALID_ARGUMENT", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED")
 
 
 def fail(error: object, code: int = FAILED) -> None:
     """Prints the error, without a traceback, and exits."""
-    print(f"error: {str(error).strip()}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    if _several():  # at once: an orderly end would wait for the others, who wait for this one
+    with contextlib.suppress(OSError):  # they may be files on a full disk
+        print(f"error: {str(error).strip()}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    # At once where an orderly end would wait: for the other processes, who wait for this one, or for
+    # threads of Orbax whose write will never end.
+    if _several() or code == STORAGE:
         os._exit(code)
     sys.exit(code)
 
@@ -37,6 +44,8 @@ def ends(goes_on: str) -> Iterator[None]:
     """
     try:
         yield
+    except StorageError as error:
+        fail(error, STORAGE)
     except SimclrError as error:
         fail(error)
     except Stopped as stop:
@@ -44,19 +53,25 @@ def ends(goes_on: str) -> Iterator[None]:
         sys.exit(TERMINATED)
     except KeyboardInterrupt:
         fail(f"interrupted; the same command {goes_on}", INTERRUPTED)
-    except RuntimeError as error:  # JAX's, of a collective operation for example
-        if not _several():
-            raise
-        fail(
-            f"a process of this run has ended, see what it said ({one_line(error)}); the same command on "
-            f"all of them {goes_on}", LOST,
-        )  # fmt: skip
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in storage.DISK:
+            fail(storage.line(error.filename or "a file of this run", error), STORAGE)
+        if _several() and _by_another(error):
+            fail(
+                f"a process of this run has ended, see what it said ({one_line(error)}); the same command on "
+                f"all of them {goes_on}", LOST,
+            )  # fmt: skip
         if _several():  # the traceback, and the end without waiting for the others
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
         raise
+
+
+def _by_another(error: Exception) -> bool:
+    """Whether another process may have ended: JAX's errors, of a collective operation for example."""
+    ours = isinstance(error, (RecursionError, NotImplementedError)) or str(error).startswith(OWN_FAULTS)
+    return isinstance(error, RuntimeError) and not ours
 
 
 def _several() -> bool:

@@ -6,6 +6,7 @@ import os
 
 import jax
 
+from simclr_jax import signals
 from simclr_jax.errors import SimclrError, one_line
 
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as gone, and the others end
@@ -85,12 +86,13 @@ def _connect(alone: bool = False, **arguments: str | int) -> None:
     if "cpu" in os.environ.get("JAX_PLATFORMS", "").split(",")[:1]:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(
-            **arguments,
-            initialization_timeout=CONNECT,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=LEAVE,
-        )
+        with signals.shared_with_jax():
+            jax.distributed.initialize(
+                **arguments,
+                initialization_timeout=CONNECT,
+                heartbeat_timeout_seconds=HEARTBEAT,
+                shutdown_timeout_seconds=LEAVE,
+            )
     except (RuntimeError, ValueError) as error:
         if alone and isinstance(error, ValueError):
             return

@@ -9,6 +9,14 @@ class DivergedError(SimclrError):
     """Numbers of the training are no longer numbers: this config's fault, another one may do well."""
 
 
+class StorageError(SimclrError, OSError):
+    """A file cannot be written: the disk is full, read-only or broken. The same command goes on later."""
+
+
+class OutOfMemoryError(SimclrError):
+    """A device or the host has too little memory for this config; another one may fit."""
+
+
 class DamagedError(SimclrError):
     """A checkpoint does not hold what was saved."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from simclr_jax import files
 from simclr_jax.errors import one_line
 
 LONGEST = 32  # characters of a name from outside
@@ -32,15 +33,8 @@ def save(figure, path: epath.PathLike | io.BytesIO) -> None:
     figure.savefig(picture, format="png", dpi=120)
     if picture is path:
         return
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(path.name + ".tmp")  # a full disk or a kill leaves no half picture
-    try:
+    with files.replacing(epath.Path(path), len(picture.getvalue())) as half:
         half.write_bytes(picture.getvalue())
-        half.replace(path)
-    except OSError:
-        half.unlink(missing_ok=True)
-        raise
 
 
 # ---- what comes from outside ----------------------------------------------------------------------

@@ -1,27 +1,54 @@
 """Files that survive a kill at any moment."""
 
+import contextlib
 import itertools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
+from simclr_jax import storage
+
 
 def write(path: epath.Path, text: str) -> None:
-    """Replaces a file as a whole: a kill leaves the old or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replaces a file as a whole: a kill leaves the old or the new one, never half of it.
+
+    Raises:
+      StorageError: the disk is full or read-only; the old file is still there.
+    """
+    with replacing(path, len(text.encode())) as half:
+        half.write_text(text)
+
+
+@contextlib.contextmanager
+def replacing(path: epath.Path, needs: int = 0) -> Iterator[epath.Path]:
+    """The path to write to within `with`; it takes the place of `path` when all went well.
+
+    Args:
+      needs: the bytes that will be written, where they are known.
+    """
     half = path.with_name(path.name + ".tmp")
-    half.write_text(text)
-    half.replace(path)
+    with storage.writing(path, needs):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield half
+        except OSError:
+            with contextlib.suppress(OSError):
+                half.unlink(missing_ok=True)
+            raise
+        half.replace(path)
 
 
 def set_aside(path: epath.Path, workdir: epath.Path) -> epath.Path:
     """Moves something damaged into `workdir/damaged`, under a name that is free there; nothing is deleted."""
     folder = workdir / "damaged"
-    folder.mkdir(parents=True, exist_ok=True)
+    with storage.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     names = (f"{path.name}.{number}" if number else path.name for number in itertools.count())
     place = next(folder / name for name in names if not (folder / name).exists())
-    path.rename(place)
+    with storage.writing(place):
+        path.rename(place)
     return place
 
 

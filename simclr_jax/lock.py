@@ -6,6 +6,7 @@ not changed for a while. Where files cannot be locked (gs://) the lease is all t
 """
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -18,8 +19,8 @@ from typing import IO, Any
 
 from etils import epath
 
-from simclr_jax import paths
-from simclr_jax.errors import SimclrError, one_line
+from simclr_jax import paths, signals, storage
+from simclr_jax.errors import SimclrError, StorageError
 
 try:
     import fcntl
@@ -48,11 +49,12 @@ def hold(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
         made = _make(workdir)
         held = _acquire(path, say)
     except OSError as error:
-        raise SimclrError(f"--workdir={os.fspath(workdir)}: cannot be written ({one_line(error)})") from None
+        raise StorageError(f"--workdir={storage.line(workdir, error, LENGTH)}") from None
     try:
         mine = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
         mine["command"] = " ".join(sys.argv)[:300]
-        _write(path, mine, 0)
+        with storage.writing(path, LENGTH):
+            _write(path, mine, 0)
         if held is None:  # two may have written: the last one wins
             time.sleep(SETTLE)
             if _read(path).get("owner") != mine["owner"]:
@@ -61,7 +63,8 @@ def hold(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
         beats = threading.Thread(target=_renew, args=(path, mine, stop), daemon=True)
         beats.start()
         try:
-            yield
+            with signals.last_word(functools.partial(_release, path, mine["owner"])):
+                yield
         finally:
             stop.set()
             beats.join(timeout=10)
@@ -69,8 +72,9 @@ def hold(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
     finally:
         if held is not None:
             held.close()
-        if made and not any(workdir.iterdir()):
-            workdir.rmdir()
+        with contextlib.suppress(OSError):
+            if made and not any(workdir.iterdir()):
+                workdir.rmdir()
 
 
 def _make(workdir: epath.Path) -> bool:

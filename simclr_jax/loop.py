@@ -9,12 +9,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simclr_jax import announce, checkpoint, metrics, nonfinite, sharding
+from simclr_jax import announce, checkpoint, memory_error, metrics, nonfinite, sharding
 from simclr_jax import config as cfg
 from simclr_jax import workdir as folder
 from simclr_jax.data.prefetch import Prefetch
 from simclr_jax.errors import Preempted, SimclrError
 from simclr_jax.resolve import Run
+from simclr_jax.signals import Signals
 from simclr_jax.state import TrainState
 from simclr_jax.step import repeated
 from simclr_jax.tasks import Context, Task
@@ -25,7 +26,7 @@ class Outlets(NamedTuple):
 
     checkpoints: checkpoint.Checkpoints
     writers: metrics.Writers
-    signals: checkpoint.Signals
+    signals: Signals
     clock: metrics.Clock
     on_eval: Callable[[int, dict[str, float]], None] | None = None
 
@@ -68,9 +69,11 @@ class Loop:
         in_flight: collections.deque = collections.deque()  # the numbers of the calls under way
         # On CPUs a collective operation holds one of few threads: calls under way would wait for each other.
         ahead = 0 if jax.process_count() > 1 and jax.default_backend() == "cpu" else 2
+        self.out.signals.hear()  # from here on there is something to save
         try:
             for call, count in enumerate(self._plan()):
                 self.out.signals.check()
+                self.out.checkpoints.check()
                 arguments = batches.next(lambda: jax.block_until_ready(list(in_flight)))
                 with jax.transfer_guard("disallow"):
                     state, numbers = compiled(state, *arguments)
@@ -135,10 +138,10 @@ class Loop:
             if not due:
                 self._write_log(state)
             nonfinite.check(self.run, self.task, state, jax.device_get(numbers), step, out.writers)
-            with out.clock.phase("save"):
+            with out.clock.phase("save"), out.signals.deferred():
                 out.checkpoints.save(state)
         if due:
-            with out.clock.phase("eval"):
+            with out.clock.phase("eval"), memory_error.explained(memory_error.evaluation, self.run.config):
                 scores = {k: v for fn in due for k, v in fn(state, Context(step, self.run.workdir)).items()}
             self.progress.say(f"step {step}: " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
             self._write_log(state, **scores)

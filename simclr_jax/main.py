@@ -2,6 +2,12 @@
 
 import sys
 
+from simclr_jax import signals
+
+GOES_ON = "goes on from the last checkpoint"
+if __name__ == "__main__":  # before what takes a second to import
+    signals.take(GOES_ON)
+
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -96,7 +102,7 @@ def main(argv: list[str]) -> None:
     """Runs the config in the workdir."""
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
-    with command.ends("goes on from the last checkpoint"):
+    with command.ends(GOES_ON):
         workdir = paths.expand(WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
         validation.validate(cfg.adopt_start(CONFIG.value, workdir))
         from simclr_jax import distributed, report, train  # late: --help and a wrong field answer at once

@@ -12,7 +12,8 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax import files, wandb_run
+from simclr_jax import files, storage, wandb_run
+from simclr_jax.errors import StorageError
 
 JSONL = "metrics.jsonl"
 
@@ -53,6 +54,7 @@ class Writers:
         if not enabled:
             return
         workdir = epath.Path(workdir)
+        self._path = workdir / JSONL
         # Rows past the restored step will be written again, and a line cut short spoils the next.
         rows, broken = _read_lines(workdir / JSONL)
         if broken:
@@ -60,7 +62,8 @@ class Writers:
             print(f"note: {JSONL} has {broken} unreadable lines, which are left out; as it was: {place}")
         rows = [row for row in rows if row["step"] <= restored_step]
         files.write(workdir / JSONL, "".join(json.dumps(row) + "\n" for row in rows))
-        self._jsonl = (workdir / JSONL).open("a")
+        with storage.writing(self._path):
+            self._jsonl = self._path.open("a")
         if tensorboard:
             self._events = _Events(workdir, restored_step)
         if wandb_project:
@@ -70,8 +73,9 @@ class Writers:
         """Appends {"step": step, **row}; NaN and infinity become null, as JSON knows neither."""
         if self._jsonl:
             finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
-            self._jsonl.write(json.dumps({"step": step, **finite}) + "\n")
-            self._jsonl.flush()
+            with storage.writing(self._path):
+                self._jsonl.write(json.dumps({"step": step, **finite}) + "\n")
+                self._jsonl.flush()
         if self._events:
             self._events.write(step, row)
         if self._wandb:
@@ -80,11 +84,20 @@ class Writers:
     def close(self) -> None:
         """Closes the files."""
         if self._jsonl:
-            self._jsonl.close()
+            with storage.writing(self._path):
+                self._jsonl.close()
         if self._events:
             self._events.close()
         if self._wandb:
             self._wandb.finish()
+
+    def __enter__(self) -> "Writers":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        # A disk that failed once fails again here, and the first failure says more.
+        with contextlib.suppress(StorageError) if kind else contextlib.nullcontext():
+            self.close()
 
 
 class _Events:
@@ -96,7 +109,9 @@ class _Events:
 
         self._event, self._summary = event_pb2, summary_pb2
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
-        self._file = RecordWriter((workdir / name).open("wb"))
+        self._path = workdir / name
+        with storage.writing(self._path):
+            self._file = RecordWriter(self._path.open("wb"))
         self._put(file_version="brain.Event:2")
         # START makes TensorBoard forget what an earlier attempt wrote past this step.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -104,15 +119,17 @@ class _Events:
 
     def _put(self, **fields: Any) -> None:
         event = self._event.Event(wall_time=time.time(), **fields)
-        self._file.write(event.SerializeToString())
-        self._file.flush()
+        with storage.writing(self._path):
+            self._file.write(event.SerializeToString())
+            self._file.flush()
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         values = [self._summary.Summary.Value(tag=k, simple_value=v) for k, v in row.items()]
         self._put(step=step, summary=self._summary.Summary(value=values))
 
     def close(self) -> None:
-        self._file.close()
+        with storage.writing(self._path):
+            self._file.close()
 
 
 class Progress:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from simclr_jax.errors import SimclrError
+from simclr_jax.errors import SimclrError, StorageError
 
 AXIS = "data"
 
@@ -83,13 +83,13 @@ def from_first(ask: Callable[[], Any]) -> Any:
         try:
             told = {"value": ask()}
         except SimclrError as error:
-            told = {"error": str(error)}
+            told = {"error": str(error), "disk": isinstance(error, StorageError)}
     text = np.frombuffer(json.dumps(told).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     text = multihost_utils.broadcast_one_to_all(np.resize(text, length))
     told = json.loads(bytes(np.asarray(text, np.uint8)))
     if "error" in told:
-        raise SimclrError(told["error"])
+        raise (StorageError if told["disk"] else SimclrError)(told["error"])
     return told["value"]
 
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,20 +21,23 @@ from simclr_jax import (
     checkpoint,
     figures,
     files,
+    memory_error,
     metrics,
     nonfinite,
     optim,
     report,
     resolve,
     sharding,
+    storage,
 )
 from simclr_jax import config as cfg
 from simclr_jax import workdir as folder
 from simclr_jax.data import memory
 from simclr_jax.data.splits import Splits
-from simclr_jax.errors import Preempted
+from simclr_jax.errors import Preempted, StorageError
 from simclr_jax.loop import Loop, Outlets
 from simclr_jax.resolve import Run
+from simclr_jax.signals import Signals
 from simclr_jax.state import TrainState
 from simclr_jax.step import make_step
 from simclr_jax.tasks import TASKS, Context, Task
@@ -64,6 +68,7 @@ def run(
     clock, first_process = metrics.Clock(), jax.process_index() == 0
     use_compile_cache(config.compile_cache)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(memory_error.explained(memory_error.training, config))
         with clock.phase("data"):
             run = stack.enter_context(resolve.resolved(config, workdir, splits=splits, force=force))
             if run.config.augment.device == "all":
@@ -89,7 +94,7 @@ def run(
             if period == 0:
                 if first_process:
                     print(f"{name} ...", flush=True)
-                with clock.phase(name):
+                with clock.phase(name), memory_error.explained(memory_error.evaluation, run.config):
                     results |= evaluate(state, Context(run.steps, run.workdir))
                 summary = summarize(run, task, results, rates, clock)  # what follows cannot cost it
         summary = summary or summarize(run, task, results, rates, clock)
@@ -116,12 +121,13 @@ def train(
       Preempted: SIGTERM came; the state is saved.
     """
     with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(checkpoint.Signals())  # heard until all is saved
+        signals = Signals(several=jax.process_count() > 1)
+        stack.callback(signals.forget)  # the loop hears them, until all is saved
+        sharding.from_first(lambda: check_room(run, state))
         run.set_damaged_aside()
         checkpoints = checkpoint.Checkpoints(run.checkpoints, run.config.checkpoint.keep)
         stack.enter_context(checkpoints)
-        writers = start_writers(run.workdir, run.first, run.config)
-        stack.callback(writers.close)
+        writers = stack.enter_context(start_writers(run.workdir, run.first, run.config))
         outlets = Outlets(checkpoints, writers, signals, clock, on_eval)
         state, rates = Loop(run, task, outlets).train(state, step_fn)
     if signals.received:
@@ -165,7 +171,10 @@ def build_optimizer(
 
 
 def use_compile_cache(where: str) -> None:
-    """Keeps compiled programs on disk; an explicit JAX_COMPILATION_CACHE_DIR wins."""
+    """Keeps compiled programs on disk; an explicit JAX_COMPILATION_CACHE_DIR wins.
+
+    Without room for them a run goes on: it only starts more slowly.
+    """
     if not where or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     if where == "auto":
@@ -174,9 +183,23 @@ def use_compile_cache(where: str) -> None:
         # --xla_gpu_deterministic_ops=true it would choose those of a run without it.
         if flags := os.environ.get("XLA_FLAGS"):
             where += "-" + hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:8]
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(where))
+    where = os.path.expanduser(where)
+    try:
+        storage.probe(where)
+    except StorageError as error:
+        if jax.process_index() == 0:
+            print(f"note: compiled programs are not kept: {str(error).partition('; ')[0]}", flush=True)
+        return
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache")  # a line a program
+    jax.config.update("jax_compilation_cache_dir", where)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     compilation_cache.reset_cache()  # JAX looks for a cache once, at the first compilation
+
+
+def check_room(run: Run, state: TrainState) -> None:
+    """Raises SimclrError where the run's checkpoints will not fit."""
+    kept = len(checkpoint.saved_steps(run.checkpoints))
+    storage.check_room(run.workdir, checkpoint.size(state), kept, run.config.checkpoint.keep)
 
 
 def start_writers(workdir: epath.Path, first: int, config: ConfigDict) -> metrics.Writers:

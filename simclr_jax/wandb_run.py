@@ -51,11 +51,9 @@ def start(workdir: epath.Path, project: str, config: Mapping[str, Any] | None) -
         ) from None
     # W&B keeps a local copy, in a folder `wandb`.
     local = tempfile.mkdtemp() if paths.is_remote(workdir) else paths.real(workdir)
-    name = paths.absolute(workdir).name
+    name, known = paths.absolute(workdir).name, wandb_id(workdir)
     try:
-        return wandb.init(
-            project=project, id=wandb_id(workdir), name=name, config=config, resume="allow", dir=local
-        )
+        return wandb.init(project=project, id=known, name=name, config=config, resume="allow", dir=local)
     except Exception as error:  # of many kinds: no key, no network, no such project
         raise SimclrError(
             f"config.log.wandb=True: W&B does not start ({one_line(error)}); run `wandb login`, or set "

@@ -24,9 +24,11 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # Each room may import those on lower floors, and within itself.
 FLOORS = (
-    ("errors", "version"),
-    ("files", "paths"),
-    ("geometry", "sharding", "distributed", "command", "lock"),
+    ("errors", "version", "signals"),
+    ("paths", "orbax_threads"),
+    ("storage",),
+    ("files", "memory_error", "command"),
+    ("geometry", "sharding", "distributed", "lock"),
     ("wandb_run", "bounds"),
     ("config", "state", "losses", "models", "optim", "augment", "data", "metrics",
      "figures", "report"),

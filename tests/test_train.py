@@ -21,6 +21,7 @@ from simclr_jax import config as cfg
 from simclr_jax.data import sources, splits
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import DivergedError, SimclrError
+from simclr_jax.signals import Signals
 from simclr_jax.tasks import TASKS
 
 
@@ -360,9 +361,7 @@ def test_the_cache_is_put_where_the_config_says(tmp_path, monkeypatch):
         monkeypatch.delenv("XLA_FLAGS")
         train.use_compile_cache("auto")
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "simclr_jax" / "xla")
-        monkeypatch.setenv(
-            "XLA_FLAGS", "--xla_gpu_deterministic_ops=true"
-        )
+        monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
         train.use_compile_cache("auto")
         assert jax.config.jax_compilation_cache_dir.startswith(str(tmp_path / "simclr_jax" / "xla-"))
     finally:
@@ -382,7 +381,7 @@ def test_workdirs_that_cannot_be(tmp_path):
 def test_an_interrupt_that_python_swallows_comes_again():
     """As it does when it comes while an object is finalised."""
     before = signal.getsignal(signal.SIGINT)
-    with checkpoint.Signals() as signals:
+    with Signals() as signals:
         signals.check()
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

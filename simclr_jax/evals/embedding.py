@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from simclr_jax import files
 from simclr_jax.evals import health
 
 SPRITE = 8192  # px a side that a browser still draws
@@ -105,16 +106,15 @@ def projector(
       images: `[n, h, w, c]` float in [0, 1], gray or (of three channels or more) RGB.
     """
     folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "tensors.tsv").open("w") as file:
+    with files.replacing(folder / "tensors.tsv") as half, half.open("w") as file:
         np.savetxt(file, features, fmt="%.6g", delimiter="\t")
     names = [_name(label, classes) for label in labels.tolist()]
     rows = [f"{i}\t{name}\n" for i, name in enumerate(names)]
-    (folder / "metadata.tsv").write_text("index\tlabel\n" + "".join(rows))
+    files.write(folder / "metadata.tsv", "index\tlabel\n" + "".join(rows))
     sheet, (height, width) = _sprite(images)
-    with (folder / "sprite.png").open("wb") as file:
+    with files.replacing(folder / "sprite.png") as half, half.open("wb") as file:
         sheet.save(file, "PNG")
-    (folder / "projector_config.pbtxt").write_text(CONFIG.format(width=width, height=height))
+    files.write(folder / "projector_config.pbtxt", CONFIG.format(width=width, height=height))
 
 
 def _name(label: int, classes: Sequence[str]) -> str:

@@ -3,6 +3,12 @@
 import argparse
 import sys
 
+from simclr_jax import signals
+
+GOES_ON = "goes on where this one stopped"
+if __name__ == "__main__":  # before what takes a second to import
+    signals.take(GOES_ON)
+
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -67,8 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     args, rest = parser().parse_known_args(argv)
     logging.set_verbosity(logging.WARNING)
-    goes_on = "without --again goes on" if args.again else "goes on"
-    with command.ends(f"{goes_on} where this one stopped"):
+    with command.ends(f"without --again {GOES_ON}" if args.again else GOES_ON):
         _check(args, rest)
         if args.compare:
             from simclr_jax.evaluate import compare

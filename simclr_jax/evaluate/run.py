@@ -1,20 +1,23 @@
 """One evaluation: protocols in order, each kept when it is done, then the report."""
 
+import contextlib
 import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import bounds, checkpoint, encoder, files, paths, sharding, validation
+from simclr_jax import bounds, checkpoint, encoder, files, memory_error, paths, sharding, validation
 from simclr_jax import config as cfg
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.splits import Splits
-from simclr_jax.errors import SimclrError, Stopped
+from simclr_jax.errors import SimclrError, Stopped, StorageError
 from simclr_jax.evaluate import frozen, inside, learning, page, robust, summary
 from simclr_jax.evaluate.subject import Subject, differences
+from simclr_jax.signals import Signals
 from simclr_jax.train import use_compile_cache
 
 
@@ -98,7 +101,8 @@ def evaluate(
     newest = found.step == max(checkpoint.saved_steps(workdir / "checkpoints"))
     changed = [] if newest else [f"step={found.step}"]
     changed += differences(found.config, config)
-    subject = Subject(workdir, config, mine, splits, mesh, changed, trained=found.config)
+    with memory_error.explained(memory_error.evaluation, config):
+        subject = Subject(workdir, config, mine, splits, mesh, changed, trained=found.config)
     say = print if subject.first else lambda *_, **__: None
     tested = f", {splits.test.size:,} to test on" if splits.test else ""
     images = f"{splits.train.size:,} images to learn from ({splits.train.name}){tested}"
@@ -114,7 +118,9 @@ def evaluate(
     if unscorable:
         say(f"no classifier can be scored: {unscorable}")
     results, failed = _kept(subject), None
-    with checkpoint.Signals() as signals:
+    signals = Signals()
+    # Several processes do not agree on a protocol to stop after: there a signal ends all of them.
+    with signals if jax.process_count() == 1 else contextlib.nullcontext():
         for name in chosen:
             if PROTOCOLS[name].labels and unscorable:
                 continue
@@ -125,6 +131,8 @@ def evaluate(
             subject.before = {} if new else results.pop(name, {})
             try:
                 results[name] = _run(name, subject, options, new, say)
+            except StorageError:  # the others would find the disk full, too
+                raise
             except SimclrError as error:  # the others are not lost
                 failed = failed or error
                 say(f"{name:<12} failed: {error}", flush=True)
@@ -152,7 +160,8 @@ def _run(name: str, subject: Subject, options: dict[str, Any], again: bool, say:
     """What a protocol finds, which is kept."""
     subject.again = again
     begin = time.perf_counter()
-    result = PROTOCOLS[name].run(subject)
+    with memory_error.explained(memory_error.evaluation, subject.config):
+        result = PROTOCOLS[name].run(subject)
     seconds = round(time.perf_counter() - begin, 2)
     result = {"subject": subject.key, "options": options, "seconds": seconds, **result}
     subject.write(f"protocols/{name}.json", result)
@@ -160,7 +169,7 @@ def _run(name: str, subject: Subject, options: dict[str, Any], again: bool, say:
     return result
 
 
-def _stop_if_told(signals: checkpoint.Signals, name: str) -> None:
+def _stop_if_told(signals: Signals, name: str) -> None:
     signals.check()  # Ctrl-C that came in a destructor
     if signals.received:
         raise Stopped(f"stopped after the protocol {name}; the same command goes on")

@@ -223,11 +223,9 @@ class Subject:
         """Writes an .npz file as a whole, by the first process."""
         if not self.first:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_name(path.name + ".tmp")
-        with half.open("wb") as file:
+        needs = sum(array.nbytes for array in arrays.values())
+        with files.replacing(path, needs) as half, half.open("wb") as file:
             np.savez(file, **arrays)
-        half.replace(path)
 
     @functools.cached_property
     def _endpoints(self) -> dict[str, str]:

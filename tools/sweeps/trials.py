@@ -17,7 +17,7 @@ from simclr_jax.data import memory
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.sources import Stream
 from simclr_jax.data.splits import Splits
-from simclr_jax.errors import DivergedError, Preempted, SimclrError, one_line
+from simclr_jax.errors import DivergedError, OutOfMemoryError, Preempted, SimclrError, StorageError
 from sweeps import space as spaces
 from sweeps import study as studies
 
@@ -109,12 +109,11 @@ def objective(sweep: Sweep, study: optuna.Study) -> Callable[[Trial], float]:
             summary = train.run(config, workdir, splits=splits, on_eval=on_eval)
             trial.set_user_attr("seconds", round(time.perf_counter() - started, 1))
             return _note(trial, summary, sweep)
-        except DivergedError as error:
+        except (DivergedError, OutOfMemoryError) as error:  # others may do well, or fit
             _fail(trial, str(error))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):  # this trial is too big, others are not
-                raise
-            _fail(trial, one_line(error))
+        except StorageError:
+            studies.again(study, trial)
+            raise
         except SimclrError as error:
             raise SimclrError(f"trial {name}: {error}") from None
         except (KeyboardInterrupt, Preempted):
