@@ -2,12 +2,13 @@
 #   make quickstart   installs, trains on the digits that ship with the project, prints the scores
 #   make test         installs, runs the tests
 #   make test-all     the same and the slow tests, which take minutes each
+#   make lower-bounds tries the lowest versions that setup.py allows, in an environment of their own
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all lower-bounds lint clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "simclr_jax needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -43,5 +44,15 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 	$(BANDIT)
 
+LOWEST = $(VENV)-lowest
+
+lower-bounds:
+	$(PYTHON) -m venv $(LOWEST)
+	env -u PYTHONDONTWRITEBYTECODE $(LOWEST)/bin/pip install --quiet -c tools/lower_bounds.txt -e ".[test]"
+	$(LOWEST)/bin/python -m pytest tests/test_config.py tests/test_losses.py tests/test_optim.py tests/test_data.py
+	$(LOWEST)/bin/python -m pytest tests/test_train.py -k "leaves_behind or tensorboard or kill"
+	$(LOWEST)/bin/python -m simclr_jax.main --config=configs/quickstart.py --config.train.steps=20 \
+		--workdir=$(LOWEST)/run
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(LOWEST) build *.egg-info

@@ -22,26 +22,27 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["simclr_jax", "simclr_jax.*"]),
     package_data={"simclr_jax.data": ["*.npz", "*.md"]},
+    # Each bound is the lowest version that works: make lower-bounds tries them, tools/lower_bounds.txt.
     install_requires=[
         "absl-py>=2.0",
-        "array_record>=0.7; platform_system != 'Windows'",
-        "etils[epath]>=1.7",
+        "array_record>=0.7.1; platform_system != 'Windows'",
+        "etils[epath]>=1.14",
         "flax>=0.12",
-        "importlib_resources",  # tensorflow-datasets needs it to prepare a data set
+        "importlib_resources>=6.0",  # tensorflow-datasets needs it to prepare a data set
         "jax>=0.10,<0.13",
-        "matplotlib>=3.8",
+        "matplotlib>=3.8.4",
         "ml-collections>=1.1",
         "numpy>=2.0",
-        "optax>=0.2.5",
+        "optax>=0.2.6",
         "orbax-checkpoint>=0.11.20",
         "pillow>=10",
         "safetensors>=0.4",
-        "scipy>=1.11",
-        "scikit-learn>=1.4",
-        "tensorboard>=2.18",
-        f"tensorflow-cpu>=2.19; {CPU_BUILD}",
-        "tensorflow>=2.19; platform_system != 'Linux' or platform_machine != 'x86_64'",
-        "tensorflow-datasets>=4.9.7",
+        "scipy>=1.14",
+        "scikit-learn>=1.4.2",
+        "tensorboard>=2.20",
+        f"tensorflow-cpu>=2.20; {CPU_BUILD}",
+        "tensorflow>=2.20; platform_system != 'Linux' or platform_machine != 'x86_64'",
+        "tensorflow-datasets>=4.9.10",  # older ones fail with protobuf 7
         "tqdm>=4.66",
     ],
     extras_require={

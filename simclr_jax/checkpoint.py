@@ -49,7 +49,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, create=True, cleanup_tmp_directories=True
         )
-        self._directory = epath.Path(directory).absolute()
+        self._directory = paths.absolute(directory)
         self._size, self._failed = 0, False
         self._others: set[threading.Thread] = set()
         self._quiet = orbax_threads.Quiet()
@@ -150,7 +150,7 @@ class Saved(NamedTuple):
 
     step: int
     arrays: dict[str, np.ndarray]  # by name, 'params/encoder/conv1/kernel'
-    checked: bool  # against checksums; versions before schema 5 wrote none
+    checked: bool  # against checksums, which older versions did not write
 
 
 def saved_steps(directory: epath.PathLike) -> list[int]:
@@ -167,7 +167,7 @@ def read(directory: epath.PathLike, step: int, parts: Sequence[str] = PARTS) -> 
     Raises:
       DamagedError: a file of it is missing, cannot be read, or holds other numbers than were saved.
     """
-    folder = epath.Path(directory).absolute() / str(step)
+    folder = paths.absolute(directory) / str(step)
     try:
         there = {path.name for path in folder.iterdir()}
         sums = _sums(folder, step) if SUMS in there else None
@@ -209,7 +209,7 @@ def read_parameters(directory: epath.PathLike, step: int = 0) -> tuple[int, Any,
     Raises:
       SimclrError: there is no such checkpoint, or it is damaged.
     """
-    directory, parts = epath.Path(directory).absolute(), ("params", "model_state")
+    directory, parts = paths.absolute(directory), ("params", "model_state")
     found = saved_steps(directory)
     if not found:
         raise SimclrError(f"{directory}: no checkpoint there; train that run first")

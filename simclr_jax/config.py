@@ -326,7 +326,7 @@ def load(workdir: epath.PathLike) -> tuple[ConfigDict, dict[str, Any]]:
       SimclrError: there is none, or it is damaged or from a newer version.
     """
     path = paths.expand(workdir) / FILE
-    if not path.exists():
+    if not path.is_file():
         raise SimclrError(f"{workdir}: no {FILE} there; give the workdir of a run")
     try:
         return from_json(files.read_text(path))

@@ -157,7 +157,7 @@ def _write(path: epath.Path, mine: dict[str, Any], beat: int) -> None:
 def _read(path: epath.Path) -> dict[str, Any]:
     try:
         lease = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return lease if isinstance(lease, dict) else {}
 

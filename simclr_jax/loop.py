@@ -57,11 +57,9 @@ class Loop:
           Preempted: SIGTERM came; the state is saved.
           DivergedError: a number of the training is no number any more.
         """
-        run, clock, most = self.run, self.out.clock, self.task.steps_per_call
+        run, clock = self.run, self.out.clock
         step, steps = run.first, run.steps
-        periods = [self.log_every, self.save_every, *(every for every, _ in self.task.evals.values())]
-        plan = list(calls(step, steps, most, periods))
-        inputs = self._inputs(plan)
+        inputs = self._inputs()
         compiled, inputs = self._compile(state, step_fn, inputs)
         run.write_config(self.task.classes)
 
@@ -73,7 +71,7 @@ class Loop:
         ahead = 0 if jax.process_count() > 1 and jax.default_backend() == "cpu" else 2
         self.out.signals.hear()  # from here on there is something to save
         try:
-            for call, count in enumerate(plan):
+            for call, count in enumerate(self._plan()):
                 self.out.signals.check()
                 self.out.checkpoints.check()
                 arguments = batches.next(lambda: jax.block_until_ready(list(in_flight)))
@@ -93,7 +91,12 @@ class Loop:
             clock.seconds["train"] = self.meter.seconds
         return state, rates
 
-    def _inputs(self, plan: list[int]) -> Iterator[tuple]:
+    def _plan(self) -> Iterator[int]:
+        """How many steps each call makes."""
+        periods = [self.log_every, self.save_every, *(every for every, _ in self.task.evals.values())]
+        return calls(self.run.first, self.run.steps, self.task.steps_per_call, periods)
+
+    def _inputs(self) -> Iterator[tuple]:
         """What each call takes beside the state, on the mesh; the first batch is drawn."""
         with self.out.clock.phase("first_batch"):
             host_batches = self.task.input(self.run.first)
@@ -101,7 +104,7 @@ class Loop:
             if jax.process_index() == 0:
                 self.task.preview(self.run.workdir, host_batch)
             host_batches = itertools.chain([host_batch], host_batches)
-            inputs = call_inputs(host_batches, plan, self.task.steps_per_call, self.run.mesh)
+            inputs = call_inputs(host_batches, self._plan(), self.task.steps_per_call, self.run.mesh)
             first = next(inputs, None)
         if first is None:
             raise SimclrError("the input ended before the run did")

@@ -1,6 +1,7 @@
 """A run: `run` reads from top to bottom as its story; the loop itself is in loop.py."""
 
 import contextlib
+import hashlib
 import json
 import os
 import warnings
@@ -178,6 +179,10 @@ def use_compile_cache(where: str) -> None:
         return
     if where == "auto":
         where = os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "simclr_jax", "xla")
+        # XLA keeps what it measured of a GPU's kernels beside the programs, whatever the flags: with
+        # --xla_gpu_deterministic_ops=true it would choose those of a run without it.
+        if flags := os.environ.get("XLA_FLAGS"):
+            where += "-" + hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:8]
     where = os.path.expanduser(where)
     try:
         storage.probe(where)

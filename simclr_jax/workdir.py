@@ -119,11 +119,11 @@ def note_unreadable(
 ) -> list[str]:
     """Keeps the names of unreadable files over interruptions, says each once; all names so far."""
     path = workdir / UNREADABLE.format(f".{process}" if process else "")
-    before = files.read_text(path).splitlines() if path.exists() else []
+    before = files.read_text(path).splitlines() if path.is_file() else []
     new = sorted({printable(name) for name in names} - set(before))
     if new:
         files.write(path, "".join(f"{name}\n" for name in before + new))
         for name in new:
             say(f"unreadable, replaced by the next file: {name}")
-    everyones = workdir.glob(UNREADABLE.format("*"))
+    everyones = [each for each in workdir.glob(UNREADABLE.format("*")) if each.is_file()]
     return sorted({name for each in everyones for name in files.read_text(each).splitlines()})

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import io
 import json
+import types
 import warnings
 
 import numpy as np
@@ -15,6 +16,7 @@ from simclr_jax import figures, report, train
 from simclr_jax.data.splits import Splits
 from simclr_jax.evals import embedding
 from simclr_jax.evaluate import charts, page
+from simclr_jax.evaluate.subject import Subject
 from simclr_jax.tasks import pretrain
 
 # Names that matplotlib takes for something else, or warns of.
@@ -207,6 +209,14 @@ def test_features_that_fail_cost_no_score(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pretrain, "extract", full_disk)
     out, _ = finished(tmp_path, capsys)
     assert "figures: not drawn, the rest goes on" in out
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_chart_that_fails_costs_no_evaluation(tmp_path, capsys, first):
+    subject = types.SimpleNamespace(first=first, folder=tmp_path)
+    Subject.draw(subject, "lbfgs_confusion.png", charts.confusion, "no counts", CLASSES)
+    out = capsys.readouterr().out
+    assert out.startswith("lbfgs_confusion.png: not drawn, the rest goes on (ValueError") == first
 
 
 def test_the_page_leaves_out_a_figure_that_failed(tmp_path):

@@ -358,8 +358,12 @@ def test_the_cache_is_put_where_the_config_says(tmp_path, monkeypatch):
     assert jax.config.jax_compilation_cache_dir == before
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     try:
+        monkeypatch.delenv("XLA_FLAGS")
         train.use_compile_cache("auto")
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "simclr_jax" / "xla")
+        monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+        train.use_compile_cache("auto")
+        assert jax.config.jax_compilation_cache_dir.startswith(str(tmp_path / "simclr_jax" / "xla-"))
     finally:
         train.use_compile_cache(before)
 

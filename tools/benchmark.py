@@ -9,6 +9,7 @@ Parts, with their options:
   input     a folder of JPEGs to batches of views, by the core. --images=400 --batch=32 --steps --peer
   knn       exact weighted kNN. --bank=50000 --queries=2048 --dim=512 --k=200 --classes=10,1000 --steps --peer
   heads     linear evaluation of --config's encoder: a sweep of classifiers beside one. --steps
+  checksums  a checkpoint of --config's model and optimiser saved and read, with and without. --steps
   startup   from the command to the first step of --config, cold and warm
   scaling   what the step of --config moves between 1 to 8 devices; pods on paper. --devices=1,2,4,8
             --images_per_device=0 --utilisation=0.4 --latency_us=20
@@ -29,7 +30,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags, logging
-from bench import augment, collectives, defaults, heads, input, knn, loss, scaling, smoke, startup, step
+from bench import (
+    augment,
+    checksums,
+    collectives,
+    defaults,
+    heads,
+    input,
+    knn,
+    loss,
+    scaling,
+    smoke,
+    startup,
+    step,
+)
 
 from simclr_jax import config as cfg
 from simclr_jax import main as command
@@ -94,6 +108,7 @@ PARTS = {
     "input": Part(input.measure, input.show),
     "knn": Part(knn.measure, knn.show),
     "heads": Part(heads.measure, heads.show, needs_config=True),
+    "checksums": Part(checksums.measure, checksums.show, needs_config=True),
     "startup": Part(startup.measure, startup.show, needs_config=True),
     "scaling": Part(scaling.measure, scaling.show, needs_config=True),
     "collectives": Part(collectives.measure, collectives.show, needs_config=True),
