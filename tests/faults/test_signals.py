@@ -221,6 +221,51 @@ def test_in_every_phase_of_a_run(tmp_path, phase, number, times):
     assert [row["step"] for row in metrics.read_rows(workdir)] == list(range(1, 13))
 
 
+EVALUATION = """
+import sys, time
+from simclr_jax import signals
+signals.take("goes on where this one stopped")
+sys.path.insert(0, "tests")
+from conftest import tiny_config, tiny_splits, untrained_run
+from simclr_jax import command
+from simclr_jax.evaluate import run
+
+workdir, seconds = sys.argv[1], float(sys.argv[2])
+does = run.PROTOCOLS["health"].run
+
+def holds(subject):
+    print("\\nnow", flush=True)
+    time.sleep(seconds)
+    return does(subject)
+
+untrained_run(workdir, tiny_config(augment__device="all"))
+run.PROTOCOLS["health"] = run.PROTOCOLS["health"]._replace(run=holds)
+with command.ends("goes on where this one stopped"):
+    run.evaluate(workdir, protocols=["features", "health", "neighbours"], splits=tiny_splits())
+print("finished")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def test_in_an_evaluation(tmp_path, number, times):
+    """SIGTERM lets the protocol end, which may have taken an hour; what is done is kept."""
+    workdir = tmp_path / "run"
+    polite = (number, times) == (signal.SIGTERM, 1)
+    process = start("-c", EVALUATION, workdir, 2.0 if polite else 600)
+    until(process, "now")
+    for _ in range(times):
+        process.send_signal(number)
+        time.sleep(0.5)
+    said = ended(process, number)
+    line = f"error: {WORDS[number]}; the same command goes on where this one stopped"
+    line = "stopped after the protocol health; the same command goes on" if polite else line
+    assert said.count(line) == 1, said
+    assert "finished" not in said
+    done = {path.stem for path in (workdir / "eval" / "protocols").iterdir()}
+    assert done == ({"features", "health"} if polite else {"features"})
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 @pytest.mark.parametrize(
