@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from conftest import QUICK, tiny_config, tiny_splits
 
-from simclr_jax import checkpoint, lock, metrics, train
+from simclr_jax import checkpoint, lock, metrics, signals, train
 from simclr_jax.errors import Preempted
-from simclr_jax.signals import Signals
+from simclr_jax.signals import AGAIN, Signals
 
 ROOT = Path(__file__).parent.parent.parent
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -112,7 +112,7 @@ def test_a_command_ends_though_its_main_thread_is_in_c(tmp_path, number, times):
     until(process, "blocked")
     if times == "twice":
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        time.sleep(AGAIN + 0.3)
         assert process.poll() is None  # the first one is only noted
     process.send_signal(number)
     assert ended(process, number, 20) == f"error: {WORDS[number]}; the same command goes on\n"
@@ -201,7 +201,7 @@ def test_in_every_phase_of_a_run(tmp_path, phase, number, times):
     until(process, "now")
     process.send_signal(number)
     if times == 2:
-        time.sleep(0.5)
+        time.sleep(AGAIN + 0.3)
         if number == signal.SIGTERM:  # the first Ctrl-C has ended the step, and is ending the run
             assert process.poll() is None
         with contextlib.suppress(ProcessLookupError):
@@ -256,7 +256,7 @@ def test_in_an_evaluation(tmp_path, number, times):
     until(process, "now")
     for _ in range(times):
         process.send_signal(number)
-        time.sleep(0.5)
+        time.sleep(AGAIN + 0.3)
     said = ended(process, number)
     line = f"error: {WORDS[number]}; the same command goes on where this one stopped"
     line = "stopped after the protocol health; the same command goes on" if polite else line
@@ -315,7 +315,8 @@ def handlers():
 
 
 @pytest.mark.usefixtures("no_exit")
-def test_as_a_library_the_second_signal_is_for_who_was_there_before():
+def test_as_a_library_the_second_signal_is_for_who_was_there_before(monkeypatch):
+    monkeypatch.setattr(signals, "AGAIN", 0.0)
     heard = []
     mine = {n: signal.signal(n, lambda number, _: heard.append(number)) for n in NUMBERS}
     try:
@@ -337,7 +338,8 @@ def test_as_a_library_the_second_signal_is_for_who_was_there_before():
 
 def test_as_a_library_the_second_sigterm_ends_the_process():
     """As it does without us: by the system."""
-    code = "import os, signal, time; from simclr_jax.signals import Signals\nwith Signals():\n"
+    code = "import os, signal, time; from simclr_jax import signals\n"
+    code += "signals.AGAIN = 0.0\nwith signals.Signals():\n"
     code += "    os.kill(os.getpid(), 15); print('first', flush=True)\n"
     code += "    os.kill(os.getpid(), 15); time.sleep(60)"
     process = start("-c", code)
@@ -389,3 +391,11 @@ def test_a_ctrl_c_in_a_save_waits_for_it():
     with Signals() as found, pytest.raises(KeyboardInterrupt):
         save(found)
     assert done
+
+
+def test_a_repetition_within_a_moment_is_the_same_signal():
+    """`timeout` and wrappers of batch systems send SIGTERM to the process and to its group."""
+    with Signals() as found:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert found.received
