@@ -113,5 +113,5 @@ def test_a_full_disk_does_not_hide_why_the_run_ends(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(nonfinite, "dump", full)
-    with pytest.raises(DivergedError, match="the step could not be kept: .*No space left"):
+    with pytest.raises(DivergedError, match=r"the step could not be kept: .*No space left"):
         train.run(tiny_config(**DIVERGING), tmp_path, splits=tiny_splits())
