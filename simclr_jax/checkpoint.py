@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from simclr_jax import orbax_threads, paths, sharding, storage
+from simclr_jax import orbax_threads, paths, report, sharding, storage
 from simclr_jax.errors import DamagedError, DivergedError, Preempted, SimclrError, StorageError, one_line
 from simclr_jax.state import TrainState
 
@@ -233,7 +233,7 @@ def read_parameters(directory: epath.PathLike, step: int = 0) -> tuple[int, Any,
         saved, damaged = newest(directory, parts)
         for error in damaged if jax.process_index() == 0 else ():
             print(f"note: {error}; taking the one of step {saved.step}")
-    tree = _nested(saved.arrays)
+    tree = report.nest(saved.arrays)
     return saved.step, tree["params"], tree.get("model_state", {})
 
 
@@ -308,18 +308,6 @@ def _name(path: Any) -> str:
 def named(tree: Any) -> dict[str, Any]:
     """{'params/encoder/conv1/kernel': array, ...}."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _nested(arrays: dict[str, Any]) -> dict[str, Any]:
-    """The same as nested dicts."""
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = array
-    return tree
 
 
 def checksums(arrays: dict[str, Any]) -> dict[str, str]:
