@@ -133,7 +133,7 @@ class Loop:
         if due or save:  # drain the device and pause the timer
             jax.block_until_ready(state)
             self.meter.pause()
-        if last or due or save or (self.log_every and step % self.log_every == 0):
+        if last or due or (self.log_every and step % self.log_every == 0):
             self.waiting = Log(step, numbers, self.meter.read(step - self.run.first))
         if save:
             if not due:
