@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -110,8 +111,12 @@ class Checkpoints:
             closing = threading.Thread(target=self._close_quietly, daemon=True)
             closing.start()
             closing.join(0 if self._failed else PATIENCE)
-            orbax_threads.abandon(set(threading.enumerate()) - self._others)
-            closing.join(PATIENCE)
+            end = time.monotonic() + PATIENCE
+            while time.monotonic() < end:  # some begin to wait only now
+                left = orbax_threads.abandon(set(threading.enumerate()) - self._others)
+                closing.join(0.2)
+                if not left and not closing.is_alive():
+                    break
 
     def close(self) -> None:
         """Waits until what was saved is on disk."""

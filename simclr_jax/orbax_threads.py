@@ -60,10 +60,11 @@ def quiet() -> Iterator[None]:
     found.end()
 
 
-def abandon(threads: Iterable[threading.Thread]) -> None:
-    """Ends threads that wait for one that has failed: Python would wait for them before it exits."""
-    for thread in threads:
-        if isinstance(thread, getattr(future, "_SignalingThread", ())):
-            with contextlib.suppress(AttributeError):  # another version of Orbax
-                thread.cancel()
-                future.set_signals(thread._receive_signals, operation_id=thread._operation_id)
+def abandon(threads: Iterable[threading.Thread]) -> int:
+    """Ends threads that wait for one that has failed, as Python would wait for them; how many there were."""
+    waiting = [thread for thread in threads if isinstance(thread, getattr(future, "_SignalingThread", ()))]
+    for thread in waiting:
+        with contextlib.suppress(AttributeError):  # another version of Orbax
+            thread.cancel()
+            future.set_signals(thread._receive_signals, operation_id=thread._operation_id)
+    return len(waiting)

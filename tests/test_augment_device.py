@@ -122,6 +122,7 @@ def test_distribution_is_that_of_the_host():
         assert parity.ks_distance(statistic(ours).round(4), statistic(theirs).round(4)) < 0.05
 
 
+@pytest.mark.slow
 def test_a_run_with_colour_on_the_accelerator(tmp_path):
     """The host sends bytes; the figure shows what the encoder sees."""
     splits = tiny_splits(channels=3)

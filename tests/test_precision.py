@@ -1,6 +1,7 @@
 """bfloat16 from the images to the loss trains as float32 does."""
 
 import numpy as np
+import pytest
 from conftest import tiny_config, tiny_splits
 
 from simclr_jax import metrics, train
@@ -17,6 +18,7 @@ def curve(tmp_path, dtype, seed):
     return losses.reshape(3, 20).mean(axis=1)
 
 
+@pytest.mark.slow
 def test_loss_curve_stays_within_the_noise_of_the_seed(tmp_path):
     """Of 60 steps, by twenties: bfloat16 is nearer to float32 than another seed is."""
     first, second, third = (curve(tmp_path, "float32", seed) for seed in (0, 1, 2))

@@ -288,6 +288,7 @@ def command(*more):
     return [sys.executable, str(TOOL), "--config=configs/quickstart.py", *more]
 
 
+@pytest.mark.slow
 def test_the_command_is_interrupted_and_goes_on(config, tmp_path):
     (tmp_path / "config.py").write_text(
         "from simclr_jax import config\n\n\ndef get_config():\n    c = config.default()\n"

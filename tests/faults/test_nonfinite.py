@@ -19,7 +19,11 @@ DIVERGING = {"optimizer__name": "sgd", "optimizer__learning_rate": 1e38, "model_
 
 @pytest.mark.parametrize(
     "how",
-    [{}, {"augment__device": "all", "train__steps_per_call": 5}, {"train__microbatch": 8}],
+    [
+        {},
+        {"augment__device": "all", "train__steps_per_call": 5},
+        pytest.param({"train__microbatch": 8}, marks=pytest.mark.slow),
+    ],
     ids=["step by step", "five a call", "microbatches"],
 )
 def test_a_diverging_run_keeps_the_step_and_replay_makes_it_again(tmp_path, how):

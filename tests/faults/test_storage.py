@@ -330,21 +330,26 @@ def test_an_evaluation_stops_at_the_first_write_that_fails(disk, capsys):
 
 
 def test_a_run_that_will_not_fit_does_not_start(disk):
-    fill(disk, 1_500_000)  # a checkpoint takes 560 kB, and four of them have to fit
+    fill(disk, 1_500_000)  # a checkpoint takes 560 kB, and three are written
     with pytest.raises(SimclrError) as error:
         train_on(disk)
     assert not isinstance(error.value, StorageError)  # exit code 2: the user chooses
     text = one_line(
-        error, f"--workdir={disk / 'run'}: ", "free, and 4 more checkpoints of 56", "kB have to fit"
+        error, f"--workdir={disk / 'run'}: ", "free, and 3 more checkpoints of 56", "kB have to fit"
     )
     assert "lower config.checkpoint.keep=3, choose another --workdir, or make room there" in text
     assert train_on(disk, checkpoint__keep=1)["steps"] == 12
     (disk / "filler").unlink()
     fill(disk, 1_000_000)
     assert train_on(disk)["steps"] == 12  # to evaluate takes no room
-    shutil.move(disk / "run" / "checkpoints" / "12", disk.parent)  # as if killed before it
-    with pytest.raises(SimclrError, match="4 more checkpoints"):
-        train_on(disk)
+
+
+def test_room_for_what_will_be_written(tmp_path):
+    """Never more than are kept and one, nor than the run will save."""
+    for kept, keep, saves, more in ((0, 3, 9, 4), (2, 3, 9, 2), (0, 1000, 2, 2), (5, 3, 9, 1)):
+        with pytest.raises(SimclrError, match=f"free, and {more} more checkpoints"):
+            storage.check_room(tmp_path, 10**18, kept, keep, saves)
+    storage.check_room(tmp_path, 1, 0, 3, 9)
 
 
 def test_bytes_of_a_checkpoint(tmp_path):

@@ -107,6 +107,7 @@ def tool(*words):
     return done.returncode, json.loads((Path(out) / "torture.json").read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_mutations(lab):
     """In a process of its own: the commands' flags are global."""
     code, rows = tool("--parts=mutations", "--tries=30", f"--out={lab.out / 'mutations'}")
@@ -115,6 +116,7 @@ def test_mutations(lab):
     assert "refused by one line" in "".join(row["how"] for row in rows)
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on(lab, whole):
     """As a command, once: more kills are slow."""
     workdir = lab.fresh("killed")
