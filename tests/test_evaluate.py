@@ -133,6 +133,7 @@ def test_a_stopped_evaluation_goes_on(workdir, monkeypatch):
     assert set(made["protocols"]) == set(names)
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_and_two_processes_predict_the_same(fresh, tmp_path):
     folders = {name: shutil.copytree(fresh, tmp_path / name) for name in ("one", "eight", "two")}
     words = [

@@ -45,6 +45,7 @@ def kept(found, most=100):
     return outcomes
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints(lab, whole):
     """Each way once, and one whole run; a pinned checkpoint is refused."""
     rng, workdir = random.Random(0), lab.fresh("damaged")
