@@ -135,12 +135,6 @@ class Loop:
             self.meter.pause()
         if last or due or (self.log_every and step % self.log_every == 0):
             self.waiting = Log(step, numbers, self.meter.read(step - self.run.first))
-        if save:
-            if not due:
-                self._write_log(state)
-            nonfinite.check(self.run, self.task, state, jax.device_get(numbers), step, out.writers)
-            with out.clock.phase("save"), out.signals.deferred():
-                out.checkpoints.save(state)
         if due:
             with out.clock.phase("eval"), memory_error.explained(memory_error.evaluation, self.run.config):
                 scores = {k: v for fn in due for k, v in fn(state, Context(step, self.run.workdir)).items()}
@@ -148,6 +142,11 @@ class Loop:
             self._write_log(state, **scores)
             if out.on_eval:
                 out.on_eval(step, scores)
+        if save:  # last, so that a kill in between costs no row: what is saved is not done again
+            self._write_log(state)
+            nonfinite.check(self.run, self.task, state, jax.device_get(numbers), step, out.writers)
+            with out.clock.phase("save"), out.signals.deferred():
+                out.checkpoints.save(state)
         if due or save:
             self.meter.resume()
         if stop:
