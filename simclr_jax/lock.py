@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from etils import epath
 
-from simclr_jax import paths, signals, storage
+from simclr_jax import files, paths, signals, storage
 from simclr_jax.errors import SimclrError, StorageError
 
 try:
@@ -59,8 +59,8 @@ def hold(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
             _write(path, mine, 0)
         if held is None:  # two may have written: the last one wins
             time.sleep(SETTLE)
-            if _read(path).get("owner") != mine["owner"]:
-                raise _taken(workdir, _read(path))
+            if files.read_json(path).get("owner") != mine["owner"]:
+                raise _taken(workdir, files.read_json(path))
         stop, lost = threading.Event(), threading.Event()
         beats = threading.Thread(target=_renew, args=(path, mine, stop, lost), daemon=True)
         beats.start()
@@ -94,7 +94,7 @@ def _acquire(path: epath.Path, say: Callable[[str], None]) -> IO[str] | None:
       SimclrError: another run shows signs of life.
     """
     here, (held, blocked) = socket.gethostname(), _flock(path)
-    lease = _read(path)
+    lease = files.read_json(path)
     if blocked and lease.get("host", here) == here:
         raise _taken(path.parent, lease)
     free = not lease.get("owner") or (held is not None and lease.get("host") == here)
@@ -105,7 +105,7 @@ def _acquire(path: epath.Path, say: Callable[[str], None]) -> IO[str] | None:
         end = time.monotonic() + DEAD
         while time.monotonic() < end:
             time.sleep(min(1.0, DEAD / 10))
-            now = _read(path)
+            now = files.read_json(path)
             if now.get("owner") and now != lease:
                 raise _taken(path.parent, now)
             if blocked:
@@ -150,7 +150,7 @@ def _renew(path: epath.Path, mine: dict[str, Any], stop: threading.Event, lost: 
     while not stop.wait(wait):
         beat, wait = beat + 1, BEAT
         with contextlib.suppress(Exception):  # a full disk, or whatever a bucket's client raises
-            if _read(path).get("owner", mine["owner"]) != mine["owner"]:
+            if files.read_json(path).get("owner", mine["owner"]) != mine["owner"]:
                 lost.set()
                 return
             _write(path, mine, beat)
@@ -158,7 +158,7 @@ def _renew(path: epath.Path, mine: dict[str, Any], stop: threading.Event, lost: 
 
 def _check(workdir: epath.Path, lost: threading.Event) -> None:
     if lost.is_set():
-        raise _taken(workdir, _read(workdir / FILE))
+        raise _taken(workdir, files.read_json(workdir / FILE))
 
 
 def _write(path: epath.Path, mine: dict[str, Any], beat: int) -> None:
@@ -172,17 +172,9 @@ def _write(path: epath.Path, mine: dict[str, Any], beat: int) -> None:
         file.truncate()
 
 
-def _read(path: epath.Path) -> dict[str, Any]:
-    try:
-        lease = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return lease if isinstance(lease, dict) else {}
-
-
 def _release(path: epath.Path, owner: str) -> None:
     with contextlib.suppress(Exception):
-        if _read(path).get("owner") == owner:
+        if files.read_json(path).get("owner") == owner:
             path.unlink()
 
 
