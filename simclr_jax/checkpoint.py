@@ -34,6 +34,7 @@ TRANSIENT = re.compile(
 PROBE = ".writable"  # a folder that is made and removed before a checkpoint is written
 OVERHEAD = 2**18  # bytes of a checkpoint beside its arrays: forty small files
 PATIENCE = 20.0  # seconds that a failed run waits for a checkpoint under way
+QUIET = 1.0  # seconds without a new thread after which none is expected
 
 
 class _Manager(ocp.CheckpointManager):
@@ -104,19 +105,29 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         several = jax.process_count() > 1
         if kind is None or issubclass(kind, Preempted):
-            self.close()
+            try:
+                self.close()
+            except StorageError:
+                if not several:
+                    self._abandon()
+                raise
         elif issubclass(kind, DivergedError) or (not several and not issubclass(kind, StorageError)):
             self._close_quietly()  # all processes are here
         elif not several or kind is KeyboardInterrupt:  # otherwise the others may wait for this process
-            closing = threading.Thread(target=self._close_quietly, daemon=True)
-            closing.start()
-            closing.join(0 if self._failed else PATIENCE)
-            end = time.monotonic() + PATIENCE
-            while time.monotonic() < end:  # some begin to wait only now
-                left = orbax_threads.abandon(set(threading.enumerate()) - self._others)
-                closing.join(0.2)
-                if not left and not closing.is_alive():
-                    break
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Closes what can be closed, and ends the threads that wait for one that has failed."""
+        closing = threading.Thread(target=self._close_quietly, daemon=True)
+        closing.start()
+        closing.join(0 if self._failed else PATIENCE)
+        end, quiet_since = time.monotonic() + PATIENCE, time.monotonic()
+        while time.monotonic() < min(end, quiet_since + QUIET):  # some begin to wait only now
+            left = orbax_threads.abandon(set(threading.enumerate()) - self._others)
+            closing.join(0.1)
+            time.sleep(0.1)
+            if left or closing.is_alive():
+                quiet_since = time.monotonic()
 
     def close(self) -> None:
         """Waits until what was saved is on disk."""

@@ -33,11 +33,11 @@ def replacing(path: epath.Path, needs: int = 0) -> Iterator[epath.Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield half
+            half.replace(path)
         except OSError:
             with contextlib.suppress(OSError):
                 half.unlink(missing_ok=True)
             raise
-        half.replace(path)
 
 
 def set_aside(path: epath.Path, workdir: epath.Path) -> epath.Path:

@@ -117,7 +117,7 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(config, tmp_path, monk
     assert states(study) == ["FAIL", "COMPLETE"]
     assert [trial.number for trial in results.ranked(study)] == [1]
     assert [folder.name for folder in (tmp_path / "trials").iterdir()] == ["seed=0"]
-    assert json.loads((tmp_path / "trials" / "seed=0" / "summary.json").read_text())["resumed_from"] == 8
+    assert json.loads((tmp_path / "trials" / "seed=0" / "summary.json").read_text())["resumed_from"] == 4
 
 
 def test_a_hopeless_trial_is_pruned(config, tmp_path):

@@ -213,8 +213,15 @@ def test_a_disk_that_fails_during_a_run(disk, fault, place):
     if fault == "full" and place != ".":
         pytest.skip("the same disk")
     where = disk / "run" / place
+
+    def hits():
+        end = time.monotonic() + 20
+        while not (disk / "run" / "checkpoints" / "4").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        fill(disk) if fault == "full" else read_only(where)
+
     with pytest.raises(StorageError) as error:
-        train_on(disk, lambda: fill(disk) if fault == "full" else read_only(where))
+        train_on(disk, hits)
     why = "No space left on device" if fault == "full" else "Read-only file system"
     one_line(error, f"{disk / 'run'}", f"cannot be written ({why}", "the same command goes on")
     assert checkpoint.newest(disk / "run" / "checkpoints")[0].step == 4
