@@ -2,76 +2,169 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from simclr_jax.data.decode import EXTENSIONS
 from simclr_jax.data.holdout import held_out
-from simclr_jax.data.labels import NO_LABEL
-from simclr_jax.data.sources import Splits, from_files
+from simclr_jax.data.labels import NO_LABEL, printable, strangers
+from simclr_jax.data.scan import Found, scan
+from simclr_jax.data.sources import Source, Splits, as_text, from_files
+from simclr_jax.data.split_names import TEST, TRAIN, first_named
 from simclr_jax.errors import SimclrError
 
 UNLABELLED = ("unlabelled", "unlabeled")  # subfolder of images without a label, beside those of classes
-TEST_NAMES = ("test", "val", "validation", "valid")  # of a folder's test split, first found
 
 
-def _images_below(folder: Path) -> list[str]:
-    found = []
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [
-            os.path.join(where, file)
-            for file in files
-            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-        ]
-    return sorted(found)
+def load(root: Path, train_split: str, test_split: str, holdout: float) -> Splits:
+    """The splits and classes that the subfolders of `root` say.
+
+    Raises:
+      SimclrError: there is no such folder, no image in it, or its splits have no class in common.
+    """
+    if not root.is_dir():
+        raise SimclrError(f"folder:{root}: no such folder")
+    train, test, told = _find_splits(root, train_split, test_split)
+    there = [root / name for name in (train, test) if name]
+
+    def part(name: str, known: tuple[str, ...] = ()) -> _Part:
+        prefix = f"{name}/" if name else ""
+        elsewhere = [folder for folder in (root, *there) if folder != root / name]
+        return _part(scan(root / name, prefix, elsewhere), f"folder:{root / name}", known)
+
+    whole = part(train)
+    if test:
+        tested = part(test, whole.classes)
+        return Splits(_source(whole, root, told), _source(tested, root))
+    source = _source(whole, root, told)
+    if not whole.classes:  # nothing to score: train on all
+        return Splits(source, None)
+    kept, held = held_out(source.size, holdout)
+    return Splits(source.subset(kept), source.subset(held) if len(held) else None)
 
 
-def _scan(root: Path, known: tuple[str, ...] = ()) -> tuple[list[str], list[int] | None, tuple[str, ...]]:
-    """(paths, labels, classes) of a folder: its subfolders of images are classes, unless it has images too.
+# ---- splits -------------------------------------------------------------------------------------
+
+
+def _find_splits(root: Path, train_split: str, test_split: str) -> tuple[str, str, tuple[str, ...]]:
+    """(folder to train on, "" for the root itself; folder to test on, "" for none; notes).
+
+    The config's own names come first, then the usual ones in any capitals. A folder `train` is one alone; of
+    other names there must be a pair, or nothing beside: `training` may be a class.
+    """
+    folders, loose = _top(root)
+    if not train_split:
+        return "", "", ()
+    where = f"folder:{root}"
+    train = (
+        train_split if (root / train_split).is_dir() else first_named(folders, (train_split, *TRAIN)) or ""
+    )
+    rest = [name for name in folders if name != train]
+    test = (
+        test_split
+        if test_split and (root / test_split).is_dir()
+        else first_named(rest, (test_split, *TEST)) or ""
+    )
+    if not train:
+        return "", "", _told_as_classes(where, folders)
+    if train != train_split and not test and (rest or loose):
+        return "", "", _told_as_classes(where, folders)
+    notes = []
+    if test and os.path.samefile(root / train, root / test):
+        raise SimclrError(
+            f"{where}: {train} and {test} are one folder: the images trained on would be tested on"
+        )
+    if (train, test) not in ((train_split, test_split), (train_split, "")):
+        tested = f", {printable(test)} the one to test on" if test else ""
+        notes.append(f"{where}: {printable(train)} is the folder to train on{tested}")
+    beside = [printable(name) for name in rest if name != test]
+    beside = beside[:5] + [f"{len(beside) - 5:,} more folders"] * (len(beside) > 5)
+    if loose:
+        beside.append(f"{loose:,} images")
+    if beside:
+        remedy = "" if test else f"; if {printable(train)} is a class, --config.data.train_split= reads all"
+        notes.append(f"{where}: not read, beside {printable(train)}: {', '.join(beside)}{remedy}")
+    return train, test, tuple(notes)
+
+
+def _top(root: Path) -> tuple[list[str], int]:
+    """(subfolders, count of images that lie in none)"""
+    folders, loose = [], 0
+    try:
+        with os.scandir(root) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.lower().endswith(EXTENSIONS) and not entry.is_dir():
+                    loose += 1
+                elif entry.is_dir(follow_symlinks=False) or os.path.isdir(entry.path):
+                    folders.append(entry.name)
+    except OSError as error:
+        raise SimclrError(f"folder:{root}: cannot be read ({error.strerror})") from None
+    return sorted(folders), loose
+
+
+def _told_as_classes(where: str, folders: list[str]) -> tuple[str, ...]:
+    names = [name for name in folders if name.casefold() in (*TRAIN, *TEST)]
+    if not names:
+        return ()
+    shown = ", ".join(map(printable, names))
+    return (f"{where}: {shown}: read like any other folder; two splits would be called train and test",)
+
+
+# ---- classes ------------------------------------------------------------------------------------
+
+
+class _Part(NamedTuple):
+    """The images of one split."""
+
+    where: str
+    names: list[str]
+    ids: np.ndarray | None
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def _part(found: Found, where: str, known: tuple[str, ...] = ()) -> _Part:
+    """Images and their labels: subfolders of images are classes, unless there are images beside them.
 
     A single subfolder tells no classes apart, but in a test split it can be one of the `known` ones. What is
     in a subfolder `unlabelled` has no label.
     """
-    inside = sorted(p for p in root.iterdir() if not p.name.startswith("."))
-    by_class = {p.name: _images_below(p) for p in inside if p.is_dir()}
-    by_class = {name: paths for name, paths in by_class.items() if paths}
-    loose = any(p.is_file() and p.suffix.lower() in EXTENSIONS for p in inside)
-    names = tuple(name for name in by_class if name not in UNLABELLED)
-    if known and by_class and not loose and set(names) <= set(known):
-        classes = known
-    elif loose or len(names) < 2:
-        return _images_below(root), None, ()
-    else:
-        classes = names
-    number = dict.fromkeys(UNLABELLED, NO_LABEL) | {name: i for i, name in enumerate(classes)}
-    paths = [path for files in by_class.values() for path in files]
-    labels = [number[name] for name, files in by_class.items() for _ in files]
-    return paths, labels, classes
+    by_class = {name: found.images[name] for name in sorted(found.images) if name}
+    names = [name for name in by_class if name.casefold() not in UNLABELLED]
+    notes = found.notes(where)
+    loose = found.images.get("", [])
+    number = {name: i for i, name in enumerate(known or map(as_text, names))}
+    unknown = {name: len(by_class[name]) for name in names if as_text(name) not in number}
+    no_class = len(names) < 2 and not (known and by_class and not unknown)
+    if loose or no_class:
+        every = sorted([name for files in found.images.values() for name in files])
+        return _Part(where, every, None, (), (*notes, *_why_none(where, names, len(loose), known)))
+    notes += strangers(where, unknown, len(names))
+    each = [NO_LABEL if n.casefold() in UNLABELLED else number.get(as_text(n), NO_LABEL) for n in by_class]
+    ids = np.repeat(np.array(each, np.int32), [len(files) for files in by_class.values()])
+    return _Part(where, [name for files in by_class.values() for name in files], ids, tuple(number), notes)
 
 
-def load(root: Path, train_split: str, test_split: str, holdout: float) -> Splits:
-    """The splits and classes that the subfolders of `root` say."""
-    if not root.is_dir():
-        raise SimclrError(f"folder:{root}: no such folder")
+def _why_none(where: str, names: list[str], loose: int, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Why images have no labels, in a line."""
+    shown = ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
+    if loose and names:
+        return (f"{where}: no labels: {loose:,} images lie beside the folders {shown}; move them into one",)
+    if known and names:
+        return (f"{where}: no labels: its only folder, {shown}, is no class of the train split",)
+    there = f"there is one, {shown}" if names else "there is none"
+    return (f"{where}: no labels: classes are folders of images, two or more, and {there}",)
 
-    def source(folder, paths, labels, classes):
-        if not paths:
-            raise SimclrError(f"folder:{folder}: no image ({', '.join(EXTENSIONS)}) in it")
-        names = [os.path.relpath(path, root) for path in paths]
-        return from_files(names, labels, classes, root=str(root))
 
-    train_folder, tests = root, []
-    if (root / train_split).is_dir():
-        train_folder = root / train_split
-        tests = [root / name for name in (test_split, *TEST_NAMES) if name and (root / name).is_dir()]
-    paths, labels, classes = _scan(train_folder)
-    if tests:
-        train = source(train_folder, paths, labels, classes)
-        return Splits(train, source(tests[0], *_scan(tests[0], classes)))
-    if not classes:  # nothing to score: train on all
-        return Splits(source(train_folder, paths, labels, classes), None)
-
-    def part(index):
-        return source(root, [paths[i] for i in index], [labels[i] for i in index], classes)
-
-    train, test = held_out(len(paths), holdout)
-    return Splits(part(train), part(test) if len(test) else None)
+def _source(part: _Part, root: Path, told: tuple[str, ...] = ()) -> Source:
+    if not part.names:
+        there = "; ".join(
+            note.removeprefix(f"{part.where}: ") for note in part.notes if "labels:" not in note
+        )
+        raise SimclrError(
+            f"{part.where}: no image ({', '.join(EXTENSIONS)}) in it" + f"; {there}" * bool(there)
+        )
+    return from_files(part.names, part.ids, part.classes, root=str(root), notes=told + part.notes)

@@ -204,7 +204,7 @@ def from_files(
         read=lambda index, label: loader()(index),
         read_around=read_around,
         fingerprint=_digest(os.fsencode("\n".join(names)), ids),
-        names=tuple(map(_text, names)),
+        names=tuple(map(as_text, names)),
         part=part,
         ids=ids,
         groups=groups,
@@ -212,7 +212,7 @@ def from_files(
     )
 
 
-def _text(name: str) -> str:
+def as_text(name: str) -> str:
     """A file's name as text that every encoding takes: bytes that are not UTF-8 become \\xNN."""
     return name if name.isascii() else os.fsencode(name).decode(errors="backslashreplace")
 

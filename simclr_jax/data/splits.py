@@ -39,9 +39,7 @@ def load(
     if kind == "npz":
         return arrays.load(where, data_dir, holdout)
     if kind == "folder":
-        splits = folders.load(local_source(kind, where, data_dir), *names, holdout)
-        _check_classes(splits)
-        return splits
+        return folders.load(local_source(kind, where, data_dir), *names, holdout)
     if kind == "list":
         return lists.load(local_source(kind, where, data_dir), *names, holdout)
     if kind == "tfds":
@@ -52,7 +50,7 @@ def load(
 
 
 def _check_classes(splits: Splits) -> None:
-    """Raises SimclrError where a test split names classes that the train split does not."""
+    """Raises SimclrError where a TFDS test split names classes that the train split does not."""
     known = set(splits.train.classes)
     if splits.test and known and (unknown := [c for c in splits.test.classes if c not in known]):
         raise SimclrError(
