@@ -84,6 +84,7 @@ def resolved(
         raise SimclrError("config.model.dtype='float64': set JAX_ENABLE_X64=1")
     mesh = sharding.make_mesh(config.mesh.devices)
     splits = splits or data_splits.load(**config.data)
+    data_splits.check_channels(splits, config.data.channels)
     validation.validate_run(config, splits.train.size, mesh.size)
     folder.check(workdir, config)
     with contextlib.ExitStack() as stack:

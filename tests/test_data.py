@@ -272,7 +272,7 @@ def test_npz_that_is_none(tmp_path):
 
 @pytest.mark.parametrize(
     ("images", "labels"),
-    [(np.zeros((3, 4)), None), (np.zeros((3, 4, 4)), None), (np.zeros((0, 4, 4), np.uint8), None),
+    [(np.zeros((3, 4)), None), (np.zeros((3, 4, 4), bool), None), (np.zeros((0, 4, 4), np.uint8), None),
      (np.zeros((3, 4, 4), np.uint8), [0, 1]), (np.zeros((3, 4, 4), np.uint8), [0.5, 1.0, 2.0]),
      (np.zeros((3, 4, 4), np.uint8), [0, 1, -2])],
 )  # fmt: skip

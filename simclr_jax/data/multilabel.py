@@ -54,6 +54,7 @@ def _npz(where: str, data_dir: str | None) -> MultiLabel | None:
     if test_x not in arrays:
         raise SimclrError(f"npz:{path}: has labels of several classes and needs a test split")
     found = {"train": (train_x, labels), "test": (test_x, npz.npz_array(path, arrays, test_y))}
+    npz.check_room(path, [train_x, train_y, test_x, test_y])
     images = {
         part: from_arrays(npz.npz_array(path, arrays, x), name=f"npz:{path.name}/{x}")
         for part, (x, _) in found.items()

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simclr_jax.data import decode
+from simclr_jax.data import decode, pixels
 from simclr_jax.data.labels import NO_LABEL, Labels, number
 from simclr_jax.data.tf import load as load_tensorflow
-from simclr_jax.errors import SimclrError
 
 
 @dataclass(frozen=True)
@@ -106,34 +105,16 @@ def _digest(*parts: Any) -> str:
 
 
 def from_arrays(images: np.ndarray, labels: Any = None, *, name: str = "arrays") -> Source:
-    """Examples in memory: images `[n, h, w]` or `[n, h, w, c]` uint8, labels as `number` reads them."""
-    images = check_images(images, name)
-    if labels is None:
-        return of_arrays(images, name=name)
-    return of_arrays(images, number(labels, len(images), name), name=name)
-
-
-def check_images(images: np.ndarray, name: str) -> np.ndarray:
-    """The images `[n, h, w, c]` uint8.
-
-    Raises:
-      SimclrError: they are none.
-    """
-    images = np.asarray(images)
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.dtype != np.uint8 or not len(images):
-        raise SimclrError(
-            f"{name}: images must be uint8 [n, h, w] or [n, h, w, c] with n > 0, "
-            f"not {images.dtype} {list(images.shape)}"
-        )
-    return images
+    """Examples in memory: images as `pixels.read` takes them, labels as `labels.number` does."""
+    images, notes = pixels.read(images, name)
+    known = None if labels is None else number(labels, len(images), name)
+    return of_arrays(images, known, name=name, notes=notes)
 
 
 def of_arrays(
     images: np.ndarray, labels: Labels | None = None, *, name: str, notes: tuple[str, ...] = ()
 ) -> Source:
-    """Examples in memory whose labels are read already; None: they have none."""
+    """Examples in memory: images uint8 `[n, h, w, c]`, and labels that are read already; None: no labels."""
     if labels is None:
         labels = Labels(np.full(len(images), NO_LABEL, np.int32), (), ())
     ids = labels.ids

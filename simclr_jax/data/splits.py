@@ -3,13 +3,15 @@
 import importlib.resources
 from typing import Any
 
+import numpy as np
+
 from simclr_jax.data import arrays, folders, lists, tfds
 from simclr_jax.data.holdout import held_out
-from simclr_jax.data.sources import Splits
+from simclr_jax.data.sources import Source, Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.paths import local_source
 
-__all__ = ["Splits", "held_out", "load"]
+__all__ = ["Splits", "check_channels", "held_out", "load"]
 
 
 def load(
@@ -20,6 +22,7 @@ def load(
     train_split: str = "train",
     test_split: str = "test",
     holdout: float = 0.1,
+    channels: int = 0,
     memory_gb: float = 2.0,
     shuffle_buffer: int = 16384,
     **_: Any,  # what config.data says of the pipeline
@@ -31,8 +34,21 @@ def load(
     Raises:
       SimclrError: nothing is there, or it is not what the source says.
     """
+    splits = _load(source, (train_split, test_split), data_dir, download, holdout, memory_gb, shuffle_buffer)
+    check_channels(splits, channels)
+    return splits
+
+
+def _load(
+    source: str,
+    names: tuple[str, str],
+    data_dir: str | None,
+    download: bool,
+    holdout: float,
+    memory_gb: float,
+    shuffle_buffer: int,
+) -> Splits:
     kind, _, where = source.partition(":")
-    names = (train_split, test_split)
     if kind == "builtin":
         with importlib.resources.as_file(importlib.resources.files(__package__)) as here:
             return arrays.load(here / f"{where}.npz", None, holdout)
@@ -47,6 +63,22 @@ def load(
         _check_classes(splits)
         return splits
     raise SimclrError(f"config.data.source={source!r}: give the arrays to run(), or see --help")
+
+
+def check_channels(splits: Splits, channels: int) -> None:
+    """Raises SimclrError where arrays have other channels than `config.data.channels`; 0: not yet known.
+
+    Gray and RGB are converted into each other, nothing else is.
+    """
+    for split in splits:
+        if not channels or not isinstance(split, Source) or split.kind != "array":
+            continue
+        have = split.fetch(np.zeros(1, int))[0].shape[-1]
+        if have != channels and {have, channels} != {1, 3}:
+            raise SimclrError(
+                f"{split.name}: the images have {have} channels: set --config.data.channels={have}, or save "
+                "gray or RGB images"
+            )
 
 
 def _check_classes(splits: Splits) -> None:
