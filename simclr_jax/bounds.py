@@ -118,7 +118,7 @@ BOUNDS: dict[str, Bound] = {
 for _duration in UNITS:
     BOUNDS[f"{_duration}.epochs"] = EPOCHS
     BOUNDS[f"{_duration}.steps"] = STEP
-    BOUNDS[f"{_duration}.examples"] = Bound(POSITIONS - 1, "images of a run are counted in 32 bits")
+    BOUNDS[f"{_duration}.examples"] = Bound(2**53, "a float counts no further")
 
 
 def shown(value: Any, most: int = 60) -> str:

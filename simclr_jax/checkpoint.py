@@ -8,6 +8,7 @@ CRC-32 of every array; what is read is compared with it, so that no flipped bit 
 import concurrent.futures
 import contextlib
 import json
+import re
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,12 +20,16 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from simclr_jax import orbax_threads, paths, sharding, storage
-from simclr_jax.errors import DamagedError, Preempted, SimclrError, StorageError, one_line
+from simclr_jax import orbax_threads, paths, report, sharding, storage
+from simclr_jax.errors import DamagedError, DivergedError, Preempted, SimclrError, StorageError, one_line
 from simclr_jax.state import TrainState
 
 PARTS = ("params", "model_state", "opt_state", "extra")
 SUMS = "checksums"
+# What TensorStore says when the files may be whole.
+TRANSIENT = re.compile(
+    "UNAVAILABLE|PERMISSION_DENIED|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|UNAUTHENTICATED|ABORTED|CANCELLED"
+)
 PROBE = ".writable"  # a folder that is made and removed before a checkpoint is written
 OVERHEAD = 2**18  # bytes of a checkpoint beside its arrays: forty small files
 PATIENCE = 20.0  # seconds that a failed run waits for a checkpoint under way
@@ -51,7 +56,7 @@ class Checkpoints:
         )
         self._directory = paths.absolute(directory)
         self._size, self._failed = 0, False
-        self._others: set[threading.Thread] = set()
+        self._others = set(threading.enumerate())
         self._quiet = orbax_threads.Quiet()
         with self._writing():
             self._manager = _Manager(self._directory, options=options)
@@ -74,7 +79,10 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._probe()
             self._others = set(threading.enumerate())
-            self._manager.save(step, args=ocp.args.Composite(**args))
+            saved = self._manager.save(step, args=ocp.args.Composite(**args))
+        if not saved:  # Orbax refuses a step before its newest
+            newer = self._directory / str(self.latest())
+            raise SimclrError(f"{newer}: is in the way of a checkpoint of step {step}; move it away")
 
     def check(self) -> None:
         """Raises what has gone wrong in the background."""
@@ -96,8 +104,8 @@ class Checkpoints:
         several = jax.process_count() > 1
         if kind is None or issubclass(kind, Preempted):
             self.close()
-        elif not several and not issubclass(kind, StorageError):
-            self._close_quietly()
+        elif issubclass(kind, DivergedError) or (not several and not issubclass(kind, StorageError)):
+            self._close_quietly()  # all processes are here
         elif not several or kind is KeyboardInterrupt:  # otherwise the others may wait for this process
             closing = threading.Thread(target=self._close_quietly, daemon=True)
             closing.start()
@@ -114,7 +122,7 @@ class Checkpoints:
 
     def _close_quietly(self) -> None:
         """The first failure says more than that of closing."""
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(Exception):
             self.close()
 
     @contextlib.contextmanager
@@ -174,7 +182,11 @@ def read(directory: epath.PathLike, step: int, parts: Sequence[str] = PARTS) -> 
         wanted = [name for name in parts if name in _parts(folder, there, sums)]
         arrays = named({name: _read_item(folder / name) for name in wanted})
         broken = _broken(arrays, sums, wanted)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
+        if not _is_damage(error):
+            raise SimclrError(f"{folder}: cannot be read now ({one_line(error)}); try again") from None
         raise DamagedError(f"{folder}: damaged ({one_line(error)})") from None
     if broken:
         raise DamagedError(f"{folder}: damaged ({broken})")
@@ -221,7 +233,7 @@ def read_parameters(directory: epath.PathLike, step: int = 0) -> tuple[int, Any,
         saved, damaged = newest(directory, parts)
         for error in damaged if jax.process_index() == 0 else ():
             print(f"note: {error}; taking the one of step {saved.step}")
-    tree = _nested(saved.arrays)
+    tree = report.nest(saved.arrays)
     return saved.step, tree["params"], tree.get("model_state", {})
 
 
@@ -249,6 +261,13 @@ def fill(like: TrainState, saved: Saved, where: str) -> TrainState:
 
     step = sharding.put_same(np.asarray(saved.step, like.step.dtype), like.step.sharding)
     return like.replace(step=step, **jax.tree_util.tree_map_with_path(place, parts))
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether the files are to blame, and not the disk, the network, or the rights of this process."""
+    if isinstance(error, OSError):
+        return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    return not TRANSIENT.search(str(error))
 
 
 def _sums(folder: epath.Path, step: int) -> dict[str, str]:
@@ -289,18 +308,6 @@ def _name(path: Any) -> str:
 def named(tree: Any) -> dict[str, Any]:
     """{'params/encoder/conv1/kernel': array, ...}."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _nested(arrays: dict[str, Any]) -> dict[str, Any]:
-    """The same as nested dicts."""
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = array
-    return tree
 
 
 def checksums(arrays: dict[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, geometry, paths
+from simclr_jax import checkpoint, geometry, paths, sharding
 from simclr_jax import config as cfg
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import simclr
@@ -141,12 +141,20 @@ def read(workdir: epath.PathLike, step: int = 0) -> tuple[ConfigDict, dict[str, 
 
 
 def pin_steps(config: ConfigDict) -> ConfigDict:
-    """The config with the numbers of the checkpoints that "the newest" stands for as a run begins."""
+    """The config with the numbers of the checkpoints that "the newest" stands for as a run begins.
+
+    Process 0 looks, so that all take the same.
+    """
     config = config.copy_and_resolve_references()
     for node, workdir in ((config.start, config.start.workdir), (config.distill, config.distill.teacher)):
         if workdir and not node.step:
-            node.step = checkpoint.read_parameters(paths.expand(workdir) / "checkpoints")[0]
+            directory = paths.expand(workdir) / "checkpoints"
+            node.step = sharding.from_first(functools.partial(_newest_step, directory))
     return config
+
+
+def _newest_step(directory: epath.Path) -> int:
+    return checkpoint.read_parameters(directory)[0]
 
 
 def transplant(

@@ -6,7 +6,7 @@ class SimclrError(Exception):
 
 
 class DivergedError(SimclrError):
-    """Numbers of the training are no longer numbers: this config's fault, another one may do well."""
+    """Numbers of the training are not finite: this config's fault, another one may do well."""
 
 
 class StorageError(SimclrError, OSError):

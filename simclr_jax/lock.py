@@ -35,8 +35,10 @@ SETTLE = 3.0  # seconds after which a lease that nobody else has written is ours
 
 
 @contextlib.contextmanager
-def hold(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterator[None]:
+def hold(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterator[Callable[[], None]]:
     """Holds the workdir within `with`; makes the folder where there is none.
+
+    What it gives raises SimclrError once another host has taken the lease: this one was cut off for a while.
 
     A lease of another host that nobody renews is taken over after DEAD seconds, and `say` tells of the wait.
 
@@ -52,19 +54,19 @@ def hold(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
         raise StorageError(f"--workdir={storage.line(workdir, error, LENGTH)}") from None
     try:
         mine = {"owner": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
-        mine["command"] = " ".join(sys.argv)[:300]
+        mine["command"] = " ".join(sys.argv).encode("ascii", "replace").decode()[:300]
         with storage.writing(path, LENGTH):
             _write(path, mine, 0)
         if held is None:  # two may have written: the last one wins
             time.sleep(SETTLE)
             if _read(path).get("owner") != mine["owner"]:
                 raise _taken(workdir, _read(path))
-        stop = threading.Event()
-        beats = threading.Thread(target=_renew, args=(path, mine, stop), daemon=True)
+        stop, lost = threading.Event(), threading.Event()
+        beats = threading.Thread(target=_renew, args=(path, mine, stop, lost), daemon=True)
         beats.start()
         try:
             with signals.last_word(functools.partial(_release, path, mine["owner"])):
-                yield
+                yield functools.partial(_check, workdir, lost)
         finally:
             stop.set()
             beats.join(timeout=10)
@@ -99,18 +101,23 @@ def _acquire(path: epath.Path, say: Callable[[str], None]) -> IO[str] | None:
     if free and not blocked:
         return held
     say(f"{os.fspath(path.parent)}: {_whose(lease)} had it; waiting {DEAD:.0f} s for a sign of life")
-    end = time.monotonic() + DEAD
-    while time.monotonic() < end:
-        time.sleep(min(1.0, DEAD / 10))
-        now = _read(path)
-        if now.get("owner") and now != lease:
-            raise _taken(path.parent, now)
+    try:
+        end = time.monotonic() + DEAD
+        while time.monotonic() < end:
+            time.sleep(min(1.0, DEAD / 10))
+            now = _read(path)
+            if now.get("owner") and now != lease:
+                raise _taken(path.parent, now)
+            if blocked:
+                held, blocked = _flock(path)
+            if not blocked and not now.get("owner"):
+                return held
         if blocked:
-            held, blocked = _flock(path)
-        if not blocked and not now.get("owner"):
-            return held
-    if blocked:
-        raise _taken(path.parent, lease)
+            raise _taken(path.parent, lease)
+    except BaseException:  # Ctrl-C in a notebook, which would keep the file open
+        if held is not None:
+            held.close()
+        raise
     return held
 
 
@@ -134,14 +141,24 @@ def _flock(path: epath.Path) -> tuple[IO[str] | None, bool]:
         file.close()
 
 
-def _renew(path: epath.Path, mine: dict[str, Any], stop: threading.Event) -> None:
-    """Writes the lease anew every BEAT seconds, until `stop` or until another has it."""
-    beat = 0
-    while not stop.wait(BEAT):
-        beat += 1
-        with contextlib.suppress(OSError):  # a full disk for example: the next one may do
-            if _read(path).get("owner", mine["owner"]) == mine["owner"]:
-                _write(path, mine, beat)
+def _renew(path: epath.Path, mine: dict[str, Any], stop: threading.Event, lost: threading.Event) -> None:
+    """Writes the lease anew every BEAT seconds, until `stop`; sets `lost` where another has it.
+
+    The first look comes early: of two hosts that started at one moment, the one that wrote last goes on.
+    """
+    beat, wait = 0, SETTLE
+    while not stop.wait(wait):
+        beat, wait = beat + 1, BEAT
+        with contextlib.suppress(Exception):  # a full disk, or whatever a bucket's client raises
+            if _read(path).get("owner", mine["owner"]) != mine["owner"]:
+                lost.set()
+                return
+            _write(path, mine, beat)
+
+
+def _check(workdir: epath.Path, lost: threading.Event) -> None:
+    if lost.is_set():
+        raise _taken(workdir, _read(workdir / FILE))
 
 
 def _write(path: epath.Path, mine: dict[str, Any], beat: int) -> None:
@@ -152,6 +169,7 @@ def _write(path: epath.Path, mine: dict[str, Any], beat: int) -> None:
         return
     with open(os.fspath(path), "r+") as file:
         file.write(text)
+        file.truncate()
 
 
 def _read(path: epath.Path) -> dict[str, Any]:
@@ -163,7 +181,7 @@ def _read(path: epath.Path) -> dict[str, Any]:
 
 
 def _release(path: epath.Path, owner: str) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(Exception):
         if _read(path).get("owner") == owner:
             path.unlink()
 

@@ -55,7 +55,7 @@ class Loop:
 
         Raises:
           Preempted: SIGTERM came; the state is saved.
-          DivergedError: a number of the training is no number any more.
+          DivergedError: a number of the training is not finite.
         """
         run, clock = self.run, self.out.clock
         step, steps = run.first, run.steps
@@ -74,6 +74,7 @@ class Loop:
             for call, count in enumerate(self._plan()):
                 self.out.signals.check()
                 self.out.checkpoints.check()
+                self.run.check_owner()
                 arguments = batches.next(lambda: jax.block_until_ready(list(in_flight)))
                 with jax.transfer_guard("disallow"):
                     state, numbers = compiled(state, *arguments)

@@ -106,8 +106,7 @@ def evaluation(config: Any, host: bool) -> list[str]:
     """What makes an evaluation smaller."""
     del host
     found = [f"lower config.eval.batch_size={config.eval.batch_size}"]
-    bank = config.eval.knn.bank
-    return [*found, f"lower config.eval.knn.bank={bank}" if bank else "set config.eval.knn.bank"]
+    return [*found, f"lower config.eval.knn.bank={config.eval.knn.bank}"]
 
 
 def _size(patterns: tuple[re.Pattern, ...], text: str) -> int | None:

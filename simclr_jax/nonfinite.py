@@ -1,4 +1,4 @@
-"""A loss or gradient that is no number: nothing of it is applied, and the step is kept to look at.
+"""A loss or gradient that is NaN or infinity: nothing of it is applied, and the step is kept to look at.
 
 The host reads numbers late: up to 16 steps a call, two calls under way. So the state has a sticky flag. The
 step that fails and all after it leave the state as it was; the run then ends with the state, the numbers of
@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from simclr_jax import checkpoint, files
-from simclr_jax.errors import DivergedError, one_line
+from simclr_jax import checkpoint, files, sharding
+from simclr_jax.data.sources import Source
+from simclr_jax.errors import DivergedError, SimclrError, one_line
 from simclr_jax.metrics import Writers
 from simclr_jax.resolve import Run
 from simclr_jax.state import TrainState
@@ -32,7 +33,7 @@ def nothing() -> dict[str, np.ndarray]:
 def guarded(
     before: TrainState, after: TrainState, numbers: dict[str, jax.Array]
 ) -> tuple[TrainState, dict[str, Any]]:
-    """`after`; or `before`, flagged, where loss or gradient are no numbers or an earlier step failed."""
+    """`after`; or `before`, flagged, where loss or gradient are not finite or an earlier step failed."""
     if not before.failed:  # a state made by hand, without the flag
         return after, numbers
     now = {"step": before.step, **{name: numbers[name].astype(jnp.float32) for name in ("loss", "grad_norm")}}
@@ -52,6 +53,7 @@ def guarded(
         params=jax.tree.map(keep, after.params, before.params),
         model_state=jax.tree.map(keep, after.model_state, before.model_state),
         opt_state=jax.tree.map(keep, after.opt_state, before.opt_state),
+        extra=jax.tree.map(keep, after.extra, before.extra),
         failed=failed,
     )
     return state, numbers | {KEY: failed}
@@ -60,7 +62,7 @@ def guarded(
 def check(
     run: Run, task: Task, state: TrainState, numbers: dict[str, Any], step: int, writers: Writers
 ) -> None:
-    """Ends a run whose numbers, read from the device after `step` updates, are no longer numbers.
+    """Ends a run whose numbers, read from the device after `step` updates, are not finite.
 
     Raises:
       DivergedError: says which one and at which step; the step is dumped.
@@ -73,10 +75,10 @@ def check(
     if at >= 0:
         found = {name: float(failed[name]) for name in ("loss", "grad_norm")}
         name = next(name for name, value in found.items() if not np.isfinite(value))
-        writers.write(at + 1, found)
         try:
+            writers.write(at + 1, found)
             kept = f"the step is in {dump(run, task, state, at, found)}: tools/replay.py makes it again"
-        except (OSError, ValueError) as error:  # a full disk must not hide why the run ends
+        except (OSError, RuntimeError, ValueError, SimclrError) as error:  # it must not hide why the run ends
             kept = f"the step could not be kept: {one_line(error)}"
         raise DivergedError(f"{name} is {found[name]} at step {at + 1}: {remedy} ({last}; {kept})")
     broken = {name: value for name, value in numbers.items() if name != KEY and not np.isfinite(value)}
@@ -88,9 +90,13 @@ def check(
 def dump(run: Run, task: Task, state: TrainState, at: int, numbers: dict[str, float]) -> epath.Path:
     """Writes the state before the step that failed, and what the step read; `workdir/nonfinite/STEP.json`."""
     folder = run.workdir / FOLDER
+    if jax.process_index() == 0 and folder.exists():  # of an earlier divergence
+        files.set_aside(folder, run.workdir)
+    sharding.barrier()  # nobody goes on before it is gone
     with checkpoint.Checkpoints(folder) as checkpoints:
         checkpoints.save(state)
-    host_batch = next(task.input(at))
+    # A Stream would read everything before that step once more.
+    batch = numbers_of(next(task.input(at))) if isinstance(run.splits.train, Source) else None
     key = jax.random.fold_in(jax.random.key(run.config.seed), at)
     number = jax.process_index()
     path = folder / (f"{at}.{number}.json" if number else f"{at}.json")
@@ -99,7 +105,7 @@ def dump(run: Run, task: Task, state: TrainState, at: int, numbers: dict[str, fl
         "numbers": {name: repr(value) for name, value in numbers.items()},
         "seed": run.config.seed,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "batch": numbers_of(host_batch),
+        "batch": batch,
     }
     files.write(path, json.dumps(content) + "\n")
     return path

@@ -13,6 +13,7 @@ except ImportError:
     future = None
 
 LOGS = ("absl", "asyncio")
+AFTER = 10.0  # seconds in which threads may still tell of a failure
 
 
 class Quiet(logging.Filter):
@@ -46,10 +47,16 @@ class Quiet(logging.Filter):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The same within `with`; no `finally`: after a failure the threads are still at work."""
+    """The same within `with`, and for a moment after a failure."""
     found = Quiet()
     found.begin()
-    yield
+    try:
+        yield
+    except BaseException:
+        later = threading.Timer(AFTER, found.end)
+        later.daemon = True
+        later.start()
+        raise
     found.end()
 
 
@@ -57,5 +64,6 @@ def abandon(threads: Iterable[threading.Thread]) -> None:
     """Ends threads that wait for one that has failed: Python would wait for them before it exits."""
     for thread in threads:
         if isinstance(thread, getattr(future, "_SignalingThread", ())):
-            thread.cancel()
-            future.set_signals(thread._receive_signals, operation_id=thread._operation_id)
+            with contextlib.suppress(AttributeError):  # another version of Orbax
+                thread.cancel()
+                future.set_signals(thread._receive_signals, operation_id=thread._operation_id)

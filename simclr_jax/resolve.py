@@ -1,7 +1,7 @@
 """What a run is, before it starts: config, workdir, start and teacher resolved into one record."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from simclr_jax.data import notes as data_notes
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import DamagedError, SimclrError
+from simclr_jax.metrics import Clock
 
 
 class Run(NamedTuple):
@@ -31,6 +32,7 @@ class Run(NamedTuple):
     saved: Saved | None  # the checkpoint it goes on from; None: a new run
     damaged: tuple[int, ...]  # steps of newer checkpoints that cannot be read
     notes: tuple[str, ...]  # what the user is told before it starts
+    check_owner: Callable[[], None] = lambda: None  # raises SimclrError once another host has the workdir
 
     @property
     def first(self) -> int:
@@ -47,7 +49,7 @@ class Run(NamedTuple):
         for step in self.damaged if jax.process_index() == 0 else ():
             place = files.set_aside(self.checkpoints / str(step), self.workdir)
             print(f"moved the damaged checkpoint to {place}")
-        sharding.agreed(0)  # nobody goes on before they are gone
+        sharding.barrier()  # nobody goes on before they are gone
 
     def write_config(self, classes: tuple[str, ...]) -> None:
         """Writes config.json; nothing is written before the run is known to work."""
@@ -64,13 +66,19 @@ class Run(NamedTuple):
 
 @contextlib.contextmanager
 def resolved(
-    config: ConfigDict, workdir: epath.PathLike, *, splits: Splits | None = None, force: bool = False
+    config: ConfigDict,
+    workdir: epath.PathLike,
+    clock: Clock,
+    *,
+    splits: Splits | None = None,
+    force: bool = False,
 ) -> Iterator[Run]:
     """The run that `config` describes in `workdir`, whose lock is held within `with`.
 
     Nothing in the workdir is changed but for the lock.
 
     Args:
+      clock: gets the seconds of the phases "data" and "start".
       splits: the images, for the source "arrays"; otherwise the config says where they are.
       force: go on although the config differs in what decides the result.
 
@@ -83,13 +91,17 @@ def resolved(
     if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
         raise SimclrError("config.model.dtype='float64': set JAX_ENABLE_X64=1")
     mesh = sharding.make_mesh(config.mesh.devices)
-    splits = splits or data_splits.load(**config.data)
-    data_splits.check_channels(splits, config.data.channels)
+    with clock.phase("data"):
+        splits = splits or data_splits.load(**config.data)
+        data_splits.check_channels(splits, config.data.channels)
     validation.validate_run(config, splits.train.size, mesh.size)
     folder.check(workdir, config)
     with contextlib.ExitStack() as stack:
-        sharding.from_first(lambda: stack.enter_context(lock.hold(workdir)))
-        yield _resolve(config, workdir, splits, mesh, force)
+        owned: list[Callable[[], None]] = []  # of the first process
+        with clock.phase("start"):
+            sharding.from_first(lambda: owned.append(stack.enter_context(lock.hold(workdir))))
+            run = _resolve(config, workdir, splits, mesh, force)
+        yield run._replace(check_owner=owned[0]) if owned else run
 
 
 def _resolve(config: ConfigDict, workdir: epath.Path, splits: Splits, mesh: Mesh, force: bool) -> Run:
@@ -101,6 +113,9 @@ def _resolve(config: ConfigDict, workdir: epath.Path, splits: Splits, mesh: Mesh
     config, settled = recipe.settle(config, examples, cfg.going_on(workdir))
     if force:
         config = config.copy_and_resolve_references()
+        with contextlib.suppress(DamagedError):  # it is written anew; one of a newer version is not
+            if (workdir / cfg.FILE).is_file():
+                cfg.load(workdir)
     else:
         config = folder.compare(workdir, config, identity, trained)
     steps = cfg.total_steps(config, examples)

@@ -74,6 +74,11 @@ def agreed(number: int) -> bool:
     return len(set(multihost_utils.process_allgather(np.int32(number)).tolist())) == 1
 
 
+def barrier() -> None:
+    """Returns once all processes have come here."""
+    agreed(0)
+
+
 def from_first(ask: Callable[[], Any]) -> Any:
     """What `ask` returns on process 0, as JSON, on every process; its SimclrError is raised on all."""
     if jax.process_count() == 1:

@@ -20,6 +20,7 @@ from typing import Any
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+AGAIN = 1.0  # seconds in which a repetition is the same signal: `timeout` and wrappers send it twice
 PATIENCE = 2.0  # seconds for last words: a pipe may be full, a file system gone
 
 _last_words: list[Callable[[], None]] = []
@@ -38,7 +39,7 @@ class _Command:
         """Reads signals as they come; the first one is the listener's, where there is one."""
         while number := os.read(source, 1)[0]:
             listener = self.listener
-            if number in NUMBERS and (listener is None or listener.is_second()):
+            if number in NUMBERS and (listener is None or listener.is_second(number)):
                 self.end(number)
 
     def handle(self, number: int, _: Any) -> None:
@@ -117,9 +118,10 @@ class Signals:
 
     def __init__(self, several: bool = False) -> None:
         self.received = False  # SIGTERM
+        self._passed_on = False  # ... to JAX, which may have no step left to stop at
         self._several = several
         self._interrupted = self._deferring = False
-        self._count = 0  # signals
+        self._first: tuple[int, float] | None = None  # the first signal, and when it came
         self._outer: Signals | None = None
         self._before: dict[int, Any] = {}
 
@@ -144,21 +146,28 @@ class Signals:
             signal.signal(number, handler)
         self._before = {}
 
-    def is_second(self) -> bool:
-        """Counts a signal; whether it is not the first one."""
-        self._count += 1
-        return self._count > 1
+    def is_second(self, number: int) -> bool:
+        """Notes a signal; whether it is not the first one, nor its echo."""
+        now = time.monotonic()
+        self._first = self._first or (number, now)
+        return number != self._first[0] or now - self._first[1] > AGAIN
 
     def note(self, number: int) -> None:
         """What the first signal does, in the main thread."""
         if number == signal.SIGTERM:
             self.received = not self._several
+            self._passed_on = self._several
             if self._several and _command is not None:
                 ctypes.CFUNCTYPE(None, ctypes.c_int)(_command.jax_hears)(number)
         elif not self._interrupted:
             self._interrupted = True
             if not self._deferring:
                 raise KeyboardInterrupt
+
+    def end_if_late(self) -> None:
+        """Ends one of several processes that was told to stop when no step was left to agree on."""
+        if self._passed_on and _command is not None:
+            _command.end(signal.SIGTERM)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -177,7 +186,7 @@ class Signals:
 
     def _handle(self, number: int, frame: Any) -> None:
         """The handler of a library."""
-        if not self.is_second():
+        if not self.is_second(number):
             self.note(number)
             return
         before = self._before[number]

@@ -14,7 +14,7 @@ class TrainState:
     `params` has the top level {encoder, projection, probe}; `model_state` holds the model's other
     collections (`batch_stats`); `extra` is for what only some runs have (an EMA, a queue). No checkpoint
     holds the rest: `fixed`, constant arrays that every step reads (a teacher), and `failed`, the first step
-    whose loss or gradient was no number (see nonfinite.py).
+    whose loss or gradient was not finite (see nonfinite.py).
     """
 
     step: jax.Array  # scalar int32

@@ -58,15 +58,16 @@ def line(path: str | os.PathLike, error: BaseException, needs: int = 0) -> str:
     return f"{os.fspath(path)}: cannot be written ({why}); {remedy}, and the same command goes on"
 
 
-def check_room(workdir: str | os.PathLike, size: int, kept: int, keep: int) -> None:
+def check_room(workdir: str | os.PathLike, size: int, kept: int, keep: int, saves: int) -> None:
     """Raises SimclrError where the checkpoints of a run will not fit beside each other.
 
     Args:
       size: bytes of a checkpoint.
       kept: how many there are already.
       keep: how many are kept; one more exists while it is written.
+      saves: how many will be written.
     """
-    room, more = free(workdir), keep + 1 - min(kept, keep)
+    room, more = free(workdir), min(saves, keep + 1 - min(kept, keep))
     if room is None or room >= more * size:
         return
     raise SimclrError(

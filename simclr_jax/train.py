@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -69,8 +70,8 @@ def run(
     use_compile_cache(config.compile_cache)
     with contextlib.ExitStack() as stack:
         stack.enter_context(memory_error.explained(memory_error.training, config))
+        run = stack.enter_context(resolve.resolved(config, workdir, clock, splits=splits, force=force))
         with clock.phase("data"):
-            run = stack.enter_context(resolve.resolved(config, workdir, splits=splits, force=force))
             if run.config.augment.device == "all":
                 run = run._replace(splits=memory.hold(run.splits, run.config.data))
         task = TASKS[run.config.task](run.config, run.splits, run.mesh)
@@ -132,6 +133,7 @@ def train(
         state, rates = Loop(run, task, outlets).train(state, step_fn)
     if signals.received:
         raise Preempted(run.steps, run.steps)
+    signals.end_if_late()
     return state, rates
 
 
@@ -198,8 +200,10 @@ def use_compile_cache(where: str) -> None:
 
 def check_room(run: Run, state: TrainState) -> None:
     """Raises SimclrError where the run's checkpoints will not fit."""
-    kept = len(checkpoint.saved_steps(run.checkpoints))
-    storage.check_room(run.workdir, checkpoint.size(state), kept, run.config.checkpoint.keep)
+    kept = len(checkpoint.saved_steps(run.checkpoints)) - len(run.damaged)
+    every = cfg.every_steps(run.config.checkpoint.every, run.splits.train.size, run.config.train.batch_size)
+    saves = 1 if not every else math.ceil((run.steps - run.first) / every)
+    storage.check_room(run.workdir, checkpoint.size(state), kept, run.config.checkpoint.keep, saves)
 
 
 def start_writers(workdir: epath.Path, first: int, config: ConfigDict) -> metrics.Writers:

@@ -12,6 +12,7 @@ from simclr_jax import config as cfg
 from simclr_jax import files, paths
 from simclr_jax.errors import DamagedError, SimclrError
 
+MANY = 10_000  # entries of a folder that are looked at
 WRITTEN = ("checkpoints", "figures", "eval", "wandb")  # folders in a workdir
 UNREADABLE = "unreadable_files{}.txt"  # of the first process; of the others with their number
 
@@ -53,13 +54,13 @@ def _check_local(workdir: epath.Path) -> None:
 
 def _linked(folder: epath.PathLike, depth: int = 2) -> Iterator[str]:
     """Folders elsewhere that belong to the images by a link in the folder, or in a subfolder of it."""
-    if not depth or not os.path.isdir(folder):
-        return
-    with os.scandir(folder) as entries:  # the kind of each without a look at it: there can be millions
-        for entry in entries:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:  # lost+found can be read by root only
+        for number, entry in enumerate(entries):
+            if number == MANY:  # files of a class, not folders: a look at each link would take minutes
+                return
             if entry.is_symlink() and entry.is_dir():
                 yield entry.path
-            elif entry.is_dir(follow_symlinks=False):
+            elif depth > 1 and entry.is_dir(follow_symlinks=False):
                 yield from _linked(entry.path, depth - 1)
 
 

@@ -109,7 +109,9 @@ def apart(points):
 def test_tsne_separates_groups_and_repeats_itself():
     points = embedding.tsne(two_groups())
     assert points.shape == (60, 2)
-    assert apart(points) > 1
+    # How far the groups lie apart moves with the processor, not who is next to whom.
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1) + 1e9 * np.eye(60)
+    assert np.mean((np.argmin(distances, axis=1) < 30) == (np.arange(60) < 30)) > 0.95
     np.testing.assert_array_equal(points, embedding.tsne(two_groups()))
 
 

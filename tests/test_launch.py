@@ -123,6 +123,27 @@ time.sleep(60)"""
     assert sorted(out.splitlines()) == [f"[1] saved {int(number)}", f"saved {int(number)}"]
 
 
+def test_local_passes_on_the_second_signal_too(background):
+    program = """
+import signal
+def stop(number, frame):
+    os.write(1, b"heard\\n")
+    stop.times -= 1
+    if not stop.times:
+        sys.exit(143)
+stop.times = 2
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+time.sleep(60)"""
+    launcher = background("--processes=1", *child(program))
+    assert launcher.stdout.readline() == "ready\n"
+    for _ in "ab":
+        launcher.send_signal(signal.SIGTERM)
+        assert launcher.stdout.readline() == "heard\n"
+    launcher.communicate(timeout=20)
+    assert launcher.returncode == 143
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
 def test_local_leaves_no_orphan_when_it_is_killed(background):
     launcher = background("--processes=2", *child(WAIT))

@@ -1,6 +1,8 @@
 """No code from data, no command through a shell, no secret in what a run writes."""
 
 import ast
+import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 from conftest import tiny_arrays, tiny_config, tiny_splits
 from sweeps import study
 
-from simclr_jax import train, validation
+from simclr_jax import lock, train, validation
 from simclr_jax.data import multilabel, splits
 from simclr_jax.errors import SimclrError
 
@@ -120,8 +122,19 @@ VARIABLES = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_
 def test_secrets_of_the_environment_are_in_nothing_a_run_writes(tmp_path, monkeypatch, capfd):
     for name in VARIABLES:
         monkeypatch.setenv(name, f"{SECRET}-{name}")
-    config = tiny_config(train__steps=2)
-    summary = train.run(config, tmp_path / "run", splits=tiny_splits())
+    told, lease = [], []
+    run = types.SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+    fake = types.SimpleNamespace(init=lambda **kwargs: told.append(repr(kwargs)) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    config = tiny_config(train__steps=2, log__wandb=True, eval__every__steps=1)
+
+    def read_lease(*_):
+        lease.append((tmp_path / "run" / lock.FILE).read_text())
+
+    summary = train.run(config, tmp_path / "run", splits=tiny_splits(), on_eval=read_lease)
+    assert told
+    assert lease
+    assert SECRET not in repr((told, lease))
     said = capfd.readouterr()
     assert SECRET not in said.out + said.err + repr(summary)
     written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]

@@ -1,4 +1,4 @@
-"""Makes the step again that ended a run with a number that is none, and says where it comes from.
+"""Makes the step again that ended a run with NaN or infinity, and says where it comes from.
 
     python tools/replay.py --workdir=RUN [--step=N]
 
@@ -7,11 +7,12 @@ the run's makes the step from them. Exit code 0: the same numbers came out; 1: o
 XLA_FLAGS=--xla_gpu_deterministic_ops=true for the run and for this.
 """
 
+import argparse
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags, logging
+from absl import logging
 from etils import epath
 
 from simclr_jax import checkpoint, command, files, loop, nonfinite, sharding, step, train
@@ -22,8 +23,6 @@ from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.tasks import TASKS
 
-WORKDIR = flags.DEFINE_string("workdir", None, "of the run", required=True)
-STEP = flags.DEFINE_integer("step", 0, "as the run named it; 0: the newest that is kept", lower_bound=0)
 SHOWN = 10  # arrays at most
 
 
@@ -35,8 +34,8 @@ def replay(workdir: epath.PathLike, number: int = 0, splits: Splits | None = Non
       splits: the images, for the source "arrays".
 
     Returns:
-      {step, expected and found: {loss, grad_norm}, same_batch, gradients: names of those with numbers that
-      are none, arrays: how many gradients there are}.
+      {step, expected and found: {loss, grad_norm}, same_batch, gradients: names of those that are not
+      finite, arrays: how many gradients there are}.
 
     Raises:
       SimclrError: no step is kept there, or the images are not those of the run.
@@ -71,7 +70,7 @@ def replay(workdir: epath.PathLike, number: int = 0, splits: Splits | None = Non
         "step": at + 1,
         "expected": kept["numbers"],
         "found": {name: repr(float(numbers[nonfinite.KEY][name])) for name in kept["numbers"]},
-        "same_batch": batch == kept["batch"],
+        "same_batch": kept["batch"] in (None, batch),
         "gradients": [name for name, good in checkpoint.named(fine).items() if not good],
         "arrays": len(jax.tree.leaves(fine)),
     }
@@ -96,22 +95,27 @@ def show(made: dict[str, Any]) -> bool:
         print(f"step {made['step']}: {name} {made['found'][name]}, in the run {value}")
     print("the batch is " + ("the same" if made["same_batch"] else "another"))
     bad = made["gradients"]
-    print(f"gradients with numbers that are none: {len(bad)} of {made['arrays']} arrays")
+    print(f"gradients that are not finite: {len(bad)} of {made['arrays']} arrays")
     for name in bad[:SHOWN]:
         print(f"  {name}")
     return made["same_batch"] and made["found"] == made["expected"]
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Replays the step of the command line."""
-    del argv
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--workdir", required=True, help="of the run")
+    options.add_argument("--step", type=int, default=0, help="as the run named it (default: the newest)")
+    args = options.parse_args(argv)
     logging.set_verbosity(logging.WARNING)
     with command.ends("starts again"):
-        train.use_compile_cache(cfg.load(WORKDIR.value)[0].compile_cache)
-        same = show(replay(WORKDIR.value, STEP.value))
+        train.use_compile_cache(cfg.load(args.workdir)[0].compile_cache)
+        same = show(replay(args.workdir, args.step))
         print("reproduced" if same else "NOT reproduced")
     raise SystemExit(0 if same else 1)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -106,7 +106,7 @@ class Subject:
     def _remove(self, folder: epath.Path) -> None:
         if self.first and folder.exists():
             folder.rmtree()
-        sharding.agreed(0)  # nobody goes on before it is gone
+        sharding.barrier()  # nobody goes on before it is gone
 
     # ---- what can be done ------------------------------------------------------------------------
 

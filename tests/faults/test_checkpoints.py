@@ -216,3 +216,41 @@ def test_checksums_name_type_shape_and_bits():
     assert checkpoint.checksums({"a": tree["a"].T.copy().T}) == {"a": sums["a"]}
     assert checkpoint.checksums({"a": tree["a"] + 0.0}) == {"a": sums["a"]}
     assert checkpoint.checksums({"a": np.nextafter(tree["a"], 9)}) != {"a": sums["a"]}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(24, "Too many open files"), PermissionError(13, "denied"), ValueError("UNAVAILABLE: 503")],
+    ids=["handles", "rights", "network"],
+)
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(copy, monkeypatch, error):
+    workdir, config, splits = copy
+
+    def fail(folder):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "_read_item", fail)
+    before = {path: path.read_bytes() for path in files_of(workdir)}
+    with pytest.raises(SimclrError, match=r"checkpoints/12: cannot be read now .*; try again"):
+        train.run(config, workdir, splits=splits)
+    assert {path: path.read_bytes() for path in files_of(workdir)} == before
+
+
+def test_no_memory_to_read_with_is_not_damage(copy, monkeypatch):
+    def fail(folder):
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoint, "_read_item", fail)
+    with pytest.raises(MemoryError):
+        checkpoint.newest(copy[0] / "checkpoints")
+
+
+def test_force_does_not_go_on_from_a_newer_version(copy):
+    workdir, config, splits = copy
+    tree = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(tree | {"schema": cfg.SCHEMA + 1}))
+    flip_data(workdir / "checkpoints" / "12")
+    before = {path: path.read_bytes() for path in files_of(workdir)}
+    with pytest.raises(SimclrError, match="update simclr_jax"):
+        train.run(config, workdir, splits=splits, force=True)
+    assert {path: path.read_bytes() for path in files_of(workdir)} == before

@@ -69,16 +69,18 @@ def test_it_is_released_and_leaves_nothing_behind(tmp_path):
 
 
 def test_threads_of_one_process_exclude_each_other(tmp_path):
-    begun, won, refused = threading.Barrier(8), [], []
+    begun, answered, won, refused = threading.Barrier(8), threading.Event(), [], []
 
     def contend():
         begun.wait()
         try:
             with lock.hold(tmp_path / "run"):
                 won.append(1)
-                time.sleep(1)
+                answered.wait(60)
         except SimclrError:
             refused.append(1)
+            if len(refused) == 7:
+                answered.set()
 
     threads = [threading.Thread(target=contend) for _ in range(8)]
     for thread in threads:
@@ -152,3 +154,21 @@ def test_another_config_is_refused_before_the_first_checkpoint_too(tmp_path):
     config.train.steps = 2
     assert train.run(config, tmp_path, splits=tiny_splits(), force=True)["steps"] == 2
     assert not os.path.exists(tmp_path / lock.FILE)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_lease_that_another_host_took_ends_the_run(tmp_path):
+    """This host was cut off for a while, and the other one goes on."""
+    with lock.hold(tmp_path) as check:
+        check()
+        (tmp_path / lock.FILE).write_text(lease())
+        time.sleep(1)
+        with pytest.raises(SimclrError, match="on elsewhere"):
+            check()
+    assert json.loads((tmp_path / lock.FILE).read_text())["host"] == "elsewhere"  # theirs is left alone
+
+
+def test_a_long_command_line_in_other_letters_fits_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["обучение" * 200])
+    with lock.hold(tmp_path):
+        assert len((tmp_path / lock.FILE).read_bytes()) == lock.LENGTH

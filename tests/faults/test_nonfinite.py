@@ -1,4 +1,4 @@
-"""A loss or gradient that is no number: never applied, named, kept, and made again."""
+"""A loss or gradient that is NaN or infinite: never applied, named, kept, and made again."""
 
 import jax
 import jax.numpy as jnp
@@ -93,3 +93,25 @@ def test_other_numbers_that_are_none_end_the_run_before_they_are_saved(tmp_path,
     monkeypatch.setitem(TASKS, "pretrain", broken)
     with pytest.raises(DivergedError, match="contrast_entropy is inf at step 3"):
         train.run(tiny_config(), tmp_path, splits=tiny_splits())
+
+
+def test_a_second_divergence_at_an_earlier_step_is_kept_too(tmp_path):
+    config, splits = tiny_config(**DIVERGING, log__every__steps=7), tiny_splits()
+    config.checkpoint.every.steps = 0
+    with pytest.raises(DivergedError):
+        train.run(config, tmp_path, splits=splits)
+    kept = checkpoint.saved_steps(tmp_path / nonfinite.FOLDER)
+    (tmp_path / nonfinite.FOLDER / str(kept[0])).rename(tmp_path / nonfinite.FOLDER / "30")
+    with pytest.raises(DivergedError):
+        train.run(config, tmp_path, splits=splits)
+    assert checkpoint.saved_steps(tmp_path / nonfinite.FOLDER) == kept
+    assert (tmp_path / "damaged" / nonfinite.FOLDER / "30").exists()
+
+
+def test_a_full_disk_does_not_hide_why_the_run_ends(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nonfinite, "dump", full)
+    with pytest.raises(DivergedError, match=r"the step could not be kept: .*No space left"):
+        train.run(tiny_config(**DIVERGING), tmp_path, splits=tiny_splits())

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from conftest import QUICK, tiny_config, tiny_splits
 
-from simclr_jax import checkpoint, lock, metrics, train
+from simclr_jax import checkpoint, lock, metrics, signals, train
 from simclr_jax.errors import Preempted
-from simclr_jax.signals import Signals
+from simclr_jax.signals import AGAIN, Signals
 
 ROOT = Path(__file__).parent.parent.parent
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -112,7 +112,7 @@ def test_a_command_ends_though_its_main_thread_is_in_c(tmp_path, number, times):
     until(process, "blocked")
     if times == "twice":
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        time.sleep(AGAIN + 0.3)
         assert process.poll() is None  # the first one is only noted
     process.send_signal(number)
     assert ended(process, number, 20) == f"error: {WORDS[number]}; the same command goes on\n"
@@ -201,7 +201,7 @@ def test_in_every_phase_of_a_run(tmp_path, phase, number, times):
     until(process, "now")
     process.send_signal(number)
     if times == 2:
-        time.sleep(0.5)
+        time.sleep(AGAIN + 0.3)
         if number == signal.SIGTERM:  # the first Ctrl-C has ended the step, and is ending the run
             assert process.poll() is None
         with contextlib.suppress(ProcessLookupError):
@@ -219,6 +219,51 @@ def test_in_every_phase_of_a_run(tmp_path, phase, number, times):
     summary = train.run(config, workdir, splits=tiny_splits())
     assert summary["resumed_from"] == max(saved, default=0)
     assert [row["step"] for row in metrics.read_rows(workdir)] == list(range(1, 13))
+
+
+EVALUATION = """
+import sys, time
+from simclr_jax import signals
+signals.take("goes on where this one stopped")
+sys.path.insert(0, "tests")
+from conftest import tiny_config, tiny_splits, untrained_run
+from simclr_jax import command
+from simclr_jax.evaluate import run
+
+workdir, seconds = sys.argv[1], float(sys.argv[2])
+does = run.PROTOCOLS["health"].run
+
+def holds(subject):
+    print("\\nnow", flush=True)
+    time.sleep(seconds)
+    return does(subject)
+
+untrained_run(workdir, tiny_config(augment__device="all"))
+run.PROTOCOLS["health"] = run.PROTOCOLS["health"]._replace(run=holds)
+with command.ends("goes on where this one stopped"):
+    run.evaluate(workdir, protocols=["features", "health", "neighbours"], splits=tiny_splits())
+print("finished")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 1)])
+def test_in_an_evaluation(tmp_path, number, times):
+    """SIGTERM lets the protocol end, which may have taken an hour; what is done is kept."""
+    workdir = tmp_path / "run"
+    polite = (number, times) == (signal.SIGTERM, 1)
+    process = start("-c", EVALUATION, workdir, 2.0 if polite else 600)
+    until(process, "now")
+    for _ in range(times):
+        process.send_signal(number)
+        time.sleep(AGAIN + 0.3)
+    said = ended(process, number)
+    line = f"error: {WORDS[number]}; the same command goes on where this one stopped"
+    line = "stopped after the protocol health; the same command goes on" if polite else line
+    assert said.count(line) == 1, said
+    assert "finished" not in said
+    done = {path.stem for path in (workdir / "eval" / "protocols").iterdir()}
+    assert done == ({"features", "health"} if polite else {"features"})
 
 
 @pytest.mark.slow
@@ -270,7 +315,8 @@ def handlers():
 
 
 @pytest.mark.usefixtures("no_exit")
-def test_as_a_library_the_second_signal_is_for_who_was_there_before():
+def test_as_a_library_the_second_signal_is_for_who_was_there_before(monkeypatch):
+    monkeypatch.setattr(signals, "AGAIN", 0.0)
     heard = []
     mine = {n: signal.signal(n, lambda number, _: heard.append(number)) for n in NUMBERS}
     try:
@@ -292,7 +338,8 @@ def test_as_a_library_the_second_signal_is_for_who_was_there_before():
 
 def test_as_a_library_the_second_sigterm_ends_the_process():
     """As it does without us: by the system."""
-    code = "import os, signal, time; from simclr_jax.signals import Signals\nwith Signals():\n"
+    code = "import os, signal, time; from simclr_jax import signals\n"
+    code += "signals.AGAIN = 0.0\nwith signals.Signals():\n"
     code += "    os.kill(os.getpid(), 15); print('first', flush=True)\n"
     code += "    os.kill(os.getpid(), 15); time.sleep(60)"
     process = start("-c", code)
@@ -344,3 +391,11 @@ def test_a_ctrl_c_in_a_save_waits_for_it():
     with Signals() as found, pytest.raises(KeyboardInterrupt):
         save(found)
     assert done
+
+
+def test_a_repetition_within_a_moment_is_the_same_signal():
+    """`timeout` and wrappers of batch systems send SIGTERM to the process and to its group."""
+    with Signals() as found:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert found.received

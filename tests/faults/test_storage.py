@@ -359,7 +359,7 @@ def test_bytes_of_a_checkpoint(tmp_path):
 @pytest.mark.parametrize("where", ["gs://bucket/run", "s3://bucket/run"])
 def test_room_in_a_bucket_is_not_asked_for(where):
     assert storage.free(where) is None
-    storage.check_room(where, 10**18, 0, 3)
+    storage.check_room(where, 10**18, 0, 3, 9)
 
 
 def test_room_where_the_workdir_is_not_made_yet(tmp_path):

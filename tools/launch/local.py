@@ -160,7 +160,7 @@ def say(text: str) -> None:
 
 def wait(processes: list[Process], grace: float, received: list[int]) -> int:
     """Waits for all, passing signals on; the exit code of the first that failed, or 0."""
-    code, passed, ending = 0, set(), None
+    code, passed, ending = 0, 0, None
     while True:
         codes = [process.code for process in processes]
         running = codes.count(None)
@@ -176,8 +176,8 @@ def wait(processes: list[Process], grace: float, received: list[int]) -> int:
             process.send(0)
         if not running and (not ending or all(process.gone for process in processes)):
             return code
-        due = sorted(set(received) - passed)
-        passed.update(due)
+        due = received[passed:]  # a second one, too: it ends what the first one asks to end
+        passed += len(due)
         while ending and time.monotonic() >= ending[0][0]:
             due.append(ending.pop(0)[1])
             say(f"sends {due[-1].name} to what still runs")
