@@ -158,7 +158,8 @@ def from_files(
 
     def loader():
         tf = load_tensorflow()
-        paths = [os.fsencode(os.path.join(root, name)) for name in names]
+        # Left to it, TensorFlow would rewrite the loop and call each name's functions by its own detour.
+        paths = tf.autograph.experimental.do_not_convert(_paths)(root, names)
         with tf.init_scope():  # captured once, not copied into the graph
             all_paths, all_labels = tf.constant(paths), tf.constant(ids)
         return lambda at: (decode.decode(tf.io.read_file(all_paths[at])), all_labels[at], at)
@@ -191,6 +192,10 @@ def from_files(
         groups=groups,
         notes=notes,
     )
+
+
+def _paths(root: str, names: Sequence[str]) -> list[bytes]:
+    return [os.fsencode(os.path.join(root, name)) for name in names]
 
 
 def as_text(name: str) -> str:
