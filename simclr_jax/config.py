@@ -73,12 +73,12 @@ def default() -> ConfigDict:
     start.step = 0  # of its checkpoints; 0: the newest when the run began
 
     c.data = data = ConfigDict()
-    data.source = ""  # tfds:NAME, folder:PATH, npz:PATH, builtin:mnist5k, or arrays given to run()
+    data.source = ""  # tfds:NAME, folder:PATH, list:FILE, npz:PATH, builtin:mnist5k, arrays given to run()
     data.data_dir = config_dict.placeholder(str)  # of TFDS (default ~/tensorflow_datasets), folders
     data.download = False  # whether TFDS may download and prepare what data_dir lacks
     data.train_split = "train"
     data.test_split = "test"
-    data.holdout = 0.1  # share of the images kept for testing where a folder has no test split
+    data.holdout = 0.1  # share of the images kept for testing where there is no test split
     data.image_size = 224  # side of the square the encoder sees, pixels; 0: that of start or teacher
     data.channels = 3  # gray and RGB images are converted to 1 or 3; arrays may have others; 0: likewise
     data.mean = ()  # subtracted from images in [0, 1], one value a channel; () for none, as in SimCLR

@@ -79,7 +79,7 @@ def line(found: Shortage, remedies: list[str]) -> str:
     where = "this host" if host else f"a device ({device.device_kind})"
     room = found.free
     if room is None:
-        room = _host_free() if host else _device_free()
+        room = host_free() if host else _device_free()
     sizes = [(found.needed, "needed"), (room, "free")]
     told = ", ".join(f"{storage.told(size)} {word}" for size, word in sizes if size is not None)
     return f"out of memory on {where}{': ' * bool(told)}{told}; {', or '.join(remedies)}"
@@ -130,7 +130,7 @@ def _device_free() -> int | None:
     return min((each["bytes_limit"] - each["bytes_in_use"] for each in counted), default=None)
 
 
-def _host_free() -> int | None:
+def host_free() -> int | None:
     """Bytes of the host's memory that a process can still get; Linux tells."""
     found = []
     with contextlib.suppress(OSError, ValueError, IndexError):

@@ -5,6 +5,7 @@ goes through this file.
 """
 
 import os
+from pathlib import Path
 
 from etils import epath
 
@@ -52,9 +53,21 @@ def local(path: epath.PathLike, option: str) -> epath.Path:
 
 
 def of_source(where: epath.PathLike, data_dir: str | None = None) -> epath.Path:
-    """The path of folder:PATH or npz:PATH; a relative one begins in `data_dir`."""
+    """The path of folder:PATH, list:FILE or npz:PATH; a relative one begins in `data_dir`."""
     path = expand(where)
     return expand(data_dir) / path if data_dir and not is_remote(path) and not path.is_absolute() else path
+
+
+def local_source(kind: str, where: epath.PathLike, data_dir: str | None = None) -> Path:
+    """The same of the source `kind`:`where`, which has to be on this machine.
+
+    Raises:
+      SimclrError: it is a URL.
+    """
+    path = of_source(where, data_dir)
+    if is_remote(path):
+        raise SimclrError(f"{kind}:{path}: must be a local path; copy the images from there, or mount it")
+    return Path(path)
 
 
 def real(path: epath.PathLike) -> str:

@@ -13,6 +13,7 @@ from simclr_jax import checkpoint, encoder, files, lock, paths, recipe, sharding
 from simclr_jax import config as cfg
 from simclr_jax import workdir as folder
 from simclr_jax.checkpoint import Saved
+from simclr_jax.data import notes as data_notes
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import DamagedError, SimclrError
@@ -92,6 +93,7 @@ def resolved(
     mesh = sharding.make_mesh(config.mesh.devices)
     with clock.phase("data"):
         splits = splits or data_splits.load(**config.data)
+        data_splits.check_channels(splits, config.data.channels)
     validation.validate_run(config, splits.train.size, mesh.size)
     folder.check(workdir, config)
     with contextlib.ExitStack() as stack:
@@ -125,7 +127,8 @@ def _resolve(config: ConfigDict, workdir: epath.Path, splits: Splits, mesh: Mesh
             f"config.train: {steps} steps, and {workdir} has done {saved.step} already; give more, or choose "
             "another --workdir"
         )
-    return Run(config, workdir, splits, mesh, identity, steps, saved, damaged, (*notes, *settled))
+    told = (*data_notes.describe(splits), *notes, *settled)
+    return Run(config, workdir, splits, mesh, identity, steps, saved, damaged, told)
 
 
 def _newest(checkpoints: epath.Path) -> tuple[Saved | None, tuple[int, ...], tuple[str, ...]]:

@@ -16,7 +16,13 @@ from simclr_jax.errors import SimclrError
 
 # The names a field may take. Tests compare them with the dicts of constructors they stand for.
 TASKS = ("pretrain", "supervised", "distill", "heads")
-SOURCES = ("tfds:NAME", "folder:PATH", "npz:PATH", "builtin:mnist5k", "arrays")
+SOURCES = ("tfds:NAME", "folder:PATH", "list:FILE", "npz:PATH", "builtin:mnist5k", "arrays")
+PLACES = {  # kinds of sources that name one, with an example
+    "tfds": "cifar10",
+    "folder": "/my/images",
+    "list": "/my/images.csv",
+    "npz": "/my/images.npz",
+}
 ENCODERS = ("resnet", "cnn")
 DEPTHS = (18, 34, 50, 101, 152, 200)
 STEMS = ("imagenet", "cifar", "cifar_pad2")
@@ -213,13 +219,12 @@ def _check_source(flat: dict[str, Any]) -> None:
     allowed = "one of " + ", ".join(SOURCES)
     if not kind:
         raise SimclrError(f"config.data.source is empty: must be {allowed}")
-    known = kind in ("tfds", "folder", "npz") or flat["data.source"] in SOURCES
+    known = kind in PLACES or flat["data.source"] in SOURCES
     _require(known, flat, "data.source", allowed)
-    if kind in ("tfds", "folder", "npz") and not rest:
-        example = {"tfds": "cifar10", "folder": "/my/images", "npz": "/my/images.npz"}[kind]
+    if kind in PLACES and not rest:
         raise SimclrError(
             f"config.data.source={kind + ':'!r}: say which one, "
-            f"for example --config.data.source={kind}:{example}"
+            f"for example --config.data.source={kind}:{PLACES[kind]}"
         )
 
 

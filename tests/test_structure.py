@@ -43,7 +43,7 @@ FLOORS = (
 )  # fmt: skip
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 PURE = ("losses", "models", "optim", "augment", "geometry")  # never TensorFlow, flags or the config
-TENSORFLOW = ("data/tf.py", "data/splits.py", "data/multilabel.py", "convert/google_tf.py")
+TENSORFLOW = ("data/tf.py", "data/tfds.py", "data/multilabel.py", "convert/google_tf.py")
 
 
 def imports(path):

@@ -3,7 +3,7 @@
 from simclr_jax.data.tf import load
 from simclr_jax.errors import SimclrError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
 
 
 def _bmp(data):

@@ -4,9 +4,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simclr_jax.data import splits as data_splits
-from simclr_jax.data.sources import Source, from_arrays, from_records
-from simclr_jax.data.splits import Splits
+from simclr_jax.data import arrays as npz
+from simclr_jax.data import tfds as prepared
+from simclr_jax.data.labels import is_one_hot
+from simclr_jax.data.sources import Source, Splits, from_arrays, from_records
 from simclr_jax.errors import SimclrError
 
 
@@ -42,19 +43,20 @@ def load(
 
 
 def _npz(where: str, data_dir: str | None) -> MultiLabel | None:
-    path, arrays = data_splits.open_npz(where, data_dir)
-    keys = data_splits.npz_keys(path, arrays)
+    path, arrays = npz.open_npz(where, data_dir)
+    keys = npz.npz_keys(path, arrays)
     (train_x, train_y), (test_x, test_y) = keys
     if train_y not in arrays:
         return None
-    labels = data_splits.npz_array(path, arrays, train_y)
-    if labels.ndim != 2 or labels.shape[1] < 2:
+    labels = npz.npz_array(path, arrays, train_y)
+    if labels.ndim != 2 or labels.shape[1] < 2 or is_one_hot(labels):
         return None
     if test_x not in arrays:
         raise SimclrError(f"npz:{path}: has labels of several classes and needs a test split")
-    found = {"train": (train_x, labels), "test": (test_x, data_splits.npz_array(path, arrays, test_y))}
+    found = {"train": (train_x, labels), "test": (test_x, npz.npz_array(path, arrays, test_y))}
+    npz.check_room(path, [train_x, train_y, test_x, test_y])
     images = {
-        part: from_arrays(data_splits.npz_array(path, arrays, x), name=f"npz:{path.name}/{x}")
+        part: from_arrays(npz.npz_array(path, arrays, x), name=f"npz:{path.name}/{x}")
         for part, (x, _) in found.items()
     }
     targets = {part: y.astype(bool) for part, (_, y) in found.items()}
@@ -67,7 +69,7 @@ def _npz(where: str, data_dir: str | None) -> MultiLabel | None:
 
 
 def _tfds(where: str, data_dir: str | None, download: bool, names: dict[str, str]) -> MultiLabel | None:
-    builder = data_splits.tfds_builder(where, data_dir, download)
+    builder = prepared.builder_of(where, data_dir, download)
     features = dict(builder.info.features.items())
     feature = features.get("labels")
     classes = getattr(getattr(feature, "feature", None), "num_classes", None)
@@ -84,7 +86,7 @@ def _read(builder: Any, split: str, classes: int) -> tuple[Source, np.ndarray]:
     """The encoded images of a split, held in memory, and their classes."""
     import tensorflow_datasets as tfds
 
-    data_splits.tfds_size(builder, split)
+    prepared.size_of(builder, split)
     raw = {"image": tfds.decode.SkipDecoding()}
     if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
         rows = builder.as_data_source(split, decoders=raw)

@@ -1,23 +1,20 @@
 """What examples come from: arrays, image files, encoded records, or a sequential stream.
 
 A `Source` gives random access by index; a `Stream` (TFRecord that does not fit in memory) can only be
-read in file order. `splits.load` makes the two that a config names.
+read in file order. `splits.load` makes the two that a config names: the `Splits`.
 """
 
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from simclr_jax.data import decode
+from simclr_jax.data import decode, pixels
+from simclr_jax.data.labels import NO_LABEL, Labels, number
 from simclr_jax.data.tf import load as load_tensorflow
-from simclr_jax.errors import SimclrError
-
-NO_LABEL = -1
-MOST_CLASSES = 1_000_000  # a larger label is no number of a class, but something else
 
 
 @dataclass(frozen=True)
@@ -41,18 +38,28 @@ class Source:
     names: tuple[str, ...] = ()  # of the files, where there are files
     unreadable: set[str] = field(default_factory=set, compare=False)  # files found bad so far
     part: Callable[[np.ndarray], "Source"] | None = None  # files: index -> the Source of those alone
+    ids: np.ndarray | None = field(default=None, compare=False)  # every label [size], where they are at hand
+    groups: np.ndarray | None = field(default=None, compare=False)  # [size]: a hold-out divides none
+    notes: tuple[str, ...] = ()  # what to tell of how it was read
 
     def subset(self, index: np.ndarray) -> "Source":
         """The examples `index [m]` as a Source of their own, under the same class names."""
         if self.part is not None:
             return self.part(index)
         fingerprint = _digest(self.fingerprint.encode(), np.asarray(index, np.int64))
-        fetch = lambda rows: self.fetch(index[rows])  # noqa: E731
+
+        def fetch(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return self.fetch(index[rows])
+
         names = tuple(self.names[i] for i in index) if self.names else ()
-        return replace(self, size=len(index), fetch=fetch, fingerprint=fingerprint, names=names)
+        ids, groups = (None if x is None else x[index] for x in (self.ids, self.groups))
+        made = {"fetch": fetch, "fingerprint": fingerprint, "names": names, "ids": ids, "groups": groups}
+        return replace(self, size=len(index), **made)
 
     def labels(self) -> np.ndarray:
         """Every label `[size]` int32, -1 for none; of records that takes reading them all."""
+        if self.ids is not None:
+            return self.ids
         chunks = np.array_split(np.arange(self.size), -(-self.size // 1024))
         return np.concatenate([self.fetch(chunk)[1] for chunk in chunks])
 
@@ -77,7 +84,15 @@ class Stream:
     open: Callable[..., Any]
     fingerprint: str
     buffer: int  # images in the shuffle buffer
+    notes: tuple[str, ...] = ()
     unreadable: set[str] = field(default_factory=set, compare=False)
+
+
+class Splits(NamedTuple):
+    """The images to train on and, where there are any, those to test on."""
+
+    train: Source | Stream
+    test: Source | Stream | None
 
 
 def _digest(*parts: Any) -> str:
@@ -89,33 +104,20 @@ def _digest(*parts: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def from_arrays(images: np.ndarray, labels: np.ndarray | None = None, *, name: str = "arrays") -> Source:
-    """Examples in memory: images `[n, h, w]` or `[n, h, w, c]` uint8, labels `[n]` or `[n, 1]`."""
-    images = np.asarray(images)
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.dtype != np.uint8 or not len(images):
-        raise SimclrError(
-            f"{name}: images must be uint8 [n, h, w] or [n, h, w, c] with n > 0, "
-            f"not {images.dtype} {list(images.shape)}"
-        )
+def from_arrays(images: np.ndarray, labels: Any = None, *, name: str = "arrays") -> Source:
+    """Examples in memory: images as `pixels.read` takes them, labels as `labels.number` does."""
+    images, notes = pixels.read(images, name)
+    known = None if labels is None else number(labels, len(images), name)
+    return of_arrays(images, known, name=name, notes=notes)
+
+
+def of_arrays(
+    images: np.ndarray, labels: Labels | None = None, *, name: str, notes: tuple[str, ...] = ()
+) -> Source:
+    """Examples in memory: images uint8 `[n, h, w, c]`, and labels that are read already; None: no labels."""
     if labels is None:
-        ids, classes = np.full(len(images), NO_LABEL, np.int32), ()
-    else:
-        ids = np.asarray(labels).reshape(-1)
-        whole = np.issubdtype(ids.dtype, np.integer)
-        if len(ids) != len(images) or not whole or ids.min() < NO_LABEL:
-            raise SimclrError(
-                f"{name}: labels must be {len(images)} class numbers from 0 up (-1: none), "
-                f"not {np.asarray(labels).dtype} {list(np.shape(labels))}"
-            )
-        if ids.max() >= MOST_CLASSES:
-            raise SimclrError(
-                f"{name}: the label {ids.max()} would make {ids.max() + 1:,} classes, and a classifier takes "
-                f"at most {MOST_CLASSES:,}; number the classes from 0"
-            )
-        ids = ids.astype(np.int32)
-        classes = tuple(map(str, range(ids.max() + 1)))  # () where all are -1
+        labels = Labels(np.full(len(images), NO_LABEL, np.int32), (), ())
+    ids = labels.ids
 
     def read(image, label):
         image.set_shape(images.shape[1:])
@@ -125,27 +127,39 @@ def from_arrays(images: np.ndarray, labels: np.ndarray | None = None, *, name: s
         kind="array",
         name=name,
         size=len(images),
-        classes=classes,
+        classes=labels.classes,
         fetch=lambda index: (images[index], ids[index]),
         read=read,
         fingerprint=_digest(str(images.shape).encode(), images, ids),
+        ids=ids,
+        notes=notes + labels.notes,
     )
 
 
 def from_files(
-    paths: list[str],
-    labels: list[int] | None,
+    names: Sequence[str],
+    ids: np.ndarray | None,
     classes: tuple[str, ...],
     *,
     root: str,
+    name: str = "",
+    groups: np.ndarray | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Source:
-    """Image files, decoded as they are read; an unreadable one gives way to the next in order."""
-    n = len(paths)
-    ids = np.array([NO_LABEL] * n if labels is None else labels, np.int32)
-    names = tuple(str(Path(p).relative_to(root)) for p in paths)
+    """Image files, decoded as they are read; an unreadable one gives way to the next in order.
+
+    Args:
+      names: relative to `root`, as the system gives them: bytes that are not UTF-8 are escaped.
+      ids: the label of each, -1 for none; None: no labels at all.
+      name: of the source; `folder:ROOT` if there is none.
+    """
+    n = len(names)
+    ids = np.full(n, NO_LABEL, np.int32) if ids is None else np.asarray(ids, np.int32)
 
     def loader():
         tf = load_tensorflow()
+        # Left to it, TensorFlow would rewrite the loop and call each name's functions by its own detour.
+        paths = tf.autograph.experimental.do_not_convert(_paths)(root, names)
         with tf.init_scope():  # captured once, not copied into the graph
             all_paths, all_labels = tf.constant(paths), tf.constant(ids)
         return lambda at: (decode.decode(tf.io.read_file(all_paths[at])), all_labels[at], at)
@@ -157,18 +171,36 @@ def from_files(
         candidates = tf.data.Dataset.range(n).map(lambda offset: load((index + offset) % n))
         return candidates.ignore_errors().take(1).get_single_element()
 
+    def part(index: np.ndarray) -> Source:
+        its_groups = None if groups is None else groups[index]
+        its_names = [names[i] for i in index]
+        told = {"root": root, "name": name, "groups": its_groups, "notes": notes}
+        return from_files(its_names, ids[index], classes, **told)
+
     return Source(
         kind="file",
-        name=f"folder:{root}",
+        name=name or f"folder:{root}",
         size=n,
         classes=classes,
         fetch=lambda index: (index, ids[index]),
         read=lambda index, label: loader()(index),
         read_around=read_around,
-        fingerprint=_digest("\n".join(names).encode(), ids),
-        names=names,
-        part=lambda index: from_files([paths[i] for i in index], ids[index].tolist(), classes, root=root),
+        fingerprint=_digest(os.fsencode("\n".join(names)), ids),
+        names=tuple(map(as_text, names)),
+        part=part,
+        ids=ids,
+        groups=groups,
+        notes=notes,
     )
+
+
+def _paths(root: str, names: Sequence[str]) -> list[bytes]:
+    return [os.fsencode(os.path.join(root, name)) for name in names]
+
+
+def as_text(name: str) -> str:
+    """A file's name as text that every encoding takes: bytes that are not UTF-8 become \\xNN."""
+    return name if name.isascii() else os.fsencode(name).decode(errors="backslashreplace")
 
 
 def from_records(records: Any, *, name: str, classes: tuple[str, ...]) -> Source:

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         "--transfer",
         metavar="SOURCE,SOURCE",
         default="",
-        help="labelled sets: tfds:NAME, folder:PATH, npz:PATH",
+        help="labelled sets: tfds:NAME, folder:PATH, list:FILE, npz:PATH",
     )
     add("--step", type=int, default=0, metavar="N", help="of its checkpoints (the newest)")
     add("--again", action="store_true", help="run protocols although their results are there")

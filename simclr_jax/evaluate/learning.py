@@ -123,15 +123,15 @@ class Labelled(NamedTuple):
 
 
 def load(config: ConfigDict, source: str) -> Labelled:
-    """The labelled set `tfds:NAME`, `folder:PATH` or `npz:PATH`, read as `config` reads the run's own images.
+    """The labelled set `tfds:NAME`, `folder:PATH`, `list:FILE` or `npz:PATH`, read as `config` reads its own.
 
     Raises:
       SimclrError: it is not there, or has no labels.
     """
     kind, _, where = source.partition(":")
     try:
-        if kind not in ("tfds", "folder", "npz", "builtin"):
-            raise SimclrError("must be tfds:NAME, folder:PATH or npz:PATH")
+        if kind not in ("tfds", "folder", "list", "npz", "builtin"):
+            raise SimclrError("must be tfds:NAME, folder:PATH, list:FILE or npz:PATH")
         config, name = config.copy_and_resolve_references(), where.split("/")[0] if kind == "tfds" else ""
         config.data.source = source
         config.data.train_split, config.data.test_split = SPLITS.get(name, ("train", "test"))

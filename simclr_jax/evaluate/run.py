@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import bounds, checkpoint, encoder, files, memory_error, paths, sharding, validation
 from simclr_jax import config as cfg
+from simclr_jax.data import notes
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError, Stopped, StorageError
@@ -97,6 +98,7 @@ def evaluate(
     mesh = sharding.make_mesh(config.mesh.devices)
     validation.check_divisible(config, ("eval.batch_size", "train.batch_size"), mesh.size)
     splits = splits or _load(config)
+    told = notes.describe(splits)  # now: in memory the images are another source
     mine = encoder.Encoder(config, found.classes, found.step, found.variables)
     newest = found.step == max(checkpoint.saved_steps(workdir / "checkpoints"))
     changed = [] if newest else [f"step={found.step}"]
@@ -107,8 +109,13 @@ def evaluate(
     tested = f", {splits.test.size:,} to test on" if splits.test else ""
     images = f"{splits.train.size:,} images to learn from ({splits.train.name}){tested}"
     say(f"{workdir}, step {found.step}, {config.eval.endpoint}; {images}", flush=True)
+    for line in told:
+        say(line, flush=True)
     if "transfer" in wanted:  # a mistake in their names is told before the rest begins
         subject.sets = {source: learning.load(config, source) for source in transfer}
+        for source, data in subject.sets.items():
+            for line in notes.describe(data.splits):
+                say(f"--transfer={source}: {line}", flush=True)
     chosen = [
         name
         for name in PROTOCOLS

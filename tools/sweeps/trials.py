@@ -63,7 +63,7 @@ def load(config: ConfigDict, *, test: bool) -> Splits:
                 f"{train_images.name}: no part of a sequential source can be held out; prepare it as "
                 "ArrayRecord, raise config.data.memory_gb, or score on the test split with --test"
             )
-        kept, held = data_splits.held_out(train_images.size, SHARE)
+        kept, held = data_splits.held_out(train_images.size, SHARE, train_images.groups)
         train_images, test_images = train_images.subset(kept), train_images.subset(held)
     splits = Splits(train_images, test_images)
     return memory.hold(splits, config.data) if config.augment.device == "all" else splits

@@ -1,0 +1,126 @@
+"""`npz:PATH`: images and labels as NumPy arrays in one file."""
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from simclr_jax import memory_error
+from simclr_jax.data import pixels
+from simclr_jax.data.holdout import held_out
+from simclr_jax.data.labels import number
+from simclr_jax.data.sources import Source, Splits, of_arrays
+from simclr_jax.errors import SimclrError, one_line
+from simclr_jax.paths import local_source
+
+NPZ_KEYS = (  # images, labels; the first pair found counts
+    (("train_images", "train_labels"), ("test_images", "test_labels")),
+    (("x_train", "y_train"), ("x_test", "y_test")),
+    (("images", "labels"), (None, None)),
+)
+
+
+def open_npz(where: str | Path, data_dir: str | None = None) -> tuple[Path, Any]:
+    """The path of an .npz file, and its arrays, which are read when they are asked for."""
+    path = local_source("npz", str(where), data_dir)
+    try:
+        arrays = np.load(path, allow_pickle=False)
+        arrays.keys()
+    except FileNotFoundError:
+        raise SimclrError(f"npz:{path}: no such file") from None
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise SimclrError(f"npz:{path}: not an .npz file ({one_line(error)})") from None
+    return path, arrays
+
+
+def npz_array(path: Path, arrays: Any, key: str) -> np.ndarray:
+    """One array of an open .npz file. Python objects in it are refused: reading them could run code."""
+    try:
+        return arrays[key]
+    except KeyError:
+        raise SimclrError(f"npz:{path}: lacks {key}; it holds {', '.join(arrays.keys())}") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        remedy = (
+            "; save numbers: images uint8 [n, h, w, c], labels [n]" if "allow_pickle" in str(error) else ""
+        )
+        line = "it holds Python objects, not numbers" if remedy else f"it is damaged ({one_line(error)})"
+        raise SimclrError(f"npz:{path}: {key} cannot be read, {line}{remedy}") from None
+
+
+def check_room(path: Path, keys: list[str], copies: int = 1) -> None:
+    """Raises SimclrError where the arrays promise more bytes than there is memory.
+
+    A file of some megabytes can hold zeros that fill any memory: only the headers are read here.
+    """
+    sizes = {key: size for key in keys if (size := _promised(path, key)) is not None}
+    free = memory_error.host_free()
+    needs = copies * sum(sizes.values())
+    if free is not None and needs > free:
+        largest = max(sizes, key=sizes.__getitem__)
+        raise SimclrError(
+            f"npz:{path}: its arrays take {needs / 2**30:,.1f} GiB of memory, {largest} most, and "
+            f"{free / 2**30:,.1f} are free; save fewer or smaller images, or image files for folder: or list:"
+        )
+
+
+def _promised(path: Path, key: str) -> int | None:
+    """Bytes of an array by its header; None where there is no such header: whoever reads it says why."""
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
+            shape, _, dtype = readers[npy.read_magic(file)](file)
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    return math.prod(shape) * dtype.itemsize
+
+
+def npz_keys(path: Path, arrays: Any) -> tuple:
+    """((train images, labels), (test images, labels)) by their names in the file."""
+    present = [pairs for pairs in NPZ_KEYS if pairs[0][0] in arrays]
+    if not present:
+        raise SimclrError(
+            f"npz:{path}: holds {', '.join(arrays.keys())}; name the images train_images (and train_labels, "
+            "test_images, test_labels), x_train and so on, or images and labels"
+        )
+    return present[0]
+
+
+def load(where: str | Path, data_dir: str | None, holdout: float) -> Splits:
+    """The splits that the names of the arrays say; without a test split, `holdout` of the labelled images."""
+    path, arrays = open_npz(where, data_dir)
+    keys = list(arrays.keys())
+    (train_x, train_y), (test_x, test_y) = npz_keys(path, arrays)
+    read = [key for key in (train_x, train_y, test_x, test_y) if key in keys]
+    check_room(path, read, copies=1 if test_x in keys or train_y not in keys else 2)
+
+    def part(x: str, y: str | None, classes: tuple[str, ...] | None = None) -> tuple:
+        """(images, labels, notes) of one split."""
+        images, notes = pixels.read(npz_array(path, arrays, x), f"npz:{path.name}/{x}")
+        if y not in keys:
+            why = f"npz:{path.name}/{x}: no labels: the file has no {y}; it holds {', '.join(keys)}"
+            return images, None, (*notes, why)
+        where = f"npz:{path.name}/{y}"
+        labels = number(npz_array(path, arrays, y), len(images), where, classes=classes)
+        return images, labels, notes
+
+    images, labels, notes = part(train_x, train_y)
+    classes = labels.classes if labels else ()
+    name = f"npz:{path.name}/{train_x}"
+    if test_x in keys:
+        test_images, test_labels, test_notes = part(test_x, test_y, classes or None)
+        return Splits(
+            of_arrays(images, labels, name=name, notes=notes),
+            of_arrays(test_images, test_labels, name=f"npz:{path.name}/{test_x}", notes=test_notes),
+        )
+    if labels is None:  # nothing to score: train on all
+        return Splits(of_arrays(images, labels, name=name, notes=notes), None)
+    kept, held = held_out(len(images), holdout)
+
+    def rows(index: np.ndarray) -> Source:
+        return of_arrays(images[index], labels._replace(ids=labels.ids[index]), name=name, notes=notes)
+
+    return Splits(rows(kept), rows(held) if len(held) else None)

@@ -1,0 +1,34 @@
+"""What a run tells of its images before it starts: what was found, and what was read in a way of its own."""
+
+import numpy as np
+
+from simclr_jax.data.labels import printable
+from simclr_jax.data.sources import Source, Splits, Stream
+
+SHOWN = 10  # classes, of each split
+
+
+def describe(splits: Splits) -> tuple[str, ...]:
+    """The notes of the splits, each once, and how many images each class has."""
+    parts = [split for split in splits if split is not None]
+    notes = dict.fromkeys(note for part in parts for note in part.notes)
+    counts = zip(("train", "test"), splits, strict=True)
+    return (*notes, *(line for role, part in counts if (line := _counts(role, part))))
+
+
+def _counts(role: str, split: Source | Stream | None) -> str:
+    """Images of each class; "" where there are no labels, or none without reading all images."""
+    ids = getattr(split, "ids", None)
+    if ids is None or not split.classes:
+        return ""
+    counts = np.bincount(ids[ids >= 0], minlength=len(split.classes))
+    shown = ", ".join(
+        f"{printable(name)}: {count:,}" for name, count in zip(split.classes[:SHOWN], counts, strict=False)
+    )
+    more = len(counts) - SHOWN
+    parts = [shown + (f" and {more:,} more classes" if more > 0 else "")]
+    if without := int((ids < 0).sum()):
+        parts.append(f"{without:,} without a label")
+    if empty := int((counts == 0).sum()):
+        parts.append(f"{empty:,} of the {len(counts):,} classes have no image")
+    return f"images of each class to {role} on: " + "; ".join(parts)

@@ -1,0 +1,16 @@
+"""What people call the images to train on and those to test on, as folders or in a table."""
+
+from collections.abc import Iterable
+
+TRAIN = ("train", "training")
+TEST = ("test", "val", "validation", "valid", "testing", "eval", "evaluation", "dev")
+
+
+def first_named(present: Iterable[str], wanted: Iterable[str]) -> str | None:
+    """The first of the names `wanted` that is `present`: as it is written, or else in other capitals."""
+    present, wanted = list(present), [name for name in wanted if name]
+    folded: dict[str, str] = {}
+    for name in sorted(present):
+        folded.setdefault(name.casefold(), name)
+    exact = next((name for name in wanted if name in present), None)
+    return exact or next((folded[name.casefold()] for name in wanted if name.casefold() in folded), None)
