@@ -43,10 +43,12 @@ setup(
         f"tensorflow-cpu>=2.20; {CPU_BUILD}",
         "tensorflow>=2.20; platform_system != 'Linux' or platform_machine != 'x86_64'",
         "tensorflow-datasets>=4.9.10",  # older ones fail with protobuf 7
+        "tifffile>=2024.1.30",
         "tqdm>=4.66",
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
+        "dicom": ["pydicom>=3.0"],
         "sweep": ["optuna>=4.9"],  # whose heartbeats tell of dead trials
         "torch": ["torch>=2.10"],  # to read and write .pth
         "tpu": ["jax[tpu]"],
@@ -56,6 +58,7 @@ setup(
             "bandit==1.9.4",
             "hypothesis>=6.100",
             "optuna>=4.9",
+            "pydicom>=3.0",
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff==0.17.6",

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_dict
 from simclr_jax import files, paths
 from simclr_jax.errors import DamagedError, SimclrError
 
-SCHEMA = 4  # of config.json; raise it when a field is added, renamed or changes its meaning
+SCHEMA = 5  # of config.json; raise it when a field is added, renamed or changes its meaning
 FILE = "config.json"
 
 # What may differ between a run and its resumption: it does not decide the trained parameters, but for how
@@ -27,6 +27,7 @@ FREE = (
     "compile_cache",
     "data.data_dir",
     "data.download",
+    "data.max_unreadable",
     "data.threads",
     "eval",
     "log",
@@ -48,6 +49,9 @@ ARCHITECTURE = (
     "projection_layers",
     "projection_dim",
 )
+
+# Fields of `data` that say how files become pixels; a run that starts from another has those.
+PIXELS = ("background", "intensity", "percentiles", "window", "exif")
 
 # Fields added after schema 1, with the value that keeps the behaviour older workdirs had.
 OLD_BEHAVIOUR: dict[str, Any] = {}
@@ -87,6 +91,14 @@ def default() -> ConfigDict:
     data.stored_size = 0  # augment.device=all: side of the squares that image files become; 0: image_size
     data.shuffle_buffer = 16384  # images; sequential (TFRecord) sources only
     data.threads = 0  # of the input pipeline; 0: all cores
+    data.background = "white"  # what lies under transparent pixels of image files: a name, or #rrggbb
+    data.intensity = "full"  # what becomes black and white in files of more than 8 bits: the whole range of
+    #   their type (DICOM: their own window), the "percentiles" of the training files, or a "window"
+    data.percentiles = (0.5, 99.5)  # of data.intensity=percentiles
+    data.window = ()  # (black, white) of data.intensity=window; of percentiles, measured as a run begins
+    data.exif = False  # whether files are turned as their EXIF says
+    data.max_pixels = 89_478_485  # of an image file; a larger one counts as unreadable
+    data.max_unreadable = 0.05  # share of the files that others may replace; above, the run stops
 
     c.augment = augment = ConfigDict()
     augment.device = "none"  # what the accelerator does: none, photometric (colour and blur), or all, on
@@ -337,10 +349,10 @@ def load(workdir: epath.PathLike) -> tuple[ConfigDict, dict[str, Any]]:
 def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> ConfigDict:
     """Takes from `config.start.workdir` what describes its encoder and its images.
 
-    That is the architecture, mean and std of images, how they are cropped and resized for evaluation
-    (where the config leaves the defaults), and the image size and channels where they are 0; these a
-    student without a start takes from its teacher. A run that goes on in `workdir` has all noted there,
-    the steps of start and teacher too, and needs its start no longer.
+    That is the architecture, mean and std of images, how files become pixels, how images are cropped and
+    resized for evaluation (where the config leaves the defaults), and the image size and channels where
+    they are 0; these a student without a start takes from its teacher. A run that goes on in `workdir` has
+    all noted there, the steps of start and teacher too, and needs its start no longer.
 
     Raises:
       SimclrError: there is no run, or the config says otherwise.
@@ -353,6 +365,8 @@ def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> Co
     own = going_on(workdir)
     if own is not None and own.start.workdir == start:
         config.start.step = config.start.step or own.start.step
+    if own is not None and _measured(own) == _measured(config):
+        config.data.window = config.data.window or own.data.window
     if own is not None and own.distill.teacher == config.distill.teacher:
         config.distill.step = config.distill.step or own.distill.step
     if start:
@@ -377,12 +391,18 @@ def _adopt_model(config: ConfigDict, source: ConfigDict) -> None:
     headless = source.model.projection == "none" and config.task == "pretrain"  # it gets a new head
     architecture = [f"model.{f}" for f in ARCHITECTURE if not (headless and f.startswith("projection"))]
     today, mine, theirs = flatten(default()), flatten(config), flatten(source)
-    for field in (*architecture, "data.mean", "data.std", "eval.crop", "eval.resize"):
+    pixels = [f"data.{f}" for f in PIXELS] * all(mine[f"data.{f}"] == today[f"data.{f}"] for f in PIXELS)
+    for field in (*architecture, "data.mean", "data.std", *pixels, "eval.crop", "eval.resize"):
         if mine[field] == today[field]:
             set_field(config, field, theirs[field])
         elif mine[field] != theirs[field] and not field.startswith("eval."):
             start = config.start.workdir
             raise SimclrError(f"config.{field}={mine[field]!r}: {start} has {theirs[field]!r}; leave it out")
+
+
+def _measured(config: ConfigDict) -> tuple:
+    """What decides the window that a run measures."""
+    return config.data.intensity, tuple(config.data.percentiles)
 
 
 def going_on(workdir: epath.PathLike | None) -> ConfigDict | None:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import checkpoint, geometry, paths, sharding
 from simclr_jax import config as cfg
+from simclr_jax.data import formats
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import simclr
 
@@ -42,7 +43,7 @@ class Encoder:
         """Features `[n, d]` float32 of images `[n, h, w, c]`.
 
         Args:
-          images: uint8, or float in [0, 1].
+          images: uint8, or float in [0, 1]; RGBA is laid over `config.data.background` for an RGB encoder.
           preprocess: crop and resize as the run does for its evaluation; otherwise images are taken as
             they are, `config.data.image_size` pixels a side as a rule.
           endpoint: "final_avg_pool" (h), "initial_conv", "initial_max_pool", "block_group1" and so on,
@@ -54,7 +55,7 @@ class Encoder:
         """
         if batch_size < 1:
             raise SimclrError(f"batch_size={batch_size}: must be above 0")
-        images = self._check(images)
+        images = self._opaque(self._check(images))
         parts = []
         for begin in range(0, len(images), batch_size):
             part = images[begin : begin + batch_size]
@@ -77,6 +78,16 @@ class Encoder:
         view = (data.image_size, evaluation.crop, evaluation.resize) if preprocess else ()
         return tuple(data.mean), tuple(data.std), view
 
+    def _opaque(self, images: np.ndarray) -> np.ndarray:
+        """RGBA laid over the background of the run, where the encoder takes RGB."""
+        if images.shape[-1] == self.config.data.channels:
+            return images
+        background = formats.colour(self.config.data.background)
+        if images.dtype == np.uint8:
+            return formats.over(images[..., :3], images[..., 3], background)
+        alpha = images[..., 3:]
+        return images[..., :3] * alpha + np.array(background, np.float32) / 255 * (1 - alpha)
+
     def _check(self, images: Any) -> np.ndarray:
         try:
             images = np.asarray(images)
@@ -85,7 +96,8 @@ class Encoder:
                 "images must be of one size: [n, h, w, c]; resize them, or give one at a time"
             ) from None
         channels = self.config.data.channels
-        if images.ndim != 4 or images.shape[-1] != channels or not images.size:
+        known = (3, 4) if channels == 3 else (channels,)
+        if images.ndim != 4 or images.shape[-1] not in known or not images.size:
             one = "; images[None] of a single one" if images.ndim == 3 else ""
             raise SimclrError(f"images must be [n, h, w, {channels}], not {list(images.shape)}{one}")
         if images.dtype == np.uint8:

@@ -21,6 +21,10 @@ class DamagedError(SimclrError):
     """A checkpoint does not hold what was saved."""
 
 
+class UnreadableImagesError(SimclrError):
+    """Images cannot be read, more of them than the config bears."""
+
+
 class Stopped(Exception):  # noqa: N818 - not an error
     """SIGTERM was heard; what is done is saved. The text says so."""
 

@@ -31,6 +31,8 @@ def show(summary: Mapping[str, Any], workdir: epath.Path) -> None:
         print(f"  {path.name}/  {inside}" if inside else f"  {path.name}")
     if names := summary["unreadable_files"]["names"]:
         print(f"{len(names)} unreadable files were replaced: {', '.join(names[:5])}")
+    if count := summary["files_read_by_pillow"]:
+        print(f"{count} files were read by Pillow, as TensorFlow could not")
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,6 +94,8 @@ def resolved(
     with clock.phase("data"):
         splits = splits or data_splits.load(**config.data)
         data_splits.check_channels(splits, config.data.channels)
+        if reading := splits.train.reading:  # percentiles have been measured
+            config.data.window = reading.window
     validation.validate_run(config, splits.train.size, mesh.size)
     folder.check(workdir, config)
     with contextlib.ExitStack() as stack:

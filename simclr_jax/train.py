@@ -35,7 +35,7 @@ from simclr_jax import config as cfg
 from simclr_jax import workdir as folder
 from simclr_jax.data import memory
 from simclr_jax.data.splits import Splits
-from simclr_jax.errors import Preempted, StorageError
+from simclr_jax.errors import Preempted, StorageError, UnreadableImagesError
 from simclr_jax.loop import Loop, Outlets
 from simclr_jax.resolve import Run
 from simclr_jax.signals import Signals
@@ -130,7 +130,11 @@ def train(
         stack.enter_context(checkpoints)
         writers = stack.enter_context(start_writers(run.workdir, run.first, run.config))
         outlets = Outlets(checkpoints, writers, signals, clock, on_eval)
-        state, rates = Loop(run, task, outlets).train(state, step_fn)
+        try:
+            state, rates = Loop(run, task, outlets).train(state, step_fn)
+        except UnreadableImagesError:
+            note_unreadable(run, task)
+            raise
     if signals.received:
         raise Preempted(run.steps, run.steps)
     signals.end_if_late()
@@ -218,14 +222,24 @@ def start_writers(workdir: epath.Path, first: int, config: ConfigDict) -> metric
     )
 
 
+def note_unreadable(run: Run, task: Task) -> list[str]:
+    """The names of the files that were replaced, kept in the workdir."""
+    say = print if jax.process_index() == 0 else lambda line: None
+    return folder.note_unreadable(run.workdir, task.unreadable(), say, jax.process_index())
+
+
+def _count_by_pillow(splits: Splits) -> int:
+    """Files that TensorFlow could not read, but Pillow."""
+    return len({name for split in splits if split for name in split.ledger.by_pillow})
+
+
 def summarize(
     run: Run, task: Task, results: dict[str, Any], rates: dict[str, float], clock: metrics.Clock
 ) -> dict[str, Any]:
     """Writes summary.json, with what is known so far."""
     first_process = jax.process_index() == 0
     rows = metrics.read_rows(run.workdir)
-    say = print if first_process else lambda line: None
-    unreadable = folder.note_unreadable(run.workdir, task.unreadable(), say, jax.process_index())
+    unreadable = note_unreadable(run, task)
     # A finished run that is only evaluated again keeps what it measured while it trained.
     before = files.read_json(run.workdir / report.FILE) if run.first == run.steps else {}
     kept = {name: before[name] for name in ("seconds", "rates") if isinstance(before.get(name), dict)}
@@ -239,6 +253,7 @@ def summarize(
         "rates": rates or kept.get("rates", {}),
         "seconds": seconds,
         "unreadable_files": {"count": len(unreadable), "names": unreadable},
+        "files_read_by_pillow": _count_by_pillow(run.splits),
         **report.environment(),
     }
     if first_process:

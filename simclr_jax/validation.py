@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import bounds
 from simclr_jax import config as cfg
+from simclr_jax.data import formats
 from simclr_jax.errors import SimclrError
 
 # The names a field may take. Tests compare them with the dicts of constructors they stand for.
@@ -35,6 +36,7 @@ SCALINGS = ("none", "linear", "sqrt")
 BRIGHTNESS = ("v1", "v2")
 AUGMENT_DEVICES = ("none", "photometric", "all")
 RESIZES = ("bicubic", "bilinear")
+INTENSITIES = ("full", "percentiles", "window")
 REMAT_KEEPS = ("inputs", "convolutions")
 
 
@@ -98,6 +100,7 @@ def _check_values(flat: dict[str, Any]) -> None:
         "augment.device": AUGMENT_DEVICES,
         "augment.resize": RESIZES,
         "eval.resize": RESIZES,
+        "data.intensity": INTENSITIES,
     }
     for field, names in one_of.items():
         _require(flat[field] in names, flat, field, "one of " + ", ".join(map(str, names)))
@@ -214,6 +217,28 @@ def _check_task(flat: dict[str, Any]) -> None:
                 raise SimclrError(f"config.{field}: {pattern!r} is no regular expression ({error})") from None
 
 
+def _check_pixels(flat: dict[str, Any]) -> None:
+    """How image files become pixels."""
+    try:
+        formats.colour(flat["data.background"])
+        known = True
+    except ValueError:
+        known = False
+    _require(known, flat, "data.background", "an opaque colour: white, say, or #ff8800")
+    low_high = flat["data.percentiles"]
+    ordered = len(low_high) == 2 and 0 <= low_high[0] < low_high[1] <= 100
+    _require(ordered, flat, "data.percentiles", "two numbers from 0 to 100, the smaller first")
+    window = flat["data.window"]
+    ordered = not window or (len(window) == 2 and window[0] < window[1])
+    _require(ordered, flat, "data.window", "two numbers, black and white, the smaller first")
+    if flat["data.intensity"] == "window":
+        _require(window != (), flat, "data.window", "two numbers, black and white, for data.intensity=window")
+    if flat["data.intensity"] == "full":
+        _require(not window, flat, "data.window", "empty, or data.intensity=window")
+    _require(flat["data.max_pixels"] > 0, flat, "data.max_pixels", "above 0")
+    _require(flat["data.max_unreadable"] >= 0, flat, "data.max_unreadable", "a share, between 0 and 1")
+
+
 def _check_source(flat: dict[str, Any]) -> None:
     kind, _, rest = flat["data.source"].partition(":")
     allowed = "one of " + ", ".join(SOURCES)
@@ -260,6 +285,7 @@ def validate(config: ConfigDict) -> None:
     _check_calls(flat)
     _check_task(flat)
     _check_evaluation(flat)
+    _check_pixels(flat)
     _check_source(flat)
     _check_secrets(flat)
     check_size(flat)

@@ -1,8 +1,9 @@
 """The folder of a run: whose it is, and what is noted in it."""
 
 import contextlib
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -14,7 +15,7 @@ from simclr_jax.errors import DamagedError, SimclrError
 
 MANY = 10_000  # entries of a folder that are looked at
 WRITTEN = ("checkpoints", "figures", "eval", "wandb")  # folders in a workdir
-UNREADABLE = "unreadable_files{}.txt"  # of the first process; of the others with their number
+UNREADABLE = "bad_images{}.jsonl"  # of the first process; of the others with their number
 
 
 def check(workdir: epath.Path, config: ConfigDict) -> None:
@@ -116,15 +117,27 @@ def printable(name: str) -> str:
 
 
 def note_unreadable(
-    workdir: epath.Path, names: Iterable[str], say: Callable[[str], None], process: int = 0
+    workdir: epath.Path, found: Mapping[str, str], say: Callable[[str], None], process: int = 0
 ) -> list[str]:
-    """Keeps the names of unreadable files over interruptions, says each once; all names so far."""
+    """Keeps the unreadable files {name: why} over interruptions, says each once; all names so far."""
     path = workdir / UNREADABLE.format(f".{process}" if process else "")
-    before = files.read_text(path).splitlines() if path.is_file() else []
-    new = sorted({printable(name) for name in names} - set(before))
+    before = _unreadable(path) if path.is_file() else {}
+    shown = {printable(name): printable(found[name]) for name in sorted(found)}
+    new = {name: why for name, why in shown.items() if name not in before}
     if new:
-        files.write(path, "".join(f"{name}\n" for name in before + new))
-        for name in new:
-            say(f"unreadable, replaced by the next file: {name}")
+        rows = [{"path": name, "reason": why} for name, why in (before | new).items()]
+        files.write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        for name, why in new.items():
+            say(f"unreadable, replaced by the next file: {name} ({why})")
     everyones = [each for each in workdir.glob(UNREADABLE.format("*")) if each.is_file()]
-    return sorted({name for each in everyones for name in files.read_text(each).splitlines()})
+    return sorted({name for each in everyones for name in _unreadable(each)})
+
+
+def _unreadable(path: epath.Path) -> dict[str, str]:
+    """{name: why}; lines that are torn are left out."""
+    found = {}
+    for line in files.read_text(path).splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            found[str(row["path"])] = str(row["reason"])
+    return found

@@ -214,7 +214,7 @@ def test_unreadable_files_give_way_to_the_next_and_are_named_once(tmp_path):
     images = batch["image"]
     for bad, good in ((3, 5), (4, 5), (9, 10)):
         np.testing.assert_array_equal(images[bad], images[good])
-    assert source.unreadable == {"03.jpg", "04.jpg", "09.jpg"}
+    assert set(source.ledger.unreadable) == {"03.jpg", "04.jpg", "09.jpg"}
     assert len({x.tobytes() for x in images}) == 9
 
 
@@ -313,7 +313,7 @@ def test_subset_of_files_replaces_within_itself(tmp_path):
     some = whole.subset(np.array([1, 4]))  # the broken one, and a file of b
     batch = next(pipeline.eval_batches(some, batch=2, size=16, crop=1.0))
     assert batch["label"].tolist() == [1, 1]
-    assert some.unreadable == {some.names[0]}
+    assert set(some.ledger.unreadable) == {some.names[0]}
 
 
 def test_channels_that_cannot_be_converted():

@@ -171,7 +171,7 @@ def test_a_folder_is_read_once(folder, tmp_path):
     assert held.fingerprint == found.train.fingerprint
     images, labels = held.fetch(np.arange(13))
     assert images.shape == (13, 36, 36, 3)
-    assert held.unreadable == {"a/05.png"}
+    assert set(held.ledger.unreadable) == {"a/05.png"}
     assert np.bincount(labels).sum() == 13
     config = tiny_config(
         data__source=f"folder:{folder}", augment__device="all", data__channels=3, data__stored_size=36,

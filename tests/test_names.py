@@ -72,7 +72,7 @@ def test_a_protocol_is_one_that_there_is(name, tmp_path):
 
 def test_names_of_files_are_lines_in_the_list_of_unreadable_ones(tmp_path):
     """However often it is written; a name may hold a line break, or bytes that are no text."""
-    said, names = [], {"a/line\nbreak.jpg", "a/\udcff.jpg", "ü ☃.jpg"}
+    said, names = [], dict.fromkeys(["a/line\nbreak.jpg", "a/\udcff.jpg", "ü ☃.jpg"], "of\ntwo lines")
     for _ in range(2):
         found = folder.note_unreadable(epath.Path(tmp_path), names, said.append)
     assert sorted(found) == ["a/\\udcff.jpg", "a/line\\nbreak.jpg", "ü ☃.jpg"]
@@ -94,4 +94,4 @@ def test_a_folder_with_odd_names_is_read(tmp_path):
     found = splits.load(f"folder:{tmp_path / 'set'}", holdout=0.0).train
     assert "<c>/\\xff.png" in found.names
     batch = next(pipeline.eval_batches(found, batch=8, size=12, crop=1.0))
-    assert (batch["mask"].sum(), found.unreadable) == (8, set())
+    assert (batch["mask"].sum(), found.ledger.unreadable) == (8, {})

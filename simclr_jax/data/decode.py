@@ -1,37 +1,143 @@
-"""Decoding image files in TensorFlow: JPEG, PNG, BMP, GIF and WebP, to RGB uint8."""
+"""Decoding image files in TensorFlow, to RGB uint8: JPEG, PNG, BMP, opaque WebP; the rest by `formats`."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from simclr_jax.data import formats
+from simclr_jax.data.formats import Reading
 from simclr_jax.data.tf import load
 from simclr_jax.errors import SimclrError
 
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")
+
+def _uint(data, start, dtype, size: int = 4, big: bool = False):
+    """The number at a place in encoded bytes, int64."""
+    tf = load()
+    raw = tf.io.decode_raw(tf.strings.substr(data, start, size), dtype, little_endian=not big)
+    return tf.cast(raw[0], tf.int64)
 
 
-def _bmp(data):
+def _python(function: Callable, argument, dtype):
+    """A function of a scalar, called from TensorFlow's graph."""
+
+    def called(argument):
+        return function(argument.item() if isinstance(argument, np.ndarray) else argument)
+
+    return load().numpy_function(called, [argument], dtype)
+
+
+def _few_pixels(width, height, reading: Reading):
+    """What follows within `with` is only done where the image is no bomb."""
+    tf = load()
+    few = tf.abs(tf.cast(width, tf.int64)) * tf.abs(tf.cast(height, tf.int64)) <= reading.max_pixels
+    return tf.control_dependencies([tf.debugging.Assert(few, ["above config.data.max_pixels"])])
+
+
+def _jpeg(data, reading: Reading):
+    tf = load()
+    height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(data))
+    with _few_pixels(width, height, reading):
+        image = tf.io.decode_jpeg(tf.identity(data), channels=3)
+    if not reading.exif:
+        return image
+    head = tf.strings.substr(data, 0, formats.HEAD)
+    return _turn(image, _python(lambda data: np.int32(formats.orientation(data)), head, tf.int32))
+
+
+def _turn(image, orientation):
+    """An image `[h, w, c]` as EXIF's orientation (1 to 8) wants it seen."""
+    tf = load()
+    image = tf.cond(orientation >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+    # After that: 5 and 1 as they are, 6 and 2 left-right, 3 and 7 both, 4 and 8 upside down.
+    mirrored = tf.reduce_any(tf.equal(orientation, [2, 3, 6, 7]))
+    upside_down = tf.reduce_any(tf.equal(orientation, [3, 4, 7, 8]))
+    image = tf.cond(mirrored, lambda: image[:, ::-1], lambda: image)
+    return tf.cond(upside_down, lambda: image[::-1], lambda: image)
+
+
+def _png(data, reading: Reading):
+    """Of 8 bits and of 16, with transparency or without; of fewer bits TensorFlow gets the opacity wrong."""
+    tf = load()
+    bits = _uint(data, 24, tf.uint8, size=1)
+
+    def shallow():
+        rgba = tf.io.decode_png(tf.identity(data), channels=4)
+        return _over(rgba[..., :3], rgba[..., 3], reading)
+
+    def deep():
+        low, high = reading.window if reading.intensity != "full" and reading.window else (0, 65535)
+        values = tf.cast(tf.io.decode_png(tf.identity(data), channels=4, dtype=tf.uint16), tf.float64)
+        shown = tf.round(255 * tf.clip_by_value((values[..., :3] - low) / (high - low), 0, 1))
+        return _over(tf.cast(shown, tf.uint8), tf.cast(tf.round(values[..., 3] / 257), tf.uint8), reading)
+
+    with _few_pixels(_uint(data, 16, tf.int32, big=True), _uint(data, 20, tf.int32, big=True), reading):
+        return tf.case(
+            [(tf.equal(bits, 8), shallow), (tf.equal(bits, 16), deep)],
+            default=lambda: _other(data, reading),
+        )
+
+
+def _over(colours, alpha, reading: Reading):
+    """As `formats.over`."""
+    tf = load()
+
+    def mix():
+        a = tf.cast(alpha, tf.int32)[..., None]
+        mixed = tf.cast(colours, tf.int32) * a + tf.constant(reading.background) * (255 - a)
+        return tf.cast((mixed + 127) // 255, tf.uint8)
+
+    return tf.cond(tf.reduce_all(tf.equal(alpha, 255)), lambda: colours, mix)
+
+
+def _bmp(data, reading: Reading):
     """TensorFlow shows a palette's indices as gray values, so the palette is applied here."""
     tf = load()
 
-    def uint(start, size, dtype):
-        number = tf.io.decode_raw(tf.strings.substr(data, start, size), dtype)[0]
-        return tf.cast(number, tf.int32)
-
     def palette():
-        table = tf.strings.substr(data, 14 + uint(14, 4, tf.int32), 4 * 256)
+        table = tf.strings.substr(data, 14 + tf.cast(_uint(data, 14, tf.int32), tf.int32), 4 * 256)
         # BGRA rows; a short table is followed by pixels, which no valid index reaches.
         colours = tf.reshape(tf.io.decode_raw(table, tf.uint8), [-1, 4])[:, 2::-1]
         return tf.gather(colours, tf.cast(tf.io.decode_bmp(data)[..., 0], tf.int32))
 
-    return tf.cond(tf.equal(uint(28, 2, tf.int16), 8), palette, lambda: tf.io.decode_bmp(data)[..., :3])
+    with _few_pixels(_uint(data, 18, tf.int32), _uint(data, 22, tf.int32), reading):
+        bits = _uint(data, 28, tf.int16, size=2)
+        return tf.cond(tf.equal(bits, 8), palette, lambda: tf.io.decode_bmp(tf.identity(data))[..., :3])
 
 
-def _webp(data):
-    """Still images only: on animated ones TensorFlow's decoder corrupts its memory."""
+def _webp(data, reading: Reading):
+    """Opaque ones: at transparency TensorFlow fails, and animated ones corrupt its memory."""
     tf = load()
-    flags = tf.io.decode_raw(tf.strings.substr(data, 20, 1), tf.uint8)[0]
-    extended = tf.equal(tf.strings.substr(data, 12, 4), b"VP8X")
-    animated = extended & tf.not_equal(tf.bitwise.bitwise_and(flags, 2), 0)
-    with tf.control_dependencies([tf.debugging.Assert(~animated, ["an animated WebP"])]):
-        frames = tf.image.decode_webp(tf.identity(data), channels=3)
-    return tf.reshape(frames, tf.shape(frames)[-3:])
+
+    def plain():
+        size = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 26, 4), tf.uint16), tf.int32) & 0x3FFF
+        with _few_pixels(size[0], size[1], reading):
+            frames = tf.image.decode_webp(tf.identity(data), channels=3)
+        return tf.reshape(frames, tf.shape(frames)[-3:])
+
+    lossy = tf.equal(tf.strings.substr(data, 12, 4), b"VP8 ")
+    return tf.cond(lossy, plain, lambda: _other(data, reading))
+
+
+def _other(data, reading: Reading):
+    """By `formats.read`, in Python."""
+
+    def read(data: bytes) -> np.ndarray:
+        try:
+            return formats.read(data, reading)
+        except formats.UnreadableError:  # an exception here would print its traceback
+            return np.zeros((0, 0, 3), np.uint8)
+
+    return by_python(read, data)
+
+
+def by_python(read: Callable[[Any], np.ndarray], argument):
+    """The image `[h, w, 3]` uint8 that a function makes of a tensor's value; fails where that is empty."""
+    tf = load()
+    image = _python(read, argument, tf.uint8)
+    with tf.control_dependencies([tf.debugging.Assert(tf.size(image) > 0, ["no image that can be read"])]):
+        return tf.ensure_shape(tf.identity(image), [None, None, 3])
 
 
 def to_channels(image, channels: int):
@@ -51,22 +157,25 @@ def to_channels(image, channels: int):
     )
 
 
-def decode(data):
+def decode(data, reading: Reading | None = None):
     """Encoded bytes (scalar string) to an RGB image `[h, w, 3]` uint8.
 
-    Gray, palette, CMYK and RGBA become RGB (transparency is dropped), of an animated GIF the first frame
-    is taken. Fails with InvalidArgumentError where the bytes are no whole image, or an animated WebP.
+    Gray, palette and CMYK become RGB, what is transparent lies over `reading.background`, more than 8 bits
+    become 8 by `reading.intensity`; of several frames or pages the first is taken. Fails with
+    InvalidArgumentError where the bytes are no whole image, or too large a one.
     """
     tf = load()
+    reading = reading or Reading()
     head = tf.strings.substr(data, 0, 2)
+    kinds = {b"\x89P": _png, b"BM": _bmp, b"RI": _webp}
 
     def other():
-        return tf.case(
-            [(tf.equal(head, b"BM"), lambda: _bmp(data)), (tf.equal(head, b"RI"), lambda: _webp(data))],
-            default=lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
-        )
+        cases = [
+            (tf.equal(head, magic), functools.partial(read, data, reading)) for magic, read in kinds.items()
+        ]
+        return tf.case(cases, default=lambda: _other(data, reading))
 
     # Most are JPEGs, and the other branches' operations would cost a quarter of the decoding.
-    image = tf.cond(tf.equal(head, b"\xff\xd8"), lambda: tf.io.decode_jpeg(data, channels=3), other)
+    image = tf.cond(tf.equal(head, b"\xff\xd8"), lambda: _jpeg(data, reading), other)
     image.set_shape([None, None, 3])
     return image

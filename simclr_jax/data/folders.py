@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simclr_jax.data.decode import EXTENSIONS
+from simclr_jax.data.formats import EXTENSIONS, Reading
 from simclr_jax.data.holdout import held_out
 from simclr_jax.data.labels import NO_LABEL, printable, strangers
 from simclr_jax.data.scan import Found, scan
@@ -17,7 +17,9 @@ from simclr_jax.errors import SimclrError
 UNLABELLED = ("unlabelled", "unlabeled")  # subfolder of images without a label, beside those of classes
 
 
-def load(root: Path, train_split: str, test_split: str, holdout: float) -> Splits:
+def load(
+    root: Path, train_split: str, test_split: str, holdout: float, reading: Reading | None = None
+) -> Splits:
     """The splits and classes that the subfolders of `root` say.
 
     Raises:
@@ -36,8 +38,8 @@ def load(root: Path, train_split: str, test_split: str, holdout: float) -> Split
     whole = part(train)
     if test:
         tested = part(test, whole.classes)
-        return Splits(_source(whole, root, told), _source(tested, root))
-    source = _source(whole, root, told)
+        return Splits(_source(whole, root, reading, told), _source(tested, root, reading))
+    source = _source(whole, root, reading, told)
     if not whole.classes:  # nothing to score: train on all
         return Splits(source, None)
     kept, held = held_out(source.size, holdout)
@@ -159,7 +161,7 @@ def _why_none(where: str, names: list[str], loose: int, known: tuple[str, ...]) 
     return (f"{where}: no labels: classes are folders of images, two or more, and {there}",)
 
 
-def _source(part: _Part, root: Path, told: tuple[str, ...] = ()) -> Source:
+def _source(part: _Part, root: Path, reading: Reading | None, told: tuple[str, ...] = ()) -> Source:
     if not part.names:
         there = "; ".join(
             note.removeprefix(f"{part.where}: ") for note in part.notes if "labels:" not in note
@@ -167,4 +169,5 @@ def _source(part: _Part, root: Path, told: tuple[str, ...] = ()) -> Source:
         raise SimclrError(
             f"{part.where}: no image ({', '.join(EXTENSIONS)}) in it" + f"; {there}" * bool(there)
         )
-    return from_files(part.names, part.ids, part.classes, root=str(root), notes=told + part.notes)
+    told += part.notes
+    return from_files(part.names, part.ids, part.classes, root=str(root), notes=told, reading=reading)

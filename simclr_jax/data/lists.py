@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simclr_jax.data.decode import EXTENSIONS
+from simclr_jax.data.formats import EXTENSIONS, Reading
 from simclr_jax.data.holdout import held_out
 from simclr_jax.data.labels import NO_LABEL, number, printable
 from simclr_jax.data.sources import Source, Splits, from_files
@@ -34,7 +34,9 @@ class Row(NamedTuple):
     group: str = ""
 
 
-def load(path: Path, train_split: str, test_split: str, holdout: float) -> Splits:
+def load(
+    path: Path, train_split: str, test_split: str, holdout: float, reading: Reading | None = None
+) -> Splits:
     """The splits of the images that the table `path` names.
 
     The first line names the columns, in any order: `file`, relative to the folder of the table, and if there
@@ -66,6 +68,7 @@ def load(path: Path, train_split: str, test_split: str, holdout: float) -> Split
             name=where,
             groups=_groups(part) if "group" in columns else None,
             notes=notes + told,
+            reading=reading,
         )
 
     if test:

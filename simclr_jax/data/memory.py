@@ -78,7 +78,7 @@ def _hold_one(
         read=_no_tensorflow,
         fingerprint=source.fingerprint,
         names=source.names if isinstance(source, Source) else (),
-        unreadable=source.unreadable,
+        ledger=source.ledger,
     )
 
 

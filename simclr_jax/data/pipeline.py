@@ -10,9 +10,9 @@ import numpy as np
 from simclr_jax.data import order
 from simclr_jax.data.decode import decode, to_channels
 from simclr_jax.data.host_augment import Options, center_view, random_crop, random_view, view_key
-from simclr_jax.data.sources import Source, Stream
+from simclr_jax.data.sources import AHEAD, Source, Stream
 from simclr_jax.data.tf import load
-from simclr_jax.errors import SimclrError
+from simclr_jax.errors import UnreadableImagesError
 
 Batch = dict[str, np.ndarray]
 
@@ -194,17 +194,13 @@ def _stream_rows(source, start, stop, batch, seed, process, processes) -> Iterat
         yield tf.data.Dataset.zip(tf.data.Dataset.range(first * share, last * share), rows).map(number)
 
 
-def _read_stream(data: Any, label: Any) -> tuple:
-    return decode(data), label, np.int64(-1)
-
-
 def _going_on(source: Source | Stream, run: Callable[[Callable, int], Iterator[Batch]]) -> Iterator[Batch]:
     """The batches of `run(read, done)`, those after the first `done`.
 
     They are read the fast way until something cannot be read, and from that batch on by `read_around`.
     """
     if isinstance(source, Stream):
-        yield from run(_read_stream, 0)
+        yield from run(lambda data, label: (decode(data, source.reading), label, np.int64(-1)), 0)
         return
     done = 0
     for read in filter(None, (source.read, source.read_around)):
@@ -213,13 +209,9 @@ def _going_on(source: Source | Stream, run: Callable[[Callable, int], Iterator[B
                 yield batch
                 done += 1
             return
-        except _UnreadableError:
+        except UnreadableImagesError:
             if source.read_around in (None, read):
                 raise
-
-
-class _UnreadableError(SimclrError):
-    """An example cannot be read."""
 
 
 def _run(dataset: Any, source: Source | Stream, threads: int) -> Iterator[Batch]:
@@ -232,11 +224,17 @@ def _run(dataset: Any, source: Source | Stream, threads: int) -> Iterator[Batch]
     try:
         yield from dataset.with_options(options).as_numpy_iterator()
     except failed as error:
-        if "Dataset was empty" in str(error):
-            problem = f"none of its {source.size} files can be read as an image"
+        if source.ledger.gone:
+            problem = "its folder is gone: mount or restore it, and the same command goes on"
+        elif "Dataset was empty" in str(error):
+            tried = min(source.size, AHEAD)
+            which = f"none of its {tried:,} files" if tried == source.size else f"{tried:,} files in a row"
+            why = next(iter(source.ledger.reasons.values()), "")
+            verb = "can" if tried == source.size else "cannot"
+            problem = f"{which} {verb} be read as an image" + f" ({why})" * bool(why)
         else:
             problem = f"an image cannot be decoded ({str(error).splitlines()[0]})"
-        raise _UnreadableError(f"{source.name}: {problem}") from None
+        raise UnreadableImagesError(f"{source.name}: {problem}") from None
 
 
 def _ledger(source: Source | Stream, wanted: np.ndarray, used: np.ndarray) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from simclr_jax.data.decode import EXTENSIONS
+from simclr_jax.data.formats import EXTENSIONS
 from simclr_jax.data.labels import printable
 
 SHOWN = 5  # names or suffixes in a note

@@ -12,9 +12,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simclr_jax.data import decode, pixels
-from simclr_jax.data.labels import NO_LABEL, Labels, number
+from simclr_jax.data import decode, formats, pixels
+from simclr_jax.data.formats import Reading
+from simclr_jax.data.labels import NO_LABEL, Labels, number, printable
 from simclr_jax.data.tf import load as load_tensorflow
+from simclr_jax.errors import UnreadableImagesError
+
+AHEAD = 1000  # files that are tried in the place of one that cannot be read
+
+
+@dataclass
+class Ledger:
+    """What happened to files that TensorFlow could not read."""
+
+    unreadable: dict[str, str] = field(default_factory=dict)  # {name: why}; another file took its place
+    by_pillow: set[str] = field(default_factory=set)  # names of those that Pillow could read
+    reasons: dict[str, str] = field(default_factory=dict)  # {name: why}, of all that were tried
+    gone: bool = False  # the folder is not there any more
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,9 @@ class Source:
     fingerprint: str  # changes with the examples or their order
     read_around: Callable[[Any, Any], tuple[Any, Any, Any]] | None = None
     names: tuple[str, ...] = ()  # of the files, where there are files
-    unreadable: set[str] = field(default_factory=set, compare=False)  # files found bad so far
+    ledger: Ledger = field(default_factory=Ledger, compare=False)
+    reading: Reading | None = field(default=None, compare=False)  # of files, records
+    path: Callable[[int], bytes] | None = None  # files: where each lies
     part: Callable[[np.ndarray], "Source"] | None = None  # files: index -> the Source of those alone
     ids: np.ndarray | None = field(default=None, compare=False)  # every label [size], where they are at hand
     groups: np.ndarray | None = field(default=None, compare=False)  # [size]: a hold-out divides none
@@ -64,11 +80,24 @@ class Source:
         return np.concatenate([self.fetch(chunk)[1] for chunk in chunks])
 
     def note_replaced(self, wanted: np.ndarray, used: np.ndarray) -> None:
-        """Enters the files that were skipped on the way from index `wanted` to index `used`."""
+        """Enters the files that were skipped on the way from index `wanted` to index `used`.
+
+        Raises:
+          UnreadableImagesError: they are more than the config bears.
+        """
+        bad = self.ledger.unreadable
         for first, last in zip(wanted.tolist(), used.tolist(), strict=True):
             while last >= 0 and first != last:
-                self.unreadable.add(self.names[first])
+                name = self.names[first]
+                bad[name] = self.ledger.reasons.get(name, "cannot be decoded")
                 first = (first + 1) % self.size
+        most = self.reading.max_unreadable if self.reading else 1.0
+        if len(bad) > most * self.size:
+            shown = "; ".join(f"{printable(name)}: {why}" for name, why in sorted(bad.items())[:3])
+            raise UnreadableImagesError(
+                f"{self.name}: {len(bad):,} of {self.size:,} files cannot be read so far, more than "
+                f"config.data.max_unreadable={most:g} allows ({shown}); repair or remove them, or raise it"
+            )
 
 
 @dataclass(frozen=True)
@@ -85,7 +114,8 @@ class Stream:
     fingerprint: str
     buffer: int  # images in the shuffle buffer
     notes: tuple[str, ...] = ()
-    unreadable: set[str] = field(default_factory=set, compare=False)
+    reading: Reading | None = field(default=None, compare=False)
+    ledger: Ledger = field(default_factory=Ledger, compare=False)  # stays empty
 
 
 class Splits(NamedTuple):
@@ -145,6 +175,7 @@ def from_files(
     name: str = "",
     groups: np.ndarray | None = None,
     notes: tuple[str, ...] = (),
+    reading: Reading | None = None,
 ) -> Source:
     """Image files, decoded as they are read; an unreadable one gives way to the next in order.
 
@@ -153,7 +184,7 @@ def from_files(
       ids: the label of each, -1 for none; None: no labels at all.
       name: of the source; `folder:ROOT` if there is none.
     """
-    n = len(names)
+    n, reading, ledger = len(names), reading or Reading(), Ledger()
     ids = np.full(n, NO_LABEL, np.int32) if ids is None else np.asarray(ids, np.int32)
 
     def loader():
@@ -162,19 +193,42 @@ def from_files(
         paths = tf.autograph.experimental.do_not_convert(_paths)(root, names)
         with tf.init_scope():  # captured once, not copied into the graph
             all_paths, all_labels = tf.constant(paths), tf.constant(ids)
-        return lambda at: (decode.decode(tf.io.read_file(all_paths[at])), all_labels[at], at)
+        return lambda at: (decode.decode(tf.io.read_file(all_paths[at]), reading), all_labels[at], at)
+
+    def rescue(at: int) -> np.ndarray:
+        """A file that TensorFlow cannot read, by Pillow; empty where that cannot either."""
+        name = as_text(names[at])
+        try:
+            with open(os.path.join(root, names[at]), "rb") as file:
+                image = formats.read(file.read(), reading)
+        except OSError as error:
+            ledger.gone = ledger.gone or not os.path.isdir(root)
+            ledger.reasons[name] = error.strerror or str(error)
+        except formats.UnreadableError as error:
+            ledger.reasons[name] = str(error)
+        else:
+            ledger.by_pillow.add(name)
+            return image
+        return np.zeros((0, 0, 3), np.uint8)
 
     def read_around(index, label):
-        # The first of index, index + 1, ... that decodes. A data set inside map is the one construct of
-        # TensorFlow that survives a failed op without a detour through Python.
+        # The first of index, index + 1, ... that decodes, by TensorFlow or by Pillow. A data set inside map
+        # is the one construct of TensorFlow that survives a failed op without a detour through Python.
         tf, load = load_tensorflow(), loader()
-        candidates = tf.data.Dataset.range(n).map(lambda offset: load((index + offset) % n))
+        labels = tf.constant(ids)
+
+        def attempt(k):
+            at = (index + k // 2) % n
+            second = lambda: (decode.by_python(rescue, at), labels[at], at)  # noqa: E731
+            return tf.cond(tf.equal(k % 2, 0), lambda: load(at), second)
+
+        candidates = tf.data.Dataset.range(2 * min(n, AHEAD)).map(attempt)
         return candidates.ignore_errors().take(1).get_single_element()
 
     def part(index: np.ndarray) -> Source:
         its_groups = None if groups is None else groups[index]
         its_names = [names[i] for i in index]
-        told = {"root": root, "name": name, "groups": its_groups, "notes": notes}
+        told = {"root": root, "name": name, "groups": its_groups, "notes": notes, "reading": reading}
         return from_files(its_names, ids[index], classes, **told)
 
     return Source(
@@ -187,6 +241,9 @@ def from_files(
         read_around=read_around,
         fingerprint=_digest(os.fsencode("\n".join(names)), ids),
         names=tuple(map(as_text, names)),
+        ledger=ledger,
+        reading=reading,
+        path=lambda at: os.fsencode(os.path.join(root, names[at])),
         part=part,
         ids=ids,
         groups=groups,
@@ -203,7 +260,9 @@ def as_text(name: str) -> str:
     return name if name.isascii() else os.fsencode(name).decode(errors="backslashreplace")
 
 
-def from_records(records: Any, *, name: str, classes: tuple[str, ...]) -> Source:
+def from_records(
+    records: Any, *, name: str, classes: tuple[str, ...], reading: Reading | None = None
+) -> Source:
     """Encoded images with random access: `records[i]` is {"image": bytes, "label": int}."""
 
     def fetch(index):
@@ -217,7 +276,7 @@ def from_records(records: Any, *, name: str, classes: tuple[str, ...]) -> Source
         return payload, np.array(labels, np.int32)
 
     def read(data, label):
-        return decode.decode(data), label, np.int64(-1)
+        return decode.decode(data, reading), label, np.int64(-1)
 
     return Source(
         kind="record",

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax.data import arrays, folders, lists, tfds
+from simclr_jax.data import arrays, folders, formats, lists, survey, tfds
+from simclr_jax.data.formats import MAX_PIXELS, Reading
 from simclr_jax.data.holdout import held_out
 from simclr_jax.data.sources import Source, Splits
 from simclr_jax.errors import SimclrError
@@ -25,6 +26,13 @@ def load(
     channels: int = 0,
     memory_gb: float = 2.0,
     shuffle_buffer: int = 16384,
+    background: str = "white",
+    intensity: str = "full",
+    percentiles: tuple[float, float] = (0.5, 99.5),
+    window: tuple[float, ...] = (),
+    exif: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    max_unreadable: float = 1.0,
     **_: Any,  # what config.data says of the pipeline
 ) -> Splits:
     """The splits of `tfds:NAME`, `folder:PATH`, `list:FILE`, `npz:PATH` or `builtin:mnist5k`.
@@ -34,9 +42,13 @@ def load(
     Raises:
       SimclrError: nothing is there, or it is not what the source says.
     """
-    splits = _load(source, (train_split, test_split), data_dir, download, holdout, memory_gb, shuffle_buffer)
+    reading = Reading(
+        formats.colour(background), intensity, percentiles, window, exif, max_pixels, max_unreadable
+    )
+    names = (train_split, test_split)
+    splits = _load(source, names, data_dir, download, holdout, memory_gb, shuffle_buffer, reading)
     check_channels(splits, channels)
-    return splits
+    return survey.look(splits, reading)
 
 
 def _load(
@@ -47,6 +59,7 @@ def _load(
     holdout: float,
     memory_gb: float,
     shuffle_buffer: int,
+    reading: Reading,
 ) -> Splits:
     kind, _, where = source.partition(":")
     if kind == "builtin":
@@ -55,11 +68,11 @@ def _load(
     if kind == "npz":
         return arrays.load(where, data_dir, holdout)
     if kind == "folder":
-        return folders.load(local_source(kind, where, data_dir), *names, holdout)
+        return folders.load(local_source(kind, where, data_dir), *names, holdout, reading)
     if kind == "list":
-        return lists.load(local_source(kind, where, data_dir), *names, holdout)
+        return lists.load(local_source(kind, where, data_dir), *names, holdout, reading)
     if kind == "tfds":
-        splits = tfds.load(where, data_dir, download, names, memory_gb, shuffle_buffer)
+        splits = tfds.load(where, data_dir, download, names, memory_gb, shuffle_buffer, reading)
         _check_classes(splits)
         return splits
     raise SimclrError(f"config.data.source={source!r}: give the arrays to run(), or see --help")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from simclr_jax.data.formats import Reading
 from simclr_jax.data.sources import Source, Splits, Stream, from_arrays, from_records
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import SimclrError
@@ -57,6 +58,7 @@ def load(
     splits: tuple[str, str],
     memory_gb: float,
     buffer: int,
+    reading: Reading,
 ) -> Splits:
     """The splits of a data set that TFDS has prepared; held in memory where they fit."""
     builder = builder_of(name, data_dir, download)
@@ -64,12 +66,12 @@ def load(
     if "image" not in features:
         raise SimclrError(f"tfds:{name}: has {', '.join(features)}, but no feature named image")
     classes = tuple(getattr(features["label"], "names", ())) if "label" in features else ()
-    train, test = (_tfds_split(builder, s, classes, memory_gb, buffer) if s else None for s in splits)
-    return Splits(train, test)
+    options = (classes, memory_gb, buffer, reading)
+    return Splits(*(_tfds_split(builder, split, *options) if split else None for split in splits))
 
 
 def _tfds_split(
-    builder: Any, split: str, classes: tuple[str, ...], memory_gb: float, buffer: int
+    builder: Any, split: str, classes: tuple[str, ...], memory_gb: float, buffer: int, reading: Reading
 ) -> Source | Stream:
     import tensorflow_datasets as tfds
 
@@ -84,7 +86,8 @@ def _tfds_split(
     classes = classes if any(label >= 0 for label in first) else ()  # some splits have names but no labels
     if records:
         raw = {"image": tfds.decode.SkipDecoding()}
-        return from_records(builder.as_data_source(split, decoders=raw), name=name, classes=classes)
+        rows = builder.as_data_source(split, decoders=raw)
+        return from_records(rows, name=name, classes=classes, reading=reading)
     return Stream(
         name=name,
         size=size,
@@ -92,6 +95,7 @@ def _tfds_split(
         open=_open_stream(builder, split, bool(classes)),
         fingerprint=f"{name} {size}",
         buffer=buffer,
+        reading=reading,
     )
 
 

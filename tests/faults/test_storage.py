@@ -274,8 +274,8 @@ def test_events_of_tensorboard_and_rows(tmp_path, monkeypatch):
 
 def test_names_of_unreadable_files(disk):
     fill(disk)
-    with pytest.raises(StorageError, match=r"unreadable_files\.txt: cannot be written \(No space"):
-        folder.note_unreadable(files.epath.Path(disk), ["a.jpg"], print)
+    with pytest.raises(StorageError, match=r"bad_images\.jsonl: cannot be written \(No space"):
+        folder.note_unreadable(files.epath.Path(disk), {"a.jpg": "truncated"}, print)
 
 
 def test_a_file_that_cannot_be_replaced_stays(disk):

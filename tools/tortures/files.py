@@ -16,7 +16,7 @@ from tortures.runs import Lab
 
 DEEP = 10_000
 HUGE = 30_000_000  # bytes
-NAMES = ("config.json", "metrics.jsonl", "summary.json", "unreadable_files.txt", ".lock")
+NAMES = ("config.json", "metrics.jsonl", "summary.json", "bad_images.jsonl", ".lock")
 CACHE = "compile cache"
 
 

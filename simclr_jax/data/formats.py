@@ -1,0 +1,285 @@
+"""Image files that TensorFlow cannot read, or not right: GIF, TIFF, DICOM, and what it fails at.
+
+Pillow reads them, tifffile TIFFs of more than 8 bits, pydicom DICOM. All become RGB uint8.
+"""
+
+import io
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageColor, ImageOps
+
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".dcm", ".dicom",
+)  # fmt: skip
+HEAD = 65_536  # bytes of a JPEG, which hold its EXIF
+MAX_PIXELS = 89_478_485  # as Pillow's own limit
+ORIENTATION = 274  # EXIF's tag
+WHITE = (255, 255, 255)
+
+
+@dataclass
+class Reading:
+    """How image files become pixels; the fields of `config.data` explain themselves there.
+
+    `window` is filled in when `intensity` is "percentiles" and the files have been looked at.
+    """
+
+    background: tuple[int, int, int] = WHITE
+    intensity: str = "full"
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    window: tuple[float, ...] = ()
+    exif: bool = False
+    max_pixels: int = MAX_PIXELS
+    max_unreadable: float = 1.0
+
+
+def colour(name: str) -> tuple[int, int, int]:
+    """(red, green, blue) of a CSS name or #rrggbb.
+
+    Raises:
+      ValueError: it is no opaque colour.
+    """
+    found = ImageColor.getrgb(name)
+    if len(found) != 3:
+        raise ValueError("a background cannot be transparent")
+    return found
+
+
+class UnreadableError(ValueError):
+    """Why a file is no image that can be read."""
+
+
+class MissingError(UnreadableError):
+    """What reads such files is not installed."""
+
+
+class Deep(NamedTuple):
+    """An image of more than 8 bits.
+
+    Attributes:
+      values: `[h, w]` or `[h, w, c]`, as stored; of DICOM in its own units (CT: Hounsfield).
+      full: the values that are black and white, where the config says nothing else.
+      alpha: `[h, w]` uint8 or None.
+      inverted: whether the lowest value is white.
+      frames: how many there are, of which this is the first.
+    """
+
+    values: np.ndarray
+    full: tuple[float, float]
+    alpha: np.ndarray | None = None
+    inverted: bool = False
+    frames: int = 1
+
+
+def kind_of(data: bytes) -> str:
+    """What the first bytes say: "dicom", "tiff", "png16" or "" for the rest, which Pillow knows."""
+    if data[128:132] == b"DICM":
+        return "dicom"
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "tiff"
+    if data[:4] == b"\x89PNG" and data[24:25] == b"\x10":
+        return "png16"
+    return ""
+
+
+def read(data: bytes, reading: Reading) -> np.ndarray:
+    """An encoded image as RGB `[h, w, 3]` uint8; of several pages or frames the first.
+
+    Raises:
+      UnreadableError: it cannot be read; the text says why.
+    """
+    try:
+        if (deep := read_deep(data, reading)) is not None:
+            image = to_bytes(deep, reading)
+            return turn(image, orientation(data)) if reading.exif else image
+        with Image.open(io.BytesIO(data)) as image:
+            _few_pixels(*image.size, reading)
+            return _pillow(ImageOps.exif_transpose(image) if reading.exif else image, reading)
+    except UnreadableError:
+        raise
+    except Exception as error:  # the libraries raise what they please at bytes that are no image
+        why = " ".join(str(error).split()).partition(" <_io")[0]
+        raise UnreadableError(why or type(error).__name__) from None
+
+
+def _pillow(image: Image.Image, reading: Reading) -> np.ndarray:
+    if not image.has_transparency_data:
+        return np.asarray(image.convert("RGB"))
+    rgba = np.asarray(image.convert("RGBA"))
+    return over(rgba[..., :3], rgba[..., 3], reading.background)
+
+
+def over(colours: np.ndarray, alpha: np.ndarray, background: tuple[int, ...]) -> np.ndarray:
+    """Colours `[..., c]` uint8 with their opacity `[...]` uint8, laid over a colour; rounded."""
+    alpha = alpha[..., None].astype(np.int32)
+    mixed = colours.astype(np.int32) * alpha + np.array(background, np.int32) * (255 - alpha)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def _few_pixels(width: int, height: int, reading: Reading) -> None:
+    if width * height > reading.max_pixels:
+        raise UnreadableError(f"{width:,} × {height:,} pixels, above config.data.max_pixels")
+
+
+# ---- more than 8 bits ---------------------------------------------------------------------------
+
+
+def to_bytes(deep: Deep, reading: Reading) -> np.ndarray:
+    """The image as RGB uint8: `full` or the window of the config from black to white, linear, rounded."""
+    low, high = (reading.window or deep.full) if reading.intensity != "full" else deep.full
+    values = deep.values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise UnreadableError("it has values that are no numbers")
+    if reading.intensity == "full" and not (values.min() >= low and values.max() <= high):
+        raise UnreadableError(
+            f"values from {values.min():g} to {values.max():g} are not in [{low:g}, {high:g}]: "
+            "config.data.intensity=window or percentiles"
+        )
+    image = np.rint(255 * np.clip((values - low) / (high - low), 0, 1)).astype(np.uint8)
+    if deep.inverted:
+        image = 255 - image
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.shape[-1] not in (1, 3):
+        raise UnreadableError(f"it has {image.shape[-1]} channels: gray, RGB and these with alpha are read")
+    image = np.repeat(image, 3 // image.shape[-1], axis=-1)
+    return image if deep.alpha is None else over(image, deep.alpha, reading.background)
+
+
+def read_deep(data: bytes, reading: Reading) -> Deep | None:
+    """The image where it has more than 8 bits a channel, or is DICOM; None otherwise.
+
+    Raises:
+      Exception: of every kind, where it cannot be read.
+    """
+    read = {"dicom": _dicom, "tiff": _tiff, "png16": _png16}.get(kind_of(data))
+    return read and read(data, reading)
+
+
+def _png16(data: bytes, reading: Reading) -> Deep:
+    """Pillow would drop the low bits of colours."""
+    from simclr_jax.data.tf import load
+
+    _few_pixels(*struct.unpack(">II", data[16:24]), reading)
+    return _with_alpha(load().io.decode_png(data, dtype="uint16").numpy(), (0, 65535))
+
+
+def _with_alpha(values: np.ndarray, full: tuple[float, float], inverted: bool = False) -> Deep:
+    """Splits off the alpha of 2 or 4 channels."""
+    values = values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
+    if values.ndim == 2 or values.shape[-1] not in (2, 4):
+        return Deep(values, full, None, inverted)
+    alpha = np.rint(255 * np.clip(values[..., -1] / full[1], 0, 1)).astype(np.uint8)
+    colours = values[..., 0] if values.shape[-1] == 2 else values[..., :-1]
+    return Deep(colours, full, alpha, inverted)
+
+
+def _tiff(data: bytes, reading: Reading) -> Deep | None:
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages[0]
+        _few_pixels(page.imagewidth, page.imagelength, reading)
+        if page.dtype is None or page.dtype.itemsize == 1:
+            return None
+        frames, inverted = len(file.pages), page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        try:
+            values = page.asarray()
+        except ValueError:  # a compression that tifffile alone does not know
+            with Image.open(io.BytesIO(data)) as image:
+                if len(image.getbands()) > 1:
+                    raise
+                values = np.asarray(image)
+        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and values.ndim == 3:
+            values = np.moveaxis(values, 0, -1)
+    whole = values.dtype.kind in "iu"
+    full = (np.iinfo(values.dtype).min, np.iinfo(values.dtype).max) if whole else (0.0, 1.0)
+    return _with_alpha(values, full, inverted)._replace(frames=frames)
+
+
+# ---- DICOM --------------------------------------------------------------------------------------
+
+
+def _dicom(data: bytes, reading: Reading) -> Deep:
+    """The first frame, in the units of the modality.
+
+    The file's own window (VOI LUT, DICOM PS3.3 C.11.2) is the full range; without one the range of the bits
+    stored. MONOCHROME1 shows low values white.
+    """
+    try:
+        import pydicom
+        from pydicom import pixels
+    except ImportError:
+        raise MissingError("DICOM files need pydicom: pip install 'simclr_jax[dicom]'") from None
+    file = pydicom.dcmread(io.BytesIO(data))
+    _few_pixels(file.Columns, file.Rows, reading)
+    values = pixels.pixel_array(file, index=0)
+    return _shown(file, values, reading)._replace(
+        inverted=file.PhotometricInterpretation == "MONOCHROME1",
+        frames=int(file.get("NumberOfFrames", 1)),
+    )
+
+
+def _shown(file, values: np.ndarray, reading: Reading) -> Deep:
+    from pydicom import pixels
+
+    bits = file.BitsStored
+    if file.SamplesPerPixel > 1:
+        return Deep(values, (0, 2**bits - 1))
+    if file.PhotometricInterpretation == "PALETTE COLOR":
+        values = pixels.apply_color_lut(values, file)
+        return Deep(values, (0, np.iinfo(values.dtype).max))
+    if "ModalityLUTSequence" in file:
+        values = pixels.apply_modality_lut(values, file)
+        full = (0, 2 ** file.ModalityLUTSequence[0].LUTDescriptor[2] - 1)
+    else:
+        slope, intercept = float(file.get("RescaleSlope", 1)), float(file.get("RescaleIntercept", 0))
+        values = values * slope + intercept
+        stored = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if file.PixelRepresentation else (0, 2**bits - 1)
+        full = tuple(sorted(slope * value + intercept for value in stored))
+    if reading.intensity == "full" and "VOILUTSequence" in file:
+        shown = pixels.apply_voi(values.astype(np.int64), file)
+        return Deep(shown, (0, 2 ** file.VOILUTSequence[0].LUTDescriptor[2] - 1))
+    if reading.intensity == "full" and "WindowWidth" in file:
+        low, high = _window(file)
+        return Deep(np.clip(values, low, high), (low, high))
+    return Deep(values, full)
+
+
+def _window(file) -> tuple[float, float]:
+    """(value shown black, value shown white) of the first window; PS3.3 C.11.2.1.2 and C.11.2.1.3."""
+
+    def first(name: str) -> float:
+        value = file[name].value
+        return float(value[0] if file[name].VM > 1 else value)
+
+    center, width = first("WindowCenter"), first("WindowWidth")
+    function = file.get("VOILUTFunction", "LINEAR")
+    if function == "SIGMOID":
+        raise UnreadableError("its window is a sigmoid: set config.data.intensity=window or percentiles")
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    return center - width / 2, center + max(width, 1e-9) / 2
+
+
+# ---- a look at a file ---------------------------------------------------------------------------
+
+
+def turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """An image `[h, w, c]` as EXIF's orientation (1 to 8) wants it seen."""
+    image = image.swapaxes(0, 1) if orientation >= 5 else image
+    image = image[:, ::-1] if orientation in (2, 3, 6, 7) else image
+    return np.ascontiguousarray(image[::-1] if orientation in (3, 4, 7, 8) else image)
+
+
+def orientation(data: bytes) -> int:
+    """EXIF's orientation, 1 to 8; 1 where there is none."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # told where the file is read
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1

@@ -1,0 +1,122 @@
+"""A look at some files before a run: what will happen to their pixels, and the window of percentiles."""
+
+import dataclasses
+import io
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from simclr_jax.data import formats
+from simclr_jax.data.formats import Reading
+from simclr_jax.data.sources import Source, Splits
+from simclr_jax.errors import SimclrError
+
+FILES = 256  # looked at, in equal steps through the names in their order
+DEEP = 64  # of them with more than 8 bits, which are decoded
+VALUES = 4096  # of a deep image that enter the percentiles
+HEADED = (b"\xff\xd8", b"\x89P", b"BM")  # JPEG, PNG, BMP: their first bytes tell enough
+DARK = 0.25  # share of the full range below which images are called dark
+
+
+class File(NamedTuple):
+    """What one file is."""
+
+    turned: bool  # by EXIF
+    transparent: bool
+    frames: int
+    deep: formats.Deep | None
+
+
+def look(splits: Splits, reading: Reading) -> Splits:
+    """The splits with notes of what will happen to the pixels of their image files.
+
+    Where the config wants percentiles and has no window yet, `reading.window` becomes that of the training
+    files looked at.
+
+    Raises:
+      SimclrError: percentiles of images that are no files.
+    """
+    train = splits.train
+    if not isinstance(train, Source) or train.path is None:
+        if reading.intensity == "percentiles" and not reading.window:
+            raise SimclrError(
+                f"config.data.intensity='percentiles': {train.name} is no folder and no list of files: say "
+                "--config.data.intensity=window and --config.data.window=(LOW,HIGH)"
+            )
+        return splits
+    files: list[File] = []
+    for i in _spread(train.size):
+        decode = sum(file.deep is not None for file in files) < DEEP
+        files += [found] if (found := _look(train.path(i), reading, decode)) else []
+    notes = _notes(files, reading, train.name)
+    return splits._replace(train=dataclasses.replace(train, notes=train.notes + notes))
+
+
+def _spread(size: int) -> list[int]:
+    return np.unique(np.linspace(0, size - 1, min(size, FILES)).round().astype(int)).tolist()
+
+
+def _look(path: bytes, reading: Reading, decode: bool) -> File | None:
+    """What a file is; None where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(formats.HEAD)
+            if data[:2] not in HEADED or formats.kind_of(data):
+                data += file.read()
+        turned = formats.orientation(data) != 1
+        if formats.kind_of(data) and decode and (deep := formats.read_deep(data, reading)) is not None:
+            return File(turned, deep.alpha is not None, deep.frames, deep)
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            frames = 1 if data[:2] in HEADED else getattr(image, "n_frames", 1)
+            return File(turned, image.has_transparency_data, frames, None)
+    except formats.MissingError as error:
+        raise SimclrError(str(error)) from None
+    except Exception:  # told where it is read
+        return None
+
+
+def _notes(files: list[File], reading: Reading, where: str) -> tuple[str, ...]:
+    some = f"of {len(files):,} files looked at"
+    lines = []
+    if turned := sum(file.turned for file in files):
+        how = "turned" if reading.exif else "read as they are stored; --config.data.exif=True turns them"
+        lines.append(f"{some}, {turned:,} are rotated by EXIF: {how}")
+    if transparent := sum(file.transparent for file in files):
+        colour = "#{:02x}{:02x}{:02x}".format(*reading.background)
+        lines.append(f"{some}, {transparent:,} have transparency, over {colour} (config.data.background)")
+    if several := sum(file.frames > 1 for file in files):
+        lines.append(f"{some}, {several:,} have several pages or frames: the first is read")
+    if deep := [file.deep for file in files if file.deep is not None]:
+        lines.append(f"{some}, {len(deep):,} have more than 8 bits or are DICOM: {_intensity(deep, reading)}")
+    elif reading.intensity != "full":
+        lines.append(f"{some}, none has more than 8 bits: config.data.intensity changes nothing")
+    return tuple(f"{where}: {line}" for line in lines)
+
+
+def _intensity(deep: list[formats.Deep], reading: Reading) -> str:
+    """What becomes of the values; fills in the window of percentiles."""
+    values = np.concatenate([_some(one.values) for one in deep])
+    low, high = values.min(), values.max()
+    span = f"their values lie in {low:g} to {high:g}"
+    if reading.intensity == "percentiles" and not reading.window:
+        a, b = (float(v) for v in np.percentile(values, reading.percentiles))
+        reading.window = (a, b) if a < b else (float(low), float(max(high, low + 1)))
+    if reading.window:
+        return f"{span}, and {reading.window[0]:g} to {reading.window[1]:g} become black to white"
+    ranges = {one.full for one in deep}
+    if len(ranges) > 1:
+        return f"{span}; each file's own range becomes black to white"
+    black, white = ranges.pop()
+    line = f"{span}, and {black:g} to {white:g} become black to white"
+    if high - black < DARK * (white - black):
+        line += ": nearly black; --config.data.intensity=percentiles stretches them, or window"
+    return line
+
+
+def _some(values: np.ndarray) -> np.ndarray:
+    """At most so many values of an image that all images count alike, in equal steps."""
+    flat = values.reshape(-1).astype(np.float64)
+    flat = flat[np.isfinite(flat)]
+    return flat[:: max(1, len(flat) // VALUES)][:VALUES]
