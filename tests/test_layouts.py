@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from simclr_jax.data import splits
+from simclr_jax.errors import SimclrError
 
 FOLDERS = {
     "classes": (
@@ -92,3 +93,47 @@ def test_arrays_are_what_they_were(tmp_path, layout):
     np.savez(tmp_path / "a.npz", **arrays)
     found = splits.load(f"npz:{tmp_path / 'a.npz'}")
     assert [s and (s.size, s.fingerprint, len(s.classes)) for s in found] == expected
+
+
+@pytest.mark.parametrize("layout", [name for name in ARRAYS if name != "numbers with holes"])
+def test_a_folder_of_arrays_stays_on_disk(tmp_path, layout):
+    """The same splits, images and labels as of the one file; nothing is copied."""
+    arrays, *_ = ARRAYS[layout]
+    np.savez(tmp_path / "a.npz", **arrays)
+    (tmp_path / "b").mkdir()
+    for name, array in arrays.items():
+        np.save(tmp_path / "b" / f"{name}.npy", array)
+    whole, mapped = (splits.load(f"npz:{tmp_path / name}") for name in ("a.npz", "b"))
+    for one, other in zip(whole, mapped, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            rows = np.arange(one.size)[::-2]
+            for mine, theirs in zip(one.fetch(rows), other.fetch(rows), strict=True):
+                np.testing.assert_array_equal(mine, theirs)
+            assert one.classes == other.classes
+
+
+def test_a_folder_of_arrays_larger_than_memory(tmp_path):
+    """A sparse file of 1 TB opens at once; a batch reads its own images alone."""
+    shape = (10**9, 16, 16, 4)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with open(tmp_path / "images.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + int(np.prod(shape)))
+    found = splits.load(f"npz:{tmp_path}").train
+    assert found.size == 10**9
+    assert found.fetch(np.array([0, 999_999_999]))[0].shape == (2, 16, 16, 4)
+
+
+@pytest.mark.parametrize(("arrays", "says"), [
+    ({"images": X / 255}, "images.npy is float64: what stays on disk must be uint8"),
+    ({"pictures": X}, "holds pictures; name the images train_images"),
+    ({}, "holds no .npy file"),
+    ({"images": np.array([{}], object)}, "it holds Python objects, not numbers"),
+])  # fmt: skip
+def test_mistakes_in_a_folder_of_arrays(tmp_path, arrays, says):
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    with pytest.raises(SimclrError) as error:
+        splits.load(f"npz:{tmp_path}")
+    assert says in str(error.value)

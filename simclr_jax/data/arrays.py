@@ -1,8 +1,9 @@
-"""`npz:PATH`: images and labels as NumPy arrays in one file."""
+"""`npz:PATH`: images and labels as NumPy arrays in one file, or in a folder of .npy files that stay on disk."""
 
 import math
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ NPZ_KEYS = (  # images, labels; the first pair found counts
 
 
 def open_npz(where: str | Path, data_dir: str | None = None) -> tuple[Path, Any]:
-    """The path of an .npz file, and its arrays, which are read when they are asked for."""
+    """The path of an .npz file or a folder of .npy files, and its arrays, read when they are asked for."""
     path = local_source("npz", str(where), data_dir)
+    if path.is_dir():
+        return path, _Mapped(path)
     try:
         arrays = np.load(path, allow_pickle=False)
         arrays.keys()
@@ -37,6 +40,25 @@ def open_npz(where: str | Path, data_dir: str | None = None) -> tuple[Path, Any]
     return path, arrays
 
 
+class _Mapped(Mapping):
+    """{name: array} of the .npy files in a folder; the arrays are mapped into memory, not read."""
+
+    def __init__(self, folder: Path):
+        self.files = {path.stem: path for path in sorted(folder.glob("*.npy"))}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.load(self.files[name], mmap_mode="r", allow_pickle=False)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
 def npz_array(path: Path, arrays: Any, key: str) -> np.ndarray:
     """One array of an open .npz file. Python objects in it are refused: reading them could run code."""
     try:
@@ -44,9 +66,8 @@ def npz_array(path: Path, arrays: Any, key: str) -> np.ndarray:
     except KeyError:
         raise SimclrError(f"npz:{path}: lacks {key}; it holds {', '.join(arrays.keys())}") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        remedy = (
-            "; save numbers: images uint8 [n, h, w, c], labels [n]" if "allow_pickle" in str(error) else ""
-        )
+        pickled = "allow_pickle" in str(error) or "Python objects" in str(error)
+        remedy = "; save numbers: images uint8 [n, h, w, c], labels [n]" if pickled else ""
         line = "it holds Python objects, not numbers" if remedy else f"it is damaged ({one_line(error)})"
         raise SimclrError(f"npz:{path}: {key} cannot be read, {line}{remedy}") from None
 
@@ -82,8 +103,9 @@ def npz_keys(path: Path, arrays: Any) -> tuple:
     """((train images, labels), (test images, labels)) by their names in the file."""
     present = [pairs for pairs in NPZ_KEYS if pairs[0][0] in arrays]
     if not present:
+        there = ", ".join(arrays.keys()) or "no .npy file"
         raise SimclrError(
-            f"npz:{path}: holds {', '.join(arrays.keys())}; name the images train_images (and train_labels, "
+            f"npz:{path}: holds {there}; name the images train_images (and train_labels, "
             "test_images, test_labels), x_train and so on, or images and labels"
         )
     return present[0]
@@ -92,14 +114,22 @@ def npz_keys(path: Path, arrays: Any) -> tuple:
 def load(where: str | Path, data_dir: str | None, holdout: float) -> Splits:
     """The splits that the names of the arrays say; without a test split, `holdout` of the labelled images."""
     path, arrays = open_npz(where, data_dir)
+    mapped = isinstance(arrays, _Mapped)
     keys = list(arrays.keys())
     (train_x, train_y), (test_x, test_y) = npz_keys(path, arrays)
     read = [key for key in (train_x, train_y, test_x, test_y) if key in keys]
-    check_room(path, read, copies=1 if test_x in keys or train_y not in keys else 2)
+    if not mapped:
+        check_room(path, read, copies=1 if test_x in keys or train_y not in keys else 2)
 
     def part(x: str, y: str | None, classes: tuple[str, ...] | None = None) -> tuple:
         """(images, labels, notes) of one split."""
-        images, notes = pixels.read(npz_array(path, arrays, x), f"npz:{path.name}/{x}")
+        images = npz_array(path, arrays, x)
+        if mapped and images.dtype != np.uint8:
+            raise SimclrError(
+                f"npz:{path}: {x}.npy is {images.dtype}: what stays on disk must be uint8 [n, h, w, c]; "
+                "convert it once, or save an .npz file, which is converted as it is read"
+            )
+        images, notes = pixels.read(images, f"npz:{path.name}/{x}")
         if y not in keys:
             why = f"npz:{path.name}/{x}: no labels: the file has no {y}; it holds {', '.join(keys)}"
             return images, None, (*notes, why)
@@ -113,14 +143,20 @@ def load(where: str | Path, data_dir: str | None, holdout: float) -> Splits:
     if test_x in keys:
         test_images, test_labels, test_notes = part(test_x, test_y, classes or None)
         return Splits(
-            of_arrays(images, labels, name=name, notes=notes),
-            of_arrays(test_images, test_labels, name=f"npz:{path.name}/{test_x}", notes=test_notes),
+            of_arrays(images, labels, name=name, notes=notes, on_disk=mapped),
+            of_arrays(
+                test_images, test_labels, name=f"npz:{path.name}/{test_x}", notes=test_notes, on_disk=mapped
+            ),
         )
+    if labels is None or mapped:
+        whole = of_arrays(images, labels, name=name, notes=notes, on_disk=mapped)
     if labels is None:  # nothing to score: train on all
-        return Splits(of_arrays(images, labels, name=name, notes=notes), None)
+        return Splits(whole, None)
     kept, held = held_out(len(images), holdout)
 
     def rows(index: np.ndarray) -> Source:
+        if mapped:
+            return whole.subset(index)
         return of_arrays(images[index], labels._replace(ids=labels.ids[index]), name=name, notes=notes)
 
     return Splits(rows(kept), rows(held) if len(held) else None)
