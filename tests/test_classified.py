@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from sklearn import metrics
 
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals import classified
+from simclr_jax.evals import classified, ranking
 
 
 def predictions(n, classes, sharpness=2.0, seed=0, labels=None):
@@ -211,14 +211,14 @@ def test_a_long_tail():
     found = report(scores, labels)
     assert found["top1"] == pytest.approx(448 / 511)
     assert found["mean_per_class"] == pytest.approx(3 / 9)
-    # Of class 0 the 63 images of the tail stand level with its own; classes 1 and 2 are perfect, others chance.
+    # The 63 images of the tail stand level with those of class 0; 1 and 2 are perfect, the others chance.
     assert found["per_class"][0]["auroc"] == pytest.approx((192 + 63 / 2) / 255)
     assert found["per_class"][0]["average_precision"] == pytest.approx(256 / 319)
     assert [row["auroc"] for row in found["per_class"][1:]] == [1, 1] + [0.5] * 6
     chance = [count / 511 for count in counts[3:]]
     assert [row["average_precision"] for row in found["per_class"][3:]] == pytest.approx(chance)
     assert found["auroc"] == pytest.approx(((192 + 63 / 2) / 255 + 2 + 3) / 9)
-    alike = classified.alike(scores, labels)
+    alike = ranking.alike(scores, labels)
     assert {name: value for name, (value, _) in alike.items()} == pytest.approx(
         {"balanced_accuracy": 3 / 9, "auroc": found["auroc"], "average_precision": found["average_precision"]}
     )
@@ -228,7 +228,7 @@ def test_a_long_tail():
 
 def test_classes_alike_are_scikit_learns():
     scores, labels = predictions(400, 6, sharpness=1.0, labels=np.minimum(np.arange(400) // 40, 5))
-    found, predicted = classified.alike(scores, labels), scores.argmax(axis=1)
+    found, predicted = ranking.alike(scores, labels), scores.argmax(axis=1)
     assert found["balanced_accuracy"][0] == pytest.approx(metrics.balanced_accuracy_score(labels, predicted))
     assert found["auroc"][0] == pytest.approx(metrics.roc_auc_score(labels, scores, multi_class="ovr"))
     assert found["average_precision"][0] == pytest.approx(
@@ -238,7 +238,7 @@ def test_classes_alike_are_scikit_learns():
     variances = [r * (1 - r) / n for r, n in zip(recall, np.bincount(labels), strict=True)]
     assert found["balanced_accuracy"][1] == pytest.approx(np.sqrt(np.sum(variances)) / 6)
     whole = report(scores, labels)
-    assert [whole[name] for name in classified.RANKED] == [found[name][0] for name in classified.RANKED]
+    assert [whole[name] for name in ranking.RANKED] == [found[name][0] for name in ranking.RANKED]
     low, high = whole["interval"]["auroc"]
     assert (high - low) / 2 == pytest.approx(1.96 * found["auroc"][1], rel=1e-4)
 
@@ -248,7 +248,7 @@ def test_one_class_in_test_cannot_be_ranked():
     found = report(scores, labels)
     assert found["auroc"] is found["average_precision"] is None
     assert all(row["auroc"] is row["average_precision"] is None for row in found["per_class"])
-    assert set(classified.alike(scores, labels)) == {"balanced_accuracy"}
+    assert set(ranking.alike(scores, labels)) == {"balanced_accuracy"}
 
 
 def test_mean_per_class_counts_rare_classes_alike():

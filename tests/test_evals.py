@@ -139,6 +139,18 @@ def test_scores_prefer_the_better_features(mesh):
     assert set(good["knn"].choice) == {"k", "temperature"}
 
 
+def test_scores_of_one_in_fifty():
+    """Features that are all alike: accuracy is the share of the large class, the other scores say chance."""
+    labels = np.repeat([0, 1], [196, 4]).astype(np.int32)
+    same = Features(np.ones((200, 3), np.float32), labels)
+    found = score(same, same, classes=2, mesh=sharding.make_mesh(1), draws=2, iterations=5)
+    for name in ("knn", "linear_all"):
+        assert found[name].accuracy == pytest.approx(0.98), name
+        values = {each: value for each, (value, _) in found[name].alike.items()}
+        assert values == pytest.approx({"balanced_accuracy": 0.5, "auroc": 0.5, "average_precision": 0.5})
+    assert found["linear_100"].alike == {}
+
+
 def test_scores_in_float64(mesh):
     with jax.enable_x64(True):
         few = Features(*clusters(40))

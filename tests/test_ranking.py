@@ -62,7 +62,9 @@ def test_the_standard_error_of_a_mean_is_that_of_new_images():
 def test_what_cannot_be_ranked():
     scores, labels = scored((5, 5, 0))
     found = ranking.one_vs_rest(scores[:, :3], labels)
-    assert np.isnan(found.auroc).tolist() == np.isnan(found.average_precision).tolist() == [False, False, True]
+    assert (
+        np.isnan(found.auroc).tolist() == np.isnan(found.average_precision).tolist() == [False, False, True]
+    )
     alone = ranking.one_vs_rest(scores, np.zeros(10, int))
     assert np.isnan(alone.auroc).all()
     assert np.isnan(alone.standard_error)

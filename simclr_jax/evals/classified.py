@@ -13,13 +13,6 @@ from simclr_jax.evals.knn import top_k_accuracy
 
 BINS = 15  # of the calibration error, as in its paper
 DRAWN = 1 << 22  # counts of the bootstrap that exist at a time
-# Scores in which every class counts alike, however rare, and their titles.
-ALIKE = {
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-}
-RANKED = ("auroc", "average_precision")
 Z = 1.959964  # standard errors on either side: 95 %
 
 
@@ -70,7 +63,7 @@ def evaluate(
     return report | {
         "interval": _intervals(confusion, resamples, seed) | _interval_of_auroc(ranks),
         "mean_per_class": mean_per_class(predicted, labels),
-        **{name: _mean(getattr(ranks, name)) for name in RANKED},
+        **ranks.means(),
         "macro": _averaged(predicted, labels, "macro"),
         "weighted": _averaged(predicted, labels, "weighted"),
         "per_class": _per_class(predicted, labels, ranks),
@@ -111,33 +104,10 @@ def eleven_point_map(scores: np.ndarray, targets: np.ndarray) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
-def alike(scores: np.ndarray, labels: np.ndarray) -> dict[str, tuple[float, float | None]]:
-    """{name of ALIKE: (value, its standard error or None)}; without those that labels of one class leave open.
-
-    Args:
-      scores: probabilities `[n, classes]`; labels: `[n]`, n ≥ 1, all known.
-    """
-    right, counts = np.argmax(scores, axis=1) == labels, np.bincount(labels)
-    present, hits = counts > 0, np.bincount(labels, right, minlength=len(counts))
-    recall, counts = hits[present] / counts[present], counts[present]
-    error = np.sqrt(np.sum(recall * (1 - recall) / counts)) / len(counts)
-    ranks = ranking.one_vs_rest(scores, labels)
-    errors = {"auroc": None if np.isnan(ranks.standard_error) else ranks.standard_error}
-    ranked = {name: (_mean(getattr(ranks, name)), errors.get(name)) for name in RANKED}
-    found = {"balanced_accuracy": (float(recall.mean()), float(error)), **ranked}
-    return {name: one for name, one in found.items() if one[0] is not None}
-
-
-def _mean(figures: np.ndarray) -> float | None:
-    """Over the classes that have one."""
-    known = figures[~np.isnan(figures)]
-    return float(known.mean()) if len(known) else None
-
-
 def _interval_of_auroc(ranks: ranking.Ranking) -> dict[str, list[float]]:
     if np.isnan(ranks.standard_error):
         return {}
-    ends = _mean(ranks.auroc) + Z * ranks.standard_error * np.array([-1, 1])
+    ends = ranks.means()["auroc"] + Z * ranks.standard_error * np.array([-1, 1])
     return {"auroc": np.clip(ends, 0, 1).tolist()}
 
 
@@ -154,7 +124,9 @@ def _per_class(predicted: np.ndarray, labels: np.ndarray, ranks: ranking.Ranking
         for p, r, f, n in zip(*columns, strict=True)
     ]
     for one, *ranked in zip(found, ranks.auroc, ranks.average_precision, strict=True):
-        one |= {name: None if np.isnan(x) else float(x) for name, x in zip(RANKED, ranked, strict=True)}
+        one |= {
+            name: None if np.isnan(x) else float(x) for name, x in zip(ranking.RANKED, ranked, strict=True)
+        }
     return found
 
 

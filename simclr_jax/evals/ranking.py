@@ -1,8 +1,13 @@
-"""AUROC and average precision, one class against all others: how well scores rank, whatever the threshold."""
+"""Scores that count every class alike, however rare: balanced accuracy, and AUROC and average precision.
+
+The last two are of one class against all others: how well scores rank, whatever the threshold.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
+
+RANKED = ("auroc", "average_precision")
 
 
 class Ranking(NamedTuple):
@@ -12,16 +17,39 @@ class Ranking(NamedTuple):
     average_precision: np.ndarray  # [classes]
     standard_error: float  # of the mean AUROC; NaN where nothing tells it
 
+    def means(self) -> dict[str, float | None]:
+        """{auroc, average_precision}: over the classes that have one; None where none has."""
+        known = [(name, figures[~np.isnan(figures)]) for name, figures in zip(RANKED, self[:2], strict=True)]
+        return {name: float(figures.mean()) if len(figures) else None for name, figures in known}
+
+
+def alike(scores: np.ndarray, labels: np.ndarray) -> dict[str, tuple[float, float | None]]:
+    """{balanced_accuracy, auroc, average_precision: (value, its standard error or None)}: every class alike.
+
+    Labels of one class alone leave the last two out.
+
+    Args:
+      scores: probabilities `[n, classes]`; labels: `[n]`, n ≥ 1, all known.
+    """
+    right, counts = np.argmax(scores, axis=1) == labels, np.bincount(labels)
+    present, hits = counts > 0, np.bincount(labels, right, minlength=len(counts))
+    recall, counts = hits[present] / counts[present], counts[present]
+    error = np.sqrt(np.sum(recall * (1 - recall) / counts)) / len(counts)
+    ranks, found = one_vs_rest(scores, labels), {"balanced_accuracy": (float(recall.mean()), float(error))}
+    errors = {} if np.isnan(ranks.standard_error) else {"auroc": ranks.standard_error}
+    means = {name: value for name, value in ranks.means().items() if value is not None}
+    return found | {name: (value, errors.get(name)) for name, value in means.items()}
+
 
 def one_vs_rest(scores: np.ndarray, labels: np.ndarray) -> Ranking:
     """Ranks all images by their score for each class in turn, in float64.
 
-    Both figures are scikit-learn's: equal scores count half in the AUROC, and share a threshold in the average
-    precision. Here they come from one sort, which matters with 1,000 classes.
+    Both figures are scikit-learn's: equal scores count half in the AUROC, and share a threshold in the
+    average precision. Here they come from one sort, a tenth of the time with 1,000 classes.
 
-    The standard error is that of DeLong et al. (Biometrics 44, 1988), for the mean over classes: what an image
-    adds to the AUROC of every class is summed before it is squared. It is NaN where a class, or the rest, has
-    one image only, and where every order is perfect.
+    The standard error is that of DeLong et al. (Biometrics 44, 1988), for the mean over classes: what an
+    image adds to the AUROC of every class is summed before it is squared. It is NaN where a class, or the
+    rest, has one image only, and where every order is perfect.
 
     Args:
       scores: `[n, classes]`, finite; labels: `[n]`, all known.

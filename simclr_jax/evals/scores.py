@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simclr_jax.evals import knn, linear
+from simclr_jax.evals import knn, linear, ranking
 from simclr_jax.evals.features import Features
 
 L2 = tuple(10.0**e for e in range(-4, 1))
@@ -17,11 +17,12 @@ LABELS = (100, 1000)
 
 
 class Score(NamedTuple):
-    """Top-1 accuracy on test as a fraction, its standard error, and what the hold-out chose."""
+    """Top-1 accuracy on test as a fraction, its standard error, what the hold-out chose, and more scores."""
 
     accuracy: float
     standard_error: float
     choice: dict[str, float]
+    alike: dict[str, tuple[float, float | None]]  # what `ranking.alike` gives; {} of few labels
 
 
 def score(
@@ -51,15 +52,18 @@ def score(
         return {}
     scores = {}
 
-    def proportion(p: float, choice: dict[str, float]) -> Score:
-        return Score(p, float(np.sqrt(p * (1 - p) / len(test.labels))), choice)
+    def proportion(p: float, choice: dict[str, float], found: np.ndarray) -> Score:
+        error = float(np.sqrt(p * (1 - p) / len(test.labels)))
+        return Score(p, error, choice, ranking.alike(found, test.labels))
 
     settings = [(k, t) for k in K for t in TEMPERATURES]
     search = {"mesh": mesh, "classes": classes}
     tried = knn.evaluate(*train.rows(rest[:knn_bank]), *train.rows(held), settings=settings, **search)
     best = max(settings, key=lambda s: tried[s][0])
-    found = knn.evaluate(*train.rows(order[:knn_bank]), *test, settings=[best], **search)
-    scores["knn"] = proportion(found[best][0], {"k": best[0], "temperature": best[1]})
+    bank = train.rows(order[:knn_bank])
+    ((_, found),) = knn.votes(*bank, test.features, settings=[best], **search)
+    accuracy = knn.top_k_accuracy(found, test.labels, 1)
+    scores["knn"] = proportion(accuracy, {"k": best[0], "temperature": best[1]}, knn.shares(found))
 
     train_x, test_x = linear.standardize(train.features, test.features)
     scaled, scaled_test = Features(train_x, train.labels), Features(test_x, test.labels)
@@ -73,7 +77,8 @@ def score(
     data = scaled.rows(rows)
     chosen = linear.fit_chosen(mesh, *data, held, L2, classes=classes, iterations=iterations)
     accuracy, _ = linear.evaluate(jax.tree.map(lambda w: w[None], chosen.weights), *scaled_test)
-    scores["linear_all"] = proportion(float(accuracy[0]), {"l2": L2[chosen.best]})
+    found = np.asarray(linear.probabilities(chosen.weights, scaled_test.features))
+    scores["linear_all"] = proportion(float(accuracy[0]), {"l2": L2[chosen.best]}, found)
     return scores
 
 
@@ -111,4 +116,4 @@ def _few_labels(
     chosen = jax.tree.map(lambda *w: np.stack([x[best] for x in w]), *fits)
     accuracy = np.asarray(linear.evaluate(chosen, *test)[0], np.float64)
     error = accuracy.std(ddof=1) / np.sqrt(draws) if draws > 1 else 0.0
-    return Score(float(accuracy.mean()), float(error), {"l2": L2[best]})
+    return Score(float(accuracy.mean()), float(error), {"l2": L2[best]}, {})

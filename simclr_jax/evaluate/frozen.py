@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from simclr_jax import checkpoint, train
+from simclr_jax import checkpoint, report, train
 from simclr_jax.evals import classified, knn, linear
 from simclr_jax.evals.features import Features
 from simclr_jax.evals.scores import hold_out, limited
@@ -23,9 +23,18 @@ L2 = tuple(float(x) for x in np.logspace(-6, 5, 45))  # the paper's (B.8)
 
 
 def cell(measured: dict[str, Any]) -> dict[str, Any]:
-    """What the table shows of a contender."""
-    low, high = measured["interval"]["top1"]
-    return {"value": measured["top1"], "low": low, "high": high}
+    """{value, low, high} of accuracy, within it those of `report.ALIKE`."""
+    found = {}
+    for name in report.ALIKE:
+        key = "mean_per_class" if name == "balanced_accuracy" else name
+        if measured[key] is not None:
+            found[name] = _with_interval(measured, key)
+    return _with_interval(measured, "top1") | found
+
+
+def _with_interval(measured: dict[str, Any], key: str) -> dict[str, Any]:
+    ends = measured["interval"].get(key, ())
+    return {"value": measured[key], **dict(zip(("low", "high"), ends, strict=False))}
 
 
 def features(subject: Subject) -> dict[str, Any]:
@@ -110,12 +119,9 @@ def _votes(
 ) -> Iterator[np.ndarray]:
     """Class probabilities `[q, classes]` for every (k, T), from one search."""
     bank = some(bank, subject.config.eval.knn.bank)
-    most = max(k for k, _ in settings)
-    similarity, index = knn.nearest(bank.features, queries.features, most, subject.mesh, distance=distance)
-    labels, classes = bank.labels[index], len(subject.classes)
-    for k, temperature in settings:
-        votes = knn.vote(similarity, labels, k, temperature, classes)
-        yield votes / votes.sum(axis=1, keepdims=True)
+    search = {"mesh": subject.mesh, "classes": len(subject.classes), "settings": settings}
+    for _, votes in knn.votes(*bank, queries.features, **search, distance=distance):
+        yield knn.shares(votes)
 
 
 def _grids(subject: Subject) -> list[dict[str, Any]]:

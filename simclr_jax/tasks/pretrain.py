@@ -171,6 +171,10 @@ class _Evaluations:
             for metric, one in found.items():
                 results[f"scores/{metric}/{who}"] = one.accuracy
                 results[f"standard_errors/{metric}/{who}"] = one.standard_error
+                for name, (value, error) in one.alike.items():
+                    results[f"scores/{metric}_{name}/{who}"] = value
+                    if error is not None:
+                        results[f"standard_errors/{metric}_{name}/{who}"] = error
                 for name, value in one.choice.items():
                     results[f"choices/{metric}/{who}/{name}"] = value
         return results
