@@ -20,7 +20,7 @@ from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals import classified
+from simclr_jax.evals import classified, knn, linear
 from simclr_jax.evaluate import __main__ as command
 from simclr_jax.evaluate import compare, frozen, page, published, run, summary
 from simclr_jax.evaluate.subject import Subject
@@ -471,6 +471,63 @@ def test_test_images_of_one_class_are_told():
     told = summary.left_out({"knn": {"metrics": {"kNN": measured}}})
     assert told == "All test images are of one class: no AUROC, no average precision."
     assert set(frozen.cell(measured)) == {"value", "low", "high", "balanced_accuracy"}
+
+
+def patients(tmp_path, n=60):
+    """list:FILE of images, those of a patient alike; some have no label."""
+    rng, rows = np.random.default_rng(0), []
+    looks = rng.integers(0, 256, (15, 12, 12), np.uint8)
+    for i in range(n):
+        patient = int(rng.integers(0, 15))
+        Image.fromarray(looks[patient]).save(tmp_path / f"{i:02}.png")
+        label = "" if i % 10 == 3 else "xy"[patient % 2]
+        split = "test" if i % 6 == 5 else "train"
+        rows.append(f"{i:02}.png,{label},{split},p{patient if split == 'train' else 99}")
+    (tmp_path / "list.csv").write_text("\n".join(["file,label,split,group", *rows]))
+    return f"list:{tmp_path / 'list.csv'}"
+
+
+def test_choices_are_made_between_patients(workdir, tmp_path, monkeypatch):
+    """No image of the hold-out is of a patient whose other images are learned from."""
+    sides = {"knn": [], "lbfgs": []}
+
+    def votes(bank, bank_labels, queries, *, settings, **kwargs):
+        if len(settings) > 2:  # those of the grid
+            sides["knn"].append((bank, queries))
+        return original_votes(bank, bank_labels, queries, settings=settings, **kwargs)
+
+    def fit_chosen(mesh, features, labels, held, *args, **kwargs):
+        rest = np.delete(np.arange(len(labels)), held)
+        sides["lbfgs"].append((features[rest], features[held]))
+        return original_fit(mesh, features, labels, held, *args, **kwargs)
+
+    original_votes, original_fit = knn.votes, linear.fit_chosen
+    monkeypatch.setattr(knn, "votes", votes)
+    monkeypatch.setattr(linear, "fit_chosen", fit_chosen)
+    config = command.override(
+        str(workdir),
+        [
+            f"--config.data.source={patients(tmp_path)}",
+            "--config.eval.linear.iterations=1",
+        ],
+    )
+    run.evaluate(workdir, protocols=["knn", "lbfgs"], config=config)
+    assert len(sides["knn"]) == 4
+    assert len(sides["lbfgs"]) == 3
+    for rest, held in sides["knn"] + sides["lbfgs"]:
+        assert len(held) >= 5
+        apart = np.abs(rest[:, None].astype(np.float64) - held[None]).max(axis=2)
+        assert apart.min() > 1e-4  # a patient's images have the same features
+
+
+def test_other_groups_are_another_subject(workdir):
+    whole = arrays()
+    found = encoder.load(workdir)
+    keys = set()
+    for groups in (None, np.arange(40) // 4, np.arange(40) // 8):
+        splits = Splits(dataclasses.replace(whole, groups=groups), None)
+        keys.add(Subject(workdir, found.config, found, splits, sharding.make_mesh(1)).key)
+    assert len(keys) == 3
 
 
 def test_of_many_classes_the_worst_are_shown():

@@ -78,6 +78,7 @@ def _hold_one(
         read=_no_tensorflow,
         fingerprint=source.fingerprint,
         names=source.names if isinstance(source, Source) else (),
+        groups=source.groups if isinstance(source, Source) else None,
         unreadable=source.unreadable,
     )
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from simclr_jax.data.holdout import whole_groups
 from simclr_jax.evals import knn, linear, ranking
 from simclr_jax.evals.features import Features
 
@@ -36,6 +37,7 @@ def score(
     knn_bank: int = 200_000,
     linear_examples: int = 0,
     seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> dict[str, Score]:
     """{knn, linear_100, linear_1000, linear_all: Score} of one representation.
 
@@ -45,8 +47,11 @@ def score(
     over `draws` class-balanced draws from the rest of train, with the standard error of that mean; knn and
     linear_all then use all of train (at most `knn_bank` and, unless 0, `linear_examples`), with the
     standard error of a proportion. A probe that finds too few labels to draw from is left out.
+
+    Args:
+      groups: of the training examples, as `hold_out` takes them.
     """
-    held, rest = hold_out(len(train.labels), seed)
+    held, rest = hold_out(len(train.labels), seed, groups)
     order = np.concatenate([held, rest])
     if not len(rest) or not len(test.labels):
         return {}
@@ -90,9 +95,21 @@ def limited(held: np.ndarray, rest: np.ndarray, limit: int) -> tuple[np.ndarray,
     return np.concatenate([held, rest]), np.arange(len(held))
 
 
-def hold_out(examples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(held out, rest): rows of a fixed fifth of the training examples, at most 20,000, and of the others."""
-    order = np.random.default_rng(seed).permutation(examples)
+def hold_out(examples: int, seed: int = 0, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(held out, rest): rows of a fixed fifth of the training examples, at most 20,000, and of the others.
+
+    Args:
+      groups: a number `[examples]` for each one. Those with the same number stay together: the fifth is met
+        as nearly as whole groups allow. A single group is divided, or nothing could be chosen.
+
+    Returns:
+      Both in random order.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(examples)
+    if groups is not None and len(np.unique(groups)) > 1:
+        held = whole_groups(groups, min(HOLDOUT, HOLDOUT_MOST / examples), rng)[order]
+        return order[held], order[~held]
     cut = min(max(1, round(HOLDOUT * len(order))), HOLDOUT_MOST)
     return order[:cut], order[cut:]
 

@@ -131,7 +131,7 @@ def _grids(subject: Subject) -> list[dict[str, Any]]:
         if name not in subject.features("simclr", "train").features:
             continue
         found = subject.labelled("simclr", "train", name)
-        held, rest = hold_out(len(found.labels))
+        held, rest = hold_out(len(found.labels), groups=subject.groups("simclr"))
         bank, queries = found.rows(rest), found.rows(held)
         for distance in knn.DISTANCES:
             temperatures = GRID_T if distance == "cosine" else (None,)
@@ -158,7 +158,7 @@ def logistic_regression(subject: Subject) -> dict[str, Any]:
     cells, curves, measured = {}, {}, {}
     for who in WHO:
         train_set, test = (subject.labelled(who, part) for part in ("train", "test"))
-        weights, curves[who] = fit_l2(subject, train_set, len(subject.classes))
+        weights, curves[who] = fit_l2(subject, train_set, len(subject.classes), subject.groups(who))
         scores = np.asarray(linear.probabilities(weights, test.features))
         measured[who] = classified.evaluate(scores, test.labels)
         cells[who] = cell(measured[who])
@@ -177,10 +177,16 @@ def logistic_regression(subject: Subject) -> dict[str, Any]:
     }
 
 
-def fit_l2(subject: Subject, found: Features, classes: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(weights {kernel [d, classes], bias}, accuracy and loss for every penalty) chosen on a hold-out."""
+def fit_l2(
+    subject: Subject, found: Features, classes: int, groups: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(weights {kernel [d, classes], bias}, accuracy and loss for every penalty) chosen on a hold-out.
+
+    Args:
+      groups: `[n]`, of the images of `found`; the hold-out divides none. None: there are no groups.
+    """
     options = subject.config.eval.linear
-    held, rest = hold_out(len(found.labels))
+    held, rest = hold_out(len(found.labels), groups=groups)
     if 0 < options.examples < len(found.labels):
         rows, held = limited(held, rest, options.examples)
         found = found.rows(rows)
@@ -234,7 +240,9 @@ def linear_heads(subject: Subject) -> dict[str, Any]:
     predictions = {"standard": predicted}
     if count := len(grid.rate) // 2:
         sweep = jax.tree.map(lambda x: x[1 : 1 + count], stacked)
-        held = labelled(_train_rows(subject, np.sort(hold_out(subject.splits.train.size)[0])))
+        source = subject.splits.train
+        chosen_on, _ = hold_out(source.size, groups=source.groups)
+        held = labelled(_train_rows(subject, np.sort(chosen_on)))
         accuracy, loss = (
             np.asarray(x) for x in linear.evaluate(sweep, held.features["encoder"], held.labels)
         )
