@@ -98,7 +98,7 @@ KNOWN = {
     "resnext50_32x4d": (resnet(50, 32, 4), "a ResNeXt-50 32x4d (32 groups"),
     "resnext101_32x8d": (resnet(101, 32, 8), "a ResNeXt-101 32x8d (32 groups"),
     "resnext101_64x4d": (resnet(101, 64, 4), "a ResNeXt-101 64x4d (64 groups"),
-    "resnet50d": (deep(resnet(50)), "a ResNet-50 with average pooling in its shortcuts (ResNet-D) and a deep"),
+    "resnet50d": (deep(resnet(50)), "a ResNet-50 with average pooling in its shortcuts (ResNet-D) and a"),
     "resnet26d": (deep(resnet(26)), "a ResNet-26 with average pooling"),
     "seresnet50": (squeezed(resnet(50)), "a ResNet-50 with squeeze-and-excitation"),
     "seresnext50": (squeezed(resnet(50, 32, 4), "se_module.fc1"), "a ResNeXt-50 32x4d (32 groups in its 3×3 "
