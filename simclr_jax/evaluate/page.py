@@ -139,10 +139,9 @@ def _table_alike(made: Mapping[str, Any]) -> str:
 
 
 def _cell_alike(cells: Mapping[str, Any], name: str) -> str:
-    others = [
-        f"{COLUMNS[who]} {alike(cells[who], name)}" for who in COLUMNS if who in cells and who != "simclr"
-    ]
-    small = "".join(f"<small>{html.escape(text)}</small>" for text in others)
+    others = [who for who in COLUMNS if who != "simclr" and name in cells.get(who, {})]
+    texts = [f"{COLUMNS[who]} {alike(cells[who], name)}" for who in others]
+    small = "".join(f"<small>{html.escape(text)}</small>" for text in texts)
     return f"<span class=mine>{html.escape(alike(cells['simclr'], name))}</span>{small}"
 
 
