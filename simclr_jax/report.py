@@ -17,6 +17,12 @@ METRICS = {
     "linear_all": "linear, all labels",
     "knn": "kNN, all labels",
 }
+# Scores that count every class alike, however rare; `evals.ranking` makes them.
+ALIKE = {
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+}
 PACKAGES = (
     "simclr_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
     "tensorflow", "tensorflow-cpu", "tensorflow-datasets", "array_record",
@@ -83,6 +89,8 @@ def table(summary: Mapping[str, Any]) -> str:
             for k in (1, 5)
             if f"top{k}" in test
         ]
+        if uneven(test.get("top1"), test.get("balanced_accuracy")):
+            cells += [f"{ALIKE[name]} {figure(name, test[name])}" for name in ALIKE if name in test]
         return f"test, {test['images']:,} images, %:  " + "  ".join(cells)
     if not scores:
         return "No scores: that takes labels, a test split and config.eval.final=True."
@@ -92,4 +100,33 @@ def table(summary: Mapping[str, Any]) -> str:
         if metric in scores:
             cells = [f"{100 * scores[metric][who]:.1f} ± {100 * errors[metric][who]:.1f}" for who in scored]
             lines.append(f"{title:<22}" + "".join(f"{cell:>20}" for cell in cells))
+            lines += _lines_alike(metric, scores, errors, scored)
     return "\n".join(lines)
+
+
+def _lines_alike(metric: str, scores: Mapping, errors: Mapping, scored: list[str]) -> list[str]:
+    """Below a metric whose accuracy hides something: what counts every class alike."""
+    balanced = scores.get(f"{metric}_balanced_accuracy", {})
+    if not any(uneven(scores[metric][who], balanced.get(who)) for who in scored):
+        return []
+    lines = []
+    for name, title in ALIKE.items():
+        values, spread = scores.get(f"{metric}_{name}", {}), errors.get(f"{metric}_{name}", {})
+        cells = [figure(name, values.get(who), spread.get(who)) for who in scored]
+        if any(cells):
+            lines.append(f"{'  ' + title:<22}" + "".join(f"{cell:>20}" for cell in cells))
+    return lines
+
+
+def uneven(accuracy: float | None, balanced: float | None) -> bool:
+    """Whether accuracy hides how rare classes fare: the balanced one is a point or more away."""
+    return None not in (accuracy, balanced) and abs(accuracy - balanced) >= 0.01
+
+
+def figure(name: str, value: float | None, error: float | None = None) -> str:
+    """A score of ALIKE as tables show it: balanced accuracy in %, the others as they are; "" for None."""
+    if value is None:
+        return ""
+    percent = name == "balanced_accuracy"
+    texts = [f"{100 * x:.1f}" if percent else f"{x:.3f}" for x in (value, error) if x is not None]
+    return " ± ".join(texts)

@@ -33,7 +33,7 @@ def _compile_cache(tmp_path_factory):
     where = str(tmp_path_factory.mktemp("xla"))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = where
     jax.config.update("jax_compilation_cache_dir", where)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from sklearn import metrics
 
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals import classified
+from simclr_jax.evals import classified, ranking
 
 
 def predictions(n, classes, sharpness=2.0, seed=0, labels=None):
@@ -45,8 +45,8 @@ def test_scores_are_scikit_learns():
         for name, value in found[average].items():
             assert value == pytest.approx(table[f"{average} avg"][rename.get(name, name)])
     for c, row in enumerate(found["per_class"]):
-        for name, value in row.items():
-            assert value == pytest.approx(table[str(c)][rename.get(name, name)])
+        for name in ("precision", "recall", "f1", "support"):
+            assert row[name] == pytest.approx(table[str(c)][rename.get(name, name)])
 
 
 def test_intervals_are_those_of_resampled_images():
@@ -54,13 +54,15 @@ def test_intervals_are_those_of_resampled_images():
     scores, labels = predictions(120, 4, sharpness=1.0)
     predicted = scores.argmax(axis=1)
     rng = np.random.default_rng(5)
-    top1, macro = [], []
+    top1, macro, recall = [], [], []
     for _ in range(1500):
         rows = rng.integers(0, 120, 120)
+        drawn = labels[rows]
+        recall.append(np.mean([np.mean(predicted[rows][drawn == c] == c) for c in np.unique(drawn)]))
         top1.append(np.mean(predicted[rows] == labels[rows]))
         macro.append(metrics.f1_score(labels[rows], predicted[rows], average="macro", zero_division=0))
     found = report(scores, labels, resamples=4000)
-    for name, values in (("top1", top1), ("macro_f1", macro)):
+    for name, values in (("top1", top1), ("macro_f1", macro), ("mean_per_class", recall)):
         np.testing.assert_allclose(found["interval"][name], np.percentile(values, [2.5, 97.5]), atol=0.02)
     assert found["interval"]["top1"][0] < found["top1"] < found["interval"]["top1"][1]
     assert report(scores, labels) == report(scores, labels)
@@ -173,6 +175,80 @@ def test_eleven_point_map_reaches_every_tenth():
 def test_nothing_to_rank():
     assert classified.eleven_point_map(np.zeros((4, 2)), np.zeros((4, 2), bool)) == 0
     assert classified.eleven_point_map(np.zeros((0, 2)), np.zeros((0, 2), bool)) == 0
+
+
+def test_a_useless_classifier_of_one_in_fifty():
+    """It says "healthy" of everyone: right 98 times of 100, and worth nothing."""
+    labels = np.repeat([0, 1], [980, 20])
+    found = report(np.tile([0.9, 0.1], (1000, 1)), labels)
+    assert found["top1"] == 0.98
+    assert (found["mean_per_class"], found["auroc"]) == (0.5, 0.5)
+    assert [row["recall"] for row in found["per_class"]] == [1, 0]
+    # The average precision of chance is the class's share of the images.
+    assert [row["average_precision"] for row in found["per_class"]] == pytest.approx([0.98, 0.02])
+    assert found["average_precision"] == pytest.approx(0.5)
+    assert set(found["interval"]) == {"top1", "macro_f1"}  # nothing tells how uncertain the other two are
+    # Scores that know nothing but are not equal: half again, give or take three standard errors.
+    scores = np.random.default_rng(0).uniform(0, 0.4, 1000)
+    noise = report(np.stack([1 - scores, scores], axis=1), labels)
+    (low, high), p = noise["interval"]["auroc"], noise["auroc"]
+    assert noise["top1"] == 0.98
+    assert noise["mean_per_class"] == 0.5
+    assert abs(p - 0.5) < 3 * (high - low) / (2 * 1.96)
+    # One that ranks the sick first but never says so.
+    scores = np.where(labels == 1, 0.4, 0.1)
+    ranks = report(np.stack([1 - scores, scores], axis=1), labels)
+    assert (ranks["top1"], ranks["mean_per_class"], ranks["auroc"]) == (0.98, 0.5, 1)
+    assert ranks["average_precision"] == 1
+
+
+def test_a_long_tail():
+    """256, 128, ..., 1 images: a classifier of the three large classes alone is right nine times of ten."""
+    counts = 2 ** np.arange(8, -1, -1)
+    labels = np.repeat(np.arange(9), counts)
+    scores = np.full((len(labels), 9), 0.01)
+    scores[np.arange(len(labels)), np.where(labels < 3, labels, 0)] = 0.92
+    found = report(scores, labels)
+    assert found["top1"] == pytest.approx(448 / 511)
+    assert found["mean_per_class"] == pytest.approx(3 / 9)
+    # The 63 images of the tail stand level with those of class 0; 1 and 2 are perfect, the others chance.
+    assert found["per_class"][0]["auroc"] == pytest.approx((192 + 63 / 2) / 255)
+    assert found["per_class"][0]["average_precision"] == pytest.approx(256 / 319)
+    assert [row["auroc"] for row in found["per_class"][1:]] == [1, 1] + [0.5] * 6
+    chance = [count / 511 for count in counts[3:]]
+    assert [row["average_precision"] for row in found["per_class"][3:]] == pytest.approx(chance)
+    assert found["auroc"] == pytest.approx(((192 + 63 / 2) / 255 + 2 + 3) / 9)
+    alike = ranking.alike(scores, labels)
+    assert {name: value for name, (value, _) in alike.items()} == pytest.approx(
+        {"balanced_accuracy": 3 / 9, "auroc": found["auroc"], "average_precision": found["average_precision"]}
+    )
+    assert "auroc" not in found["interval"]  # one image of the last class tells no spread
+    assert alike["auroc"][1] is None
+
+
+def test_classes_alike_are_scikit_learns():
+    scores, labels = predictions(400, 6, sharpness=1.0, labels=np.minimum(np.arange(400) // 40, 5))
+    found, predicted = ranking.alike(scores, labels), scores.argmax(axis=1)
+    assert found["balanced_accuracy"][0] == pytest.approx(metrics.balanced_accuracy_score(labels, predicted))
+    assert found["auroc"][0] == pytest.approx(metrics.roc_auc_score(labels, scores, multi_class="ovr"))
+    assert found["average_precision"][0] == pytest.approx(
+        metrics.average_precision_score(np.eye(6)[labels], scores, average="macro")
+    )
+    recall = metrics.recall_score(labels, predicted, average=None)
+    variances = [r * (1 - r) / n for r, n in zip(recall, np.bincount(labels), strict=True)]
+    assert found["balanced_accuracy"][1] == pytest.approx(np.sqrt(np.sum(variances)) / 6)
+    whole = report(scores, labels)
+    assert [whole[name] for name in ranking.RANKED] == [found[name][0] for name in ranking.RANKED]
+    low, high = whole["interval"]["auroc"]
+    assert (high - low) / 2 == pytest.approx(1.96 * found["auroc"][1], rel=1e-4)
+
+
+def test_one_class_in_test_cannot_be_ranked():
+    scores, labels = predictions(20, 3, labels=np.full(20, 1))
+    found = report(scores, labels)
+    assert found["auroc"] is found["average_precision"] is None
+    assert all(row["auroc"] is row["average_precision"] is None for row in found["per_class"])
+    assert set(ranking.alike(scores, labels)) == {"balanced_accuracy"}
 
 
 def test_mean_per_class_counts_rare_classes_alike():

@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from simclr_jax import sharding
 from simclr_jax.data import pipeline, sources
-from simclr_jax.evals import knn, linear
+from simclr_jax.evals import knn, linear, scores
 from simclr_jax.evals.features import Features, extract
 from simclr_jax.evals.scores import hold_out, limited, score
 
@@ -139,6 +139,18 @@ def test_scores_prefer_the_better_features(mesh):
     assert set(good["knn"].choice) == {"k", "temperature"}
 
 
+def test_scores_of_one_in_fifty():
+    """Features that are all alike: accuracy is the share of the large class, the other scores say chance."""
+    labels = np.repeat([0, 1], [196, 4]).astype(np.int32)
+    same = Features(np.ones((200, 3), np.float32), labels)
+    found = score(same, same, classes=2, mesh=sharding.make_mesh(1), draws=2, iterations=5)
+    for name in ("knn", "linear_all"):
+        assert found[name].accuracy == pytest.approx(0.98), name
+        values = {each: value for each, (value, _) in found[name].alike.items()}
+        assert values == pytest.approx({"balanced_accuracy": 0.5, "auroc": 0.5, "average_precision": 0.5})
+    assert found["linear_100"].alike == {}
+
+
 def test_scores_in_float64(mesh):
     with jax.enable_x64(True):
         few = Features(*clusters(40))
@@ -214,6 +226,56 @@ def test_a_classifier_of_standardised_features_for_plain_ones():
     )
     plain = linear.for_plain(weights, x)
     np.testing.assert_allclose(linear.logits(plain, x), linear.logits(weights, scaled), atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_hold_out_divides_no_group(seed):
+    groups = np.random.default_rng(7).integers(100, 140, 1000)
+    held, rest = hold_out(1000, seed, groups)
+    assert sorted([*held, *rest]) == list(range(1000))
+    assert not set(groups[held]) & set(groups[rest])
+    assert abs(len(held) - 200) < 30
+    assert (np.diff(rest) < 0).any()  # a part of it is a fair sample
+    for a, b in zip(hold_out(1000, seed, groups), (held, rest), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # A group each is no restriction; one group alone has to be divided.
+    held, rest = hold_out(1000, seed, np.arange(1000))
+    assert (len(held), len(rest)) == (200, 800)
+    for a, b in zip(hold_out(1000, seed, np.zeros(1000)), hold_out(1000, seed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_hold_out_of_groups_is_at_most_20_000_images_or_so():
+    held, _ = hold_out(300_000, 0, np.arange(300_000) // 10)
+    assert len(held) == 20_000
+
+
+def test_scores_choose_between_patients(mesh, monkeypatch):
+    """Every example of a patient is the same: whoever divides patients finds their copies again."""
+    rng = np.random.default_rng(0)
+    patients, examples = rng.standard_normal((30, 4)).astype(np.float32), np.repeat(np.arange(30), 8)
+    train = Features(patients[examples], (examples % 2).astype(np.int32))
+    searched, fitted = [], []
+
+    def votes(bank, bank_labels, queries, **kwargs):
+        searched.append((bank, queries, len(kwargs["settings"])))
+        return original_votes(bank, bank_labels, queries, **kwargs)
+
+    def fit_chosen(mesh, features, labels, held, *args, **kwargs):
+        fitted.append((features, held))
+        return original_fit(mesh, features, labels, held, *args, **kwargs)
+
+    original_votes, original_fit = knn.votes, linear.fit_chosen
+    monkeypatch.setattr(knn, "votes", votes)
+    monkeypatch.setattr(linear, "fit_chosen", fit_chosen)
+    monkeypatch.setattr(scores, "LABELS", ())
+    score(train, train, classes=2, mesh=mesh, draws=2, iterations=2, groups=examples)
+    (bank, queries, count), (features, held) = searched[0], fitted[0]
+    assert count > 1
+    assert len(bank) + len(queries) == 240
+    assert not set(map(bytes, bank)) & set(map(bytes, queries))
+    rest = np.delete(np.arange(240), held)
+    assert not set(map(bytes, features[held])) & set(map(bytes, features[rest]))
 
 
 def test_limited_rows_hold_out_their_share():

@@ -20,8 +20,9 @@ from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import SimclrError
+from simclr_jax.evals import classified, knn, linear
 from simclr_jax.evaluate import __main__ as command
-from simclr_jax.evaluate import compare, published, run, summary
+from simclr_jax.evaluate import compare, frozen, page, published, run, summary
 from simclr_jax.evaluate.subject import Subject
 
 ROOT = Path(__file__).parent.parent
@@ -427,6 +428,125 @@ def test_few_images_make_the_same_batches_on_one_and_eight_devices(examples, bat
         assert subject.batch_size(examples) == batch
     with pytest.raises(SimclrError, match="7 images for 8 devices"):
         subject.batch_size(7)
+
+
+def test_one_in_fifty(workdir, tmp_path):
+    """Images that are all alike: whoever says "healthy" is right 98 times of 100, and worth nothing."""
+    alike = np.full((200, 12, 12, 1), 99, np.uint8)
+    labels = np.array(["healthy"] * 196 + ["sick"] * 4)
+    splits = Splits(*(sources.from_arrays(alike, labels) for _ in range(2)))
+    made = run.evaluate(workdir, splits=splits, protocols=["knn"])
+    for row in made["rows"]:
+        for one in row["cells"].values():
+            assert one["value"] == 0.98, row["id"]
+            assert one["balanced_accuracy"] == {"value": 0.5}
+            assert one["auroc"] == {"value": 0.5}
+            assert one["average_precision"]["value"] == pytest.approx(0.5)
+    assert "balanced accuracy 50.0 %, AUROC 0.500, average precision 0.500" in made["verdict"]
+    text = summary.table(made)
+    line = next(line for line in text if line.startswith("every class alike"))
+    assert line.split("  ")[-1].strip() == "average precision"
+    assert sum("0.500" in line for line in text) == len(made["rows"])
+    page = (workdir / "eval" / "report.html").read_text()
+    assert "untrained encoder 50.0 %" in page
+    sick = re.search(r"<tr><td>sick</td>.*?</tr>", page)[0]
+    assert re.findall(r"<td>(.*?)</td>", sick) == ["sick", "4", "0.0 %", "0.0 %", "0.500", "0.020"]
+    assert page.index("<tr><td>sick</td>") < page.index("<tr><td>healthy</td>")
+    other = shutil.copytree(workdir, tmp_path / "other")
+    assert "kNN, k = 20, T = 0.07: AUROC " in compare.compare([workdir, other], tmp_path / "both.html")
+
+
+def test_classes_that_the_test_images_lack_are_told(workdir):
+    splits = Splits(arrays(), arrays(labels=np.arange(40) % 2))
+    made = run.evaluate(workdir, splits=splits, protocols=["knn"])
+    told = "Classes without test images, left out of balanced accuracy, AUROC, average precision: 2 of 4."
+    assert made["left_out"] == told
+    assert told in (workdir / "eval" / "report.html").read_text()
+    found = made["protocols"]["knn"]["metrics"]["kNN, k = 200, T = 0.1"]
+    assert [one["auroc"] is None for one in found["per_class"]] == [False, False, True, True]
+
+
+def test_test_images_of_one_class_are_told():
+    measured = classified.evaluate(np.eye(3)[[1, 1, 2]], np.array([1, 1, 1]))
+    told = summary.left_out({"knn": {"metrics": {"kNN": measured}}})
+    assert told == "All test images are of one class: no AUROC, no average precision."
+    assert set(frozen.cell(measured)) == {"value", "low", "high", "balanced_accuracy"}
+
+
+def patients(tmp_path, n=60):
+    """list:FILE of images, those of a patient alike; some have no label."""
+    rng, rows = np.random.default_rng(0), []
+    looks = rng.integers(0, 256, (15, 12, 12), np.uint8)
+    for i in range(n):
+        patient = int(rng.integers(0, 15))
+        Image.fromarray(looks[patient]).save(tmp_path / f"{i:02}.png")
+        label = "" if i % 10 == 3 else "xy"[patient % 2]
+        split = "test" if i % 6 == 5 else "train"
+        rows.append(f"{i:02}.png,{label},{split},p{patient if split == 'train' else 99}")
+    (tmp_path / "list.csv").write_text("\n".join(["file,label,split,group", *rows]))
+    return f"list:{tmp_path / 'list.csv'}"
+
+
+def test_choices_are_made_between_patients(workdir, tmp_path, monkeypatch):
+    """No image of the hold-out is of a patient whose other images are learned from."""
+    sides = {"knn": [], "lbfgs": []}
+
+    def votes(bank, bank_labels, queries, *, settings, **kwargs):
+        if len(settings) > 2:  # those of the grid
+            sides["knn"].append((bank, queries))
+        return original_votes(bank, bank_labels, queries, settings=settings, **kwargs)
+
+    def fit_chosen(mesh, features, labels, held, *args, **kwargs):
+        rest = np.delete(np.arange(len(labels)), held)
+        sides["lbfgs"].append((features[rest], features[held]))
+        return original_fit(mesh, features, labels, held, *args, **kwargs)
+
+    original_votes, original_fit = knn.votes, linear.fit_chosen
+    monkeypatch.setattr(knn, "votes", votes)
+    monkeypatch.setattr(linear, "fit_chosen", fit_chosen)
+    config = command.override(
+        str(workdir),
+        [
+            f"--config.data.source={patients(tmp_path)}",
+            "--config.eval.linear.iterations=1",
+        ],
+    )
+    run.evaluate(workdir, protocols=["knn", "lbfgs"], config=config)
+    assert len(sides["knn"]) == 4
+    assert len(sides["lbfgs"]) == 3
+    for rest, held in sides["knn"] + sides["lbfgs"]:
+        assert len(held) >= 5
+        apart = np.abs(rest[:, None].astype(np.float64) - held[None]).max(axis=2)
+        assert apart.min() > 1e-4  # a patient's images have the same features
+
+
+def test_other_groups_are_another_subject(workdir):
+    whole = arrays()
+    found = encoder.load(workdir)
+    keys = set()
+    for groups in (None, np.arange(40) // 4, np.arange(40) // 8):
+        splits = Splits(dataclasses.replace(whole, groups=groups), None)
+        keys.add(Subject(workdir, found.config, found, splits, sharding.make_mesh(1)).key)
+    assert len(keys) == 3
+
+
+def test_of_many_classes_the_worst_are_shown():
+    per_class = [
+        {
+            "support": i + 1,
+            "recall": i / 40,
+            "precision": 0.5,
+            "f1": 0.5,
+            "auroc": 0.9,
+            "average_precision": 0.1,
+        }
+        for i in range(40)
+    ]
+    metrics = {"kNN": {"per_class": per_class}}
+    made = {"classes": [f"<{i}>" for i in range(40)], "protocols": {"knn": {"metrics": metrics}}}
+    shown = page._classes(made)
+    assert re.findall(r"<td>&lt;(\d+)&gt;</td>", shown) == [str(i) for i in range(30)]
+    assert "the worst 30 of 40" in shown
 
 
 def test_runs_side_by_side(fresh, workdir, tmp_path):

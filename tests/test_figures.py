@@ -166,6 +166,25 @@ def test_a_figure_in_memory_may_fail_too():
     assert said[0].startswith("full_disk: not drawn")
 
 
+def test_the_table_shows_what_counts_every_class_alike_where_accuracy_hides_it():
+    def table(balanced):
+        scores = {"linear_all": 0.98, "linear_all_balanced_accuracy": balanced, "linear_all_auroc": 0.5}
+        summary = {
+            "scores": {name: {"simclr": value, "raw_pixels": value} for name, value in scores.items()},
+            "standard_errors": {
+                "linear_all": {"simclr": 0.01, "raw_pixels": 0.01},
+                "linear_all_auroc": {"simclr": 0.04},
+            },
+        }
+        return [line.split("  ") for line in report.table(summary).splitlines()]
+
+    assert len(table(0.975)) == 2
+    lines = [[word.strip() for word in line if word] for line in table(0.5)]
+    assert lines[2:] == [["balanced accuracy", "50.0", "50.0"], ["AUROC", "0.500 ± 0.040", "0.500"]]
+    test = {"images": 50, "top1": 0.98, "top1_standard_error": 0.02, "balanced_accuracy": 0.5, "auroc": 0.5}
+    assert report.table({"test": test}).endswith("top-1 98.0 ± 2.0  balanced accuracy 50.0  AUROC 0.500")
+
+
 def named(splits, classes):
     return Splits(*(dataclasses.replace(split, classes=tuple(classes)) for split in splits))
 

@@ -1,5 +1,7 @@
 """Linear classifiers trained at once: each equals one trained by itself, and the hold-out stays out."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,13 +89,15 @@ def plain_sgd(batches, grid, i, rates, classes, config):
     return w[:-1], w[-1]
 
 
-def test_held_out_labels_reach_only_those_who_see_everything(pretrained, tmp_path):
+@pytest.mark.parametrize("groups", [None, np.arange(80) // 10])
+def test_held_out_labels_reach_only_those_who_see_everything(pretrained, tmp_path, groups):
     splits = tiny_splits()
     images, labels = splits.train.fetch(np.arange(80))
-    held, _ = hold_out(80)
+    splits = splits._replace(train=dataclasses.replace(splits.train, groups=groups))
+    held, _ = hold_out(80, groups=groups)
     lied = labels.copy()
     lied[held] = (lied[held] + 1) % 4
-    other = splits._replace(train=sources.from_arrays(images, lied))
+    other = splits._replace(train=dataclasses.replace(sources.from_arrays(images, lied), groups=groups))
     one, grid = trained(pretrained, tmp_path / "a", splits)
     two, _ = trained(pretrained, tmp_path / "b", other)
     same = [np.array_equal(one["kernel"][:, i], two["kernel"][:, i]) for i in range(len(grid.rate))]

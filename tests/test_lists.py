@@ -189,6 +189,7 @@ def test_one_group_is_not_divided(tmp_path):
     names = [f"{i}.jpg" for i in range(20)]
     found = table(tmp_path, "file,label,group\n" + "".join(f"{n},x,p\n" for n in names), names)
     assert (found.train.size, found.test) == (20, None)
+    assert "are of one group: hold-outs within the evaluation divide it" in "\n".join(notes.describe(found))
 
 
 def test_a_group_on_both_sides_of_the_lists_own_splits_is_told(tmp_path):

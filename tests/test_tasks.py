@@ -47,7 +47,10 @@ def teacher(pretrained, tmp_path_factory):
     config = fine_tuning(pretrained, train__steps=60, optimizer__learning_rate=1e-2, eval__final=True)
     config.log.every = cfg.duration(steps=20)
     summary = train.run(config, workdir, splits=tiny_splits(n=240))
-    assert summary["test"]["top1"] > 0.8
+    test = summary["test"]
+    assert test["top1"] > 0.8
+    assert test["balanced_accuracy"] == pytest.approx(test["top1"])  # ten images of each class
+    assert test["auroc"] > 0.9
     return workdir
 
 

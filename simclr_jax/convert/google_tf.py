@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import encoder, paths
 from simclr_jax.convert import names, run
+from simclr_jax.convert.architectures import recognise_tf
 from simclr_jax.convert.infer import Found, infer
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import SimclrError, one_line
@@ -139,6 +140,10 @@ def name_based(shapes: dict[str, tuple[int, ...]], read: Callable, ema: bool, wh
         if (averaged or lacking) and not name.endswith(("/Momentum", "/Adam", "/Adam_1")):
             mine[short] = name
     if not mine:
+        if what := recognise_tf(shapes):
+            raise SimclrError(
+                f"{where}: these are weights of {what}; simclr_jax reads SimCLR's (base_model/...)"
+            )
         raise SimclrError(f"{where}: no variable of SimCLR in it (base_model/...)")
     order = sorted(mine, key=_tf1_order)
     left_out = sorted(name for name in shapes if name not in mine.values() and name != "global_step")

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import encoder, paths
 from simclr_jax.convert import names, run
+from simclr_jax.convert.architectures import recognise, refusal
 from simclr_jax.convert.infer import depth_of
 from simclr_jax.convert.torch_files import (
     COUNTER,
@@ -65,14 +66,20 @@ def convert(
     prefix = choose(found, prefix, where)
     scope = scope_of(found, prefix, where)
     shapes = {name: found.shapes[key] for name, key in scope.items()}
-    if found.marker:
-        config, classes, step, notes = _config_of_marker(found.marker, image_size, where)
-    else:
-        stem, step = "cifar_pad2" if is_solo_learn(found, prefix) else "cifar", 0
-        config, classes, notes = _config_of_shapes(shapes, stem, image_size, where)
-    wanted = run.expected(config, classes)
-    arrays = {name: _to_ours(found.read(key)) for name, key in scope.items()}
-    run.write(out, config, run.assemble(arrays, wanted, "torch", where), step=step, origin=where)
+    try:
+        if found.marker:
+            config, classes, step, notes = _config_of_marker(found.marker, image_size, where)
+        else:
+            stem, step = "cifar_pad2" if is_solo_learn(found, prefix) else "cifar", 0
+            config, classes, notes = _config_of_shapes(shapes, stem, image_size, where)
+        wanted = run.expected(config, classes)
+        arrays = {name: _to_ours(found.read(key)) for name, key in scope.items()}
+        variables = run.assemble(arrays, wanted, "torch", where)
+    except SimclrError:  # a name says more than the first variable that differs
+        if not found.marker and (what := recognise(shapes)):
+            raise SimclrError(refusal(where, what)) from None
+        raise
+    run.write(out, config, variables, step=step, origin=where)
     lines = [run.describe(config, classes), *notes, *left_out(found, prefix, set(scope.values()))]
     return "\n".join(lines)
 

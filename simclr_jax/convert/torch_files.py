@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simclr_jax import paths
+from simclr_jax.convert.architectures import recognise, refusal
 from simclr_jax.errors import SimclrError, one_line
 
 MARK = "simclr_jax"  # of what `torch.export` says of its files
@@ -157,6 +158,8 @@ def _prefixes(shapes: Mapping[str, Any]) -> list[str]:
 def choose(found: Found, prefix: str | None, where: str) -> str:
     there = _prefixes(found.shapes)
     if not there:
+        if what := recognise(found.shapes):
+            raise SimclrError(refusal(where, what))
         some = ", ".join(list(found.shapes)[:3]) or "no tensor at all"
         raise SimclrError(
             f"{where}: no ResNet in it (conv1.weight, bn1.weight, layer1.0.conv1.weight and so on, or the "

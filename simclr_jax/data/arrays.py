@@ -1,4 +1,4 @@
-"""`npz:PATH`: images and labels as NumPy arrays in one file, or in a folder of .npy files that stay on disk."""
+"""`npz:PATH`: images and labels as NumPy arrays in a file, or in a folder of .npy files that stay on disk."""
 
 import math
 import zipfile

@@ -15,10 +15,19 @@ def held_out(examples: int, share: float, groups: np.ndarray | None = None) -> t
         test = min(max(1, round(examples * share)), examples - 1) if share else 0
         order = order.permutation(examples)
         return np.sort(order[test:]), np.sort(order[:test])
-    names, group = np.unique(groups, return_inverse=True)
-    order = order.permutation(len(names))
-    tested = np.cumsum(np.bincount(group)[order])
-    nearest = int(np.argmin(np.abs(tested - examples * share))) + 1
-    count = min(nearest, len(names) - 1) if share else 0
-    chosen = np.isin(group, order[:count])
+    chosen = whole_groups(groups, share, order)
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def whole_groups(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Which images `[n]` bool to hold out so that no group is divided: about `share` of them, never all.
+
+    Args:
+      groups: `[n]`, a number for each image; a single group is not held out.
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    order = rng.permutation(len(names))
+    held = np.cumsum(np.bincount(group)[order])
+    nearest = int(np.argmin(np.abs(held - len(groups) * share))) + 1
+    count = min(nearest, len(names) - 1) if share else 0
+    return np.isin(group, order[:count])

@@ -79,6 +79,7 @@ def _hold_one(
         fingerprint=source.fingerprint,
         names=source.names if isinstance(source, Source) else (),
         ledger=source.ledger,
+        groups=source.groups if isinstance(source, Source) else None,
     )
 
 

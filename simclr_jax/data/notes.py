@@ -12,6 +12,9 @@ def describe(splits: Splits) -> tuple[str, ...]:
     """The notes of the splits, each once, and how many images each class has."""
     parts = [split for split in splits if split is not None]
     notes = dict.fromkeys(note for part in parts for note in part.notes)
+    groups = getattr(splits.train, "groups", None)
+    if groups is not None and len(np.unique(groups)) == 1:
+        notes["the images to train on are of one group: hold-outs within the evaluation divide it"] = None
     counts = zip(("train", "test"), splits, strict=True)
     return (*notes, *(line for role, part in counts if (line := _counts(role, part))))
 

@@ -8,10 +8,12 @@ from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support, recall_score
 
 from simclr_jax.errors import SimclrError
+from simclr_jax.evals import ranking
 from simclr_jax.evals.knn import top_k_accuracy
 
 BINS = 15  # of the calibration error, as in its paper
 DRAWN = 1 << 22  # counts of the bootstrap that exist at a time
+Z = 1.959964  # standard errors on either side: 95 %
 
 
 def evaluate(
@@ -21,16 +23,22 @@ def evaluate(
 
     Precision, recall and F1 are scikit-learn's, 0 where there is nothing to divide by. "macro" averages them
     over the classes that labels or predictions name; "mean_per_class" is the recall averaged over those that
-    labels name, and differs when a class is predicted that the test set lacks.
+    labels name (balanced accuracy), and differs when a class is predicted that the test set lacks. AUROC and
+    average precision are those of one class against all others, averaged over the classes that labels name;
+    None where all labels name one class.
 
     Args:
       scores: probabilities `[n, classes]`; labels: `[n]`, those with -1 (none) are left out.
-      resamples: of the test images, for the 95 % intervals (top1's is Wilson's where all or none are right).
+      resamples: of the test images, for the 95 % intervals (top1's is Wilson's where all or none are right;
+        auroc's is of `ranking.one_vs_rest`). Left out where nothing tells them: auroc's as there,
+        mean_per_class's where of every class all images or none are right.
 
     Returns:
-      {images, top1, top5 (with more than five classes), interval {top1, macro_f1: [low, high]},
-      mean_per_class, macro and weighted {precision, recall, f1}, per_class [{precision, recall (None without
-      support), f1, support}], confusion `[classes, classes]` (rows: the truth), ece, calibration}.
+      {images, top1, top5 (with more than five classes), interval {top1, macro_f1, mean_per_class, auroc:
+      [low, high]}, mean_per_class, auroc, average_precision, macro and weighted {precision, recall, f1},
+      per_class [{precision, recall (None without support), f1, support, auroc, average_precision (None
+      without support, or with that of all images)}], confusion `[classes, classes]` (rows: the truth), ece,
+      calibration}.
 
     Raises:
       SimclrError: a label that scores have no column for, or scores that are not numbers.
@@ -50,13 +58,15 @@ def evaluate(
     report = {"images": len(labels), "top1": float(np.mean(predicted == labels))}
     if classes > 5:
         report["top5"] = top_k_accuracy(scores, labels, 5)
+    ranks = ranking.one_vs_rest(scores, labels)
     gaps = [b["count"] * abs(b["confidence"] - b["accuracy"]) for b in calibration if b["count"]]
     return report | {
-        "interval": _intervals(confusion, resamples, seed),
+        "interval": _intervals(confusion, resamples, seed) | _interval_of_auroc(ranks),
         "mean_per_class": mean_per_class(predicted, labels),
+        **ranks.means(),
         "macro": _averaged(predicted, labels, "macro"),
         "weighted": _averaged(predicted, labels, "weighted"),
-        "per_class": _per_class(predicted, labels, classes),
+        "per_class": _per_class(predicted, labels, ranks),
         "confusion": confusion.tolist(),
         "ece": float(sum(gaps) / len(labels)),
         "calibration": calibration,
@@ -94,17 +104,30 @@ def eleven_point_map(scores: np.ndarray, targets: np.ndarray) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
+def _interval_of_auroc(ranks: ranking.Ranking) -> dict[str, list[float]]:
+    if np.isnan(ranks.standard_error):
+        return {}
+    ends = ranks.means()["auroc"] + Z * ranks.standard_error * np.array([-1, 1])
+    return {"auroc": np.clip(ends, 0, 1).tolist()}
+
+
 def _averaged(predicted: np.ndarray, labels: np.ndarray, average: str) -> dict[str, float]:
     values = precision_recall_fscore_support(labels, predicted, average=average, zero_division=0)
     return {name: float(x) for name, x in zip(("precision", "recall", "f1"), values, strict=False)}
 
 
-def _per_class(predicted: np.ndarray, labels: np.ndarray, classes: int) -> list[dict[str, Any]]:
-    columns = precision_recall_fscore_support(labels, predicted, labels=np.arange(classes), zero_division=0)
-    return [
+def _per_class(predicted: np.ndarray, labels: np.ndarray, ranks: ranking.Ranking) -> list[dict[str, Any]]:
+    classes = np.arange(len(ranks.auroc))
+    columns = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
+    found = [
         {"precision": float(p), "recall": float(r) if n else None, "f1": float(f), "support": int(n)}
         for p, r, f, n in zip(*columns, strict=True)
     ]
+    for one, *ranked in zip(found, ranks.auroc, ranks.average_precision, strict=True):
+        one |= {
+            name: None if np.isnan(x) else float(x) for name, x in zip(ranking.RANKED, ranked, strict=True)
+        }
+    return found
 
 
 def _calibration(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
@@ -133,19 +156,25 @@ def _intervals(confusion: np.ndarray, resamples: int, seed: int) -> dict[str, li
     of_truth, of_prediction = (one(rows, np.arange(cells)) for rows in (truth, predicted))
     of_hits = one(truth, np.flatnonzero(truth == predicted))
     rng = np.random.default_rng(seed)
-    top1, macro_f1 = [], []
+    top1, macro_f1, recall = [], [], []
     step = max(1, DRAWN // cells)
     for begin in range(0, resamples, step):
         drawn = rng.multinomial(n, counts / n, size=min(step, resamples - begin)).T
-        hits, named = of_hits @ drawn, of_truth @ drawn + of_prediction @ drawn
+        hits, images = of_hits @ drawn, of_truth @ drawn
+        named = images + of_prediction @ drawn
         top1.append(hits.sum(axis=0) / n)
         f1 = 2 * hits / np.maximum(named, 1)
         macro_f1.append(f1.sum(axis=0) / np.count_nonzero(named, axis=0))
+        recalls = hits / np.maximum(images, 1)
+        recall.append(recalls.sum(axis=0) / np.count_nonzero(images, axis=0))
     bounds = lambda x: np.percentile(np.concatenate(x), [2.5, 97.5]).tolist()  # noqa: E731
     right = int(np.trace(confusion))
     sure = right in (0, n)  # whatever is drawn is then the same, however few images there are
     wilson = binomtest(right, int(n)).proportion_ci(method="wilson")
-    return {
+    found = {
         "top1": [float(wilson.low), float(wilson.high)] if sure else bounds(top1),
         "macro_f1": bounds(macro_f1),
     }
+    diagonal = np.diag(confusion)
+    varies = (diagonal > 0) & (diagonal < confusion.sum(axis=1))
+    return found | {"mean_per_class": bounds(recall)} if varies.any() else found

@@ -5,7 +5,7 @@ solo-learn and scikit-learn's weights="distance" have it: T plays no part).
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -159,10 +159,28 @@ def evaluate(
     settings: Iterable[tuple[int, float]] = ((200, 0.1),),
 ) -> dict[tuple[int, float], tuple[float, float]]:
     """{(k, T): (top-1, top-5)} of the weighted vote, all settings from one search."""
+    found = votes(bank, bank_labels, queries, mesh=mesh, classes=classes, settings=settings)
+    return {s: (top_k_accuracy(x, query_labels, 1), top_k_accuracy(x, query_labels, 5)) for s, x in found}
+
+
+def votes(
+    bank: np.ndarray,
+    bank_labels: np.ndarray,
+    queries: np.ndarray,
+    *,
+    mesh: Mesh,
+    classes: int,
+    settings: Iterable[tuple[int, float | None]],
+    distance: str = "cosine",
+) -> Iterator[tuple[tuple[int, float | None], np.ndarray]]:
+    """(setting, what `vote` gives) for every (k, T), all from one search."""
     settings = list(settings)
-    similarity, index = nearest(bank, queries, max(k for k, _ in settings), mesh)
+    similarity, index = nearest(bank, queries, max(k for k, _ in settings), mesh, distance=distance)
     labels = bank_labels[index]
-    scores = {s: vote(similarity, labels, *s, classes) for s in settings}
-    return {
-        s: (top_k_accuracy(x, query_labels, 1), top_k_accuracy(x, query_labels, 5)) for s, x in scores.items()
-    }
+    for setting in settings:
+        yield setting, vote(similarity, labels, *setting, classes)
+
+
+def shares(found: np.ndarray) -> np.ndarray:
+    """Votes `[q, classes]` as probabilities: divided by their sum, so that queries can be compared."""
+    return found / found.sum(axis=1, keepdims=True)

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simclr_jax.evals import knn, linear
+from simclr_jax.data.holdout import whole_groups
+from simclr_jax.evals import knn, linear, ranking
 from simclr_jax.evals.features import Features
 
 L2 = tuple(10.0**e for e in range(-4, 1))
@@ -17,11 +18,12 @@ LABELS = (100, 1000)
 
 
 class Score(NamedTuple):
-    """Top-1 accuracy on test as a fraction, its standard error, and what the hold-out chose."""
+    """Top-1 accuracy on test as a fraction, its standard error, what the hold-out chose, and more scores."""
 
     accuracy: float
     standard_error: float
     choice: dict[str, float]
+    alike: dict[str, tuple[float, float | None]]  # what `ranking.alike` gives; {} of few labels
 
 
 def score(
@@ -35,6 +37,7 @@ def score(
     knn_bank: int = 200_000,
     linear_examples: int = 0,
     seed: int = 0,
+    groups: np.ndarray | None = None,
 ) -> dict[str, Score]:
     """{knn, linear_100, linear_1000, linear_all: Score} of one representation.
 
@@ -44,22 +47,28 @@ def score(
     over `draws` class-balanced draws from the rest of train, with the standard error of that mean; knn and
     linear_all then use all of train (at most `knn_bank` and, unless 0, `linear_examples`), with the
     standard error of a proportion. A probe that finds too few labels to draw from is left out.
+
+    Args:
+      groups: of the training examples, as `hold_out` takes them.
     """
-    held, rest = hold_out(len(train.labels), seed)
+    held, rest = hold_out(len(train.labels), seed, groups)
     order = np.concatenate([held, rest])
     if not len(rest) or not len(test.labels):
         return {}
     scores = {}
 
-    def proportion(p: float, choice: dict[str, float]) -> Score:
-        return Score(p, float(np.sqrt(p * (1 - p) / len(test.labels))), choice)
+    def proportion(p: float, choice: dict[str, float], found: np.ndarray) -> Score:
+        error = float(np.sqrt(p * (1 - p) / len(test.labels)))
+        return Score(p, error, choice, ranking.alike(found, test.labels))
 
     settings = [(k, t) for k in K for t in TEMPERATURES]
     search = {"mesh": mesh, "classes": classes}
     tried = knn.evaluate(*train.rows(rest[:knn_bank]), *train.rows(held), settings=settings, **search)
     best = max(settings, key=lambda s: tried[s][0])
-    found = knn.evaluate(*train.rows(order[:knn_bank]), *test, settings=[best], **search)
-    scores["knn"] = proportion(found[best][0], {"k": best[0], "temperature": best[1]})
+    bank = train.rows(order[:knn_bank])
+    ((_, found),) = knn.votes(*bank, test.features, settings=[best], **search)
+    accuracy = knn.top_k_accuracy(found, test.labels, 1)
+    scores["knn"] = proportion(accuracy, {"k": best[0], "temperature": best[1]}, knn.shares(found))
 
     train_x, test_x = linear.standardize(train.features, test.features)
     scaled, scaled_test = Features(train_x, train.labels), Features(test_x, test.labels)
@@ -73,7 +82,8 @@ def score(
     data = scaled.rows(rows)
     chosen = linear.fit_chosen(mesh, *data, held, L2, classes=classes, iterations=iterations)
     accuracy, _ = linear.evaluate(jax.tree.map(lambda w: w[None], chosen.weights), *scaled_test)
-    scores["linear_all"] = proportion(float(accuracy[0]), {"l2": L2[chosen.best]})
+    found = np.asarray(linear.probabilities(chosen.weights, scaled_test.features))
+    scores["linear_all"] = proportion(float(accuracy[0]), {"l2": L2[chosen.best]}, found)
     return scores
 
 
@@ -85,9 +95,21 @@ def limited(held: np.ndarray, rest: np.ndarray, limit: int) -> tuple[np.ndarray,
     return np.concatenate([held, rest]), np.arange(len(held))
 
 
-def hold_out(examples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(held out, rest): rows of a fixed fifth of the training examples, at most 20,000, and of the others."""
-    order = np.random.default_rng(seed).permutation(examples)
+def hold_out(examples: int, seed: int = 0, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(held out, rest): rows of a fixed fifth of the training examples, at most 20,000, and of the others.
+
+    Args:
+      groups: a number `[examples]` for each one. Those with the same number stay together: the fifth is met
+        as nearly as whole groups allow. A single group is divided, or nothing could be chosen.
+
+    Returns:
+      Both in random order.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(examples)
+    if groups is not None and len(np.unique(groups)) > 1:
+        held = whole_groups(groups, min(HOLDOUT, HOLDOUT_MOST / examples), rng)[order]
+        return order[held], order[~held]
     cut = min(max(1, round(HOLDOUT * len(order))), HOLDOUT_MOST)
     return order[:cut], order[cut:]
 
@@ -111,4 +133,4 @@ def _few_labels(
     chosen = jax.tree.map(lambda *w: np.stack([x[best] for x in w]), *fits)
     accuracy = np.asarray(linear.evaluate(chosen, *test)[0], np.float64)
     error = accuracy.std(ddof=1) / np.sqrt(draws) if draws > 1 else 0.0
-    return Score(float(accuracy.mean()), float(error), {"l2": L2[best]})
+    return Score(float(accuracy.mean()), float(error), {"l2": L2[best]}, {})

@@ -13,7 +13,8 @@ from simclr_jax import figures, files, metrics, paths
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.page import document
-from simclr_jax.evaluate.summary import shown
+from simclr_jax.evaluate.summary import alike, shown, uneven_row
+from simclr_jax.report import ALIKE
 
 HEALTH = {
     "rank_me": "RankMe",
@@ -66,10 +67,14 @@ def _names(workdirs: list[str]) -> dict[str, str]:
 def _scores(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """{title: a cell for every run}, in the order of the first that has the row."""
     rows: dict[str, list[str]] = {}
+    uneven = {row["title"] for made in reports.values() for row in made["rows"] if uneven_row(row)}
     for number, made in enumerate(reports.values()):
         for row in made["rows"]:
             cells = rows.setdefault(row["title"], [""] * len(reports))
             cells[number] = shown(row["cells"].get("simclr"))
+            for name, title in ALIKE.items() if row["title"] in uneven else ():
+                cells = rows.setdefault(f"{row['title']}: {title}", [""] * len(reports))
+                cells[number] = alike(row["cells"].get("simclr", {}), name)
     health = [made["protocols"].get("health", {}).get("simclr", {}) for made in reports.values()]
     for field, title in HEALTH.items():
         values = [one.get(field) for one in health]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from simclr_jax import checkpoint, train
+from simclr_jax import checkpoint, report, train
 from simclr_jax.evals import classified, knn, linear
 from simclr_jax.evals.features import Features
 from simclr_jax.evals.scores import hold_out, limited
@@ -23,9 +23,18 @@ L2 = tuple(float(x) for x in np.logspace(-6, 5, 45))  # the paper's (B.8)
 
 
 def cell(measured: dict[str, Any]) -> dict[str, Any]:
-    """What the table shows of a contender."""
-    low, high = measured["interval"]["top1"]
-    return {"value": measured["top1"], "low": low, "high": high}
+    """{value, low, high} of accuracy, within it those of `report.ALIKE`."""
+    found = {}
+    for name in report.ALIKE:
+        key = "mean_per_class" if name == "balanced_accuracy" else name
+        if measured[key] is not None:
+            found[name] = _with_interval(measured, key)
+    return _with_interval(measured, "top1") | found
+
+
+def _with_interval(measured: dict[str, Any], key: str) -> dict[str, Any]:
+    ends = measured["interval"].get(key, ())
+    return {"value": measured[key], **dict(zip(("low", "high"), ends, strict=False))}
 
 
 def features(subject: Subject) -> dict[str, Any]:
@@ -110,12 +119,9 @@ def _votes(
 ) -> Iterator[np.ndarray]:
     """Class probabilities `[q, classes]` for every (k, T), from one search."""
     bank = some(bank, subject.config.eval.knn.bank)
-    most = max(k for k, _ in settings)
-    similarity, index = knn.nearest(bank.features, queries.features, most, subject.mesh, distance=distance)
-    labels, classes = bank.labels[index], len(subject.classes)
-    for k, temperature in settings:
-        votes = knn.vote(similarity, labels, k, temperature, classes)
-        yield votes / votes.sum(axis=1, keepdims=True)
+    search = {"mesh": subject.mesh, "classes": len(subject.classes), "settings": settings}
+    for _, votes in knn.votes(*bank, queries.features, **search, distance=distance):
+        yield knn.shares(votes)
 
 
 def _grids(subject: Subject) -> list[dict[str, Any]]:
@@ -125,7 +131,7 @@ def _grids(subject: Subject) -> list[dict[str, Any]]:
         if name not in subject.features("simclr", "train").features:
             continue
         found = subject.labelled("simclr", "train", name)
-        held, rest = hold_out(len(found.labels))
+        held, rest = hold_out(len(found.labels), groups=subject.groups("simclr"))
         bank, queries = found.rows(rest), found.rows(held)
         for distance in knn.DISTANCES:
             temperatures = GRID_T if distance == "cosine" else (None,)
@@ -152,7 +158,7 @@ def logistic_regression(subject: Subject) -> dict[str, Any]:
     cells, curves, measured = {}, {}, {}
     for who in WHO:
         train_set, test = (subject.labelled(who, part) for part in ("train", "test"))
-        weights, curves[who] = fit_l2(subject, train_set, len(subject.classes))
+        weights, curves[who] = fit_l2(subject, train_set, len(subject.classes), subject.groups(who))
         scores = np.asarray(linear.probabilities(weights, test.features))
         measured[who] = classified.evaluate(scores, test.labels)
         cells[who] = cell(measured[who])
@@ -171,10 +177,16 @@ def logistic_regression(subject: Subject) -> dict[str, Any]:
     }
 
 
-def fit_l2(subject: Subject, found: Features, classes: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """(weights {kernel [d, classes], bias}, accuracy and loss for every penalty) chosen on a hold-out."""
+def fit_l2(
+    subject: Subject, found: Features, classes: int, groups: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(weights {kernel [d, classes], bias}, accuracy and loss for every penalty) chosen on a hold-out.
+
+    Args:
+      groups: `[n]`, of the images of `found`; the hold-out divides none. None: there are no groups.
+    """
     options = subject.config.eval.linear
-    held, rest = hold_out(len(found.labels))
+    held, rest = hold_out(len(found.labels), groups=groups)
     if 0 < options.examples < len(found.labels):
         rows, held = limited(held, rest, options.examples)
         found = found.rows(rows)
@@ -228,7 +240,9 @@ def linear_heads(subject: Subject) -> dict[str, Any]:
     predictions = {"standard": predicted}
     if count := len(grid.rate) // 2:
         sweep = jax.tree.map(lambda x: x[1 : 1 + count], stacked)
-        held = labelled(_train_rows(subject, np.sort(hold_out(subject.splits.train.size)[0])))
+        source = subject.splits.train
+        chosen_on, _ = hold_out(source.size, groups=source.groups)
+        held = labelled(_train_rows(subject, np.sort(chosen_on)))
         accuracy, loss = (
             np.asarray(x) for x in linear.evaluate(sweep, held.features["encoder"], held.labels)
         )

@@ -16,7 +16,7 @@ from simclr_jax.errors import SimclrError
 from simclr_jax.evals import classified, linear
 from simclr_jax.evals.features import Features
 from simclr_jax.evaluate.frozen import cell, fit_l2
-from simclr_jax.evaluate.subject import WHO, Subject
+from simclr_jax.evaluate.subject import WHO, Subject, identity
 from simclr_jax.tasks.supervised import plain_recipe
 
 # The sets whose published figure is the mean over classes (SimCLR, B.8); others are told by accuracy.
@@ -110,7 +110,7 @@ def key_of(subject: Subject, data: "Labelled") -> str:
     """Changes with the images or labels of a set."""
     targets = [] if data.targets is None else [data.targets[part].tobytes() for part in ("train", "test")]
     digest = hashlib.sha256(b"".join(targets)).hexdigest()
-    return subject.key_of(*(split.fingerprint for split in data.splits), digest)
+    return subject.key_of(*identity(data.splits), digest)
 
 
 class Labelled(NamedTuple):
@@ -173,7 +173,7 @@ def _transferred(subject: Subject, source: str, data: Labelled) -> dict[str, Any
         for who in WHO:
             found, test = (other.features(who, part).features["encoder"] for part in ("train", "test"))
             targets = data.targets["train"][other.rows(who, "train")]
-            weights, _ = fit_l2(other, Features(found, targets), targets.shape[1])
+            weights, _ = fit_l2(other, Features(found, targets), targets.shape[1], None)
             scores = np.asarray(linear.logits(weights, test))
             measured[who] = {"map": classified.eleven_point_map(scores, data.targets["test"])}
         return measured
@@ -181,7 +181,7 @@ def _transferred(subject: Subject, source: str, data: Labelled) -> dict[str, Any
         raise SimclrError(f"--transfer={source}: {reason}")
     for who in WHO:
         found, test = (other.labelled(who, part) for part in ("train", "test"))
-        weights, _ = fit_l2(other, found, len(other.classes))
+        weights, _ = fit_l2(other, found, len(other.classes), other.groups(who))
         scores = np.asarray(linear.probabilities(weights, test.features))
         measured[who] = classified.evaluate(scores, test.labels)
     return measured

@@ -8,7 +8,9 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax.evaluate.summary import COLUMNS, percent
+from simclr_jax.evals.ranking import RANKED
+from simclr_jax.evaluate.summary import COLUMNS, HEAD, alike, percent
+from simclr_jax.report import ALIKE, figure
 
 # Headings, with the figures and the protocols' notes below each; what is not named comes last.
 SECTIONS = (
@@ -22,6 +24,7 @@ SECTIONS = (
     ("Unusual images", ("duplicates", "outliers"), ("neighbours",)),
     ("How the classifiers were chosen", ("knn_grid", "penalties", "sweep"), ()),
 )
+WORST = 30  # classes in the table of them
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --soft: #666; --line: #ddd; --paper: #fff; --blue: #2166ac }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --soft: #a8a8a8; --line: #444; --paper: #1b1b1b;
@@ -57,7 +60,9 @@ def render(made: Mapping[str, Any], folder: epath.Path) -> str:
     for title, names, protocols in SECTIONS:
         lines = [note for name in protocols for note in notes.pop(name, [])]
         drawn = [_figure(folder, name, figures.pop(name)) for name in names if name in figures]
-        parts.append(_section(title, lines, drawn + [_metrics(made)] * (title == "Class by class")))
+        parts.append(
+            _section(title, lines, drawn + [_metrics(made), _classes(made)] * (title == "Class by class"))
+        )
     rest = [_figure(folder, name, caption) for name, caption in figures.items()]
     parts.append(_section("More", [note for some in notes.values() for note in some], rest))
     where = made["images"]
@@ -75,6 +80,7 @@ def render(made: Mapping[str, Any], folder: epath.Path) -> str:
         title,
         f"<h1>{title}</h1>\n<p class=soft>{html.escape(about)}</p>\n"
         f"<p class=verdict>{html.escape(made['verdict'])}</p>\n{_table(made['rows'])}\n"
+        f"{_table_alike(made)}\n"
         + "\n".join(parts)
         + f"\n<h2>Config</h2><details><summary>all fields</summary><pre>{html.escape(config)}</pre>"
         "</details>\n",
@@ -97,7 +103,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     theirs = any("published" in row for row in rows)
     head = "".join(f"<th>{html.escape(COLUMNS[who])}</th>" for who in columns)
     head += "<th>published (theirs)</th>" if theirs else ""
-    lines = [f"<tr><th>%, with 95 % interval</th>{head}</tr>"]
+    lines = [f"<tr><th>{HEAD}</th>{head}</tr>"]
     for row in rows:
         note = f"<small>{html.escape(row['note'])}</small>" if row.get("note") else ""
         cells = "".join(
@@ -118,15 +124,66 @@ def _cell(one: Mapping[str, float] | None) -> str:
     return f"{100 * one['value']:.1f}{interval}"
 
 
-def _metrics(made: Mapping[str, Any]) -> str:
-    """Precision, recall, F1 and calibration of every classifier."""
-    found = {
-        title: m for result in made["protocols"].values() for title, m in result.get("metrics", {}).items()
-    }
+def _table_alike(made: Mapping[str, Any]) -> str:
+    """What counts every class alike: this encoder's, and small below it the others'."""
+    rows = [row for row in made["rows"] if any(name in row["cells"].get("simclr", {}) for name in ALIKE)]
+    if not rows:
+        return ""
+    head = "".join(f"<th>{title}</th>" for title in ALIKE.values())
+    lines = [f"<tr><th>every class alike, with 95 % interval</th>{head}</tr>"]
+    for row in rows:
+        cells = "".join(f"<td>{_cell_alike(row['cells'], name)}</td>" for name in ALIKE)
+        lines.append(f"<tr><td>{html.escape(row['title'])}</td>{cells}</tr>")
+    note = f"<p class=soft>{html.escape(made['left_out'])}</p>" if made["left_out"] else ""
+    return f"<div class=scroll><table>{''.join(lines)}</table></div>{note}"
+
+
+def _cell_alike(cells: Mapping[str, Any], name: str) -> str:
+    others = [who for who in COLUMNS if who != "simclr" and name in cells.get(who, {})]
+    texts = [f"{COLUMNS[who]} {alike(cells[who], name)}" for who in others]
+    small = "".join(f"<small>{html.escape(text)}</small>" for text in texts)
+    return f"<span class=mine>{html.escape(alike(cells['simclr'], name))}</span>{small}"
+
+
+def _classes(made: Mapping[str, Any]) -> str:
+    """The classes that fare worst with the classifier by L-BFGS, or another one."""
+    found = _measured(made)
     if not found:
         return ""
-    heads = ("classifier", "top-1", "top-5", "mean per class", "macro precision", "macro recall", "macro F1",
-             "weighted F1", "calibration error")  # fmt: skip
+    title = "linear, L-BFGS" if "linear, L-BFGS" in found else next(iter(found))
+    numbers = zip(made["classes"], found[title]["per_class"], strict=True)
+    classes = sorted(
+        ((name, one) for name, one in numbers if one["support"]),
+        key=lambda each: (each[1]["recall"], each[1].get("auroc") or 0),
+    )
+    heads = ("class", "test images", "recall", "precision", *(ALIKE[name] for name in RANKED))
+    lines = [f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"]
+    for name, one in classes[:WORST]:
+        figures = [f"{one['support']:,}", percent(one["recall"]), percent(one["precision"])]
+        figures += [figure(each, one.get(each)) for each in RANKED]
+        lines.append(f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{x}</td>' for x in figures)}</tr>")
+    some = f", the worst {WORST} of {len(classes):,}" if len(classes) > WORST else ", the worst first"
+    note = f"<p>{html.escape(title)}{some}. All classes are in report.json. "
+    note += (
+        "A classifier that knows nothing has an AUROC of 0.5; its average precision is the class's share.</p>"
+    )
+    return f"{note}<div class=scroll><table>{''.join(lines)}</table></div>"
+
+
+def _measured(made: Mapping[str, Any]) -> dict[str, Any]:
+    """{title: what `classified.evaluate` found} of every classifier."""
+    return {
+        title: m for result in made["protocols"].values() for title, m in result.get("metrics", {}).items()
+    }
+
+
+def _metrics(made: Mapping[str, Any]) -> str:
+    """Precision, recall, F1 and calibration of every classifier."""
+    found = _measured(made)
+    if not found:
+        return ""
+    heads = ("classifier", "top-1", "top-5", "balanced accuracy", "macro precision", "macro recall",
+             "macro F1", "weighted F1", "calibration error")  # fmt: skip
     lines = [f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"]
     for title, m in found.items():
         macro = [m["macro"][name] for name in ("precision", "recall", "f1")]

@@ -26,7 +26,7 @@ from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
 from simclr_jax.evals.features import Features, extract
 from simclr_jax.models import simclr
-from simclr_jax.tasks.extractor import RAW_EXAMPLES, Extractor, labelled, read_endpoint, sample
+from simclr_jax.tasks.extractor import RAW_EXAMPLES, Extractor, groups_of, labelled, read_endpoint, sample
 from simclr_jax.tasks.images import Images
 from simclr_jax.version import __version__
 
@@ -83,7 +83,7 @@ class Subject:
         self._variables: dict[str, Any] = {}
         self._gallery: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._gallery_h: dict[tuple[int, str], np.ndarray] = {}
-        self.key = self.key_of(_of_subject(config), *(s.fingerprint for s in splits if s))
+        self.key = self.key_of(_of_subject(config), *identity(splits))
 
     def key_of(self, *parts: Any) -> str:
         """A short name for what decides a result, beside the encoder."""
@@ -92,7 +92,7 @@ class Subject:
 
     def run_folder(self, name: str, config: ConfigDict) -> epath.Path:
         """Where a run of `config`, part of a protocol, is kept: another folder for whatever differs."""
-        key = self.key_of(_decisive(config), *(s.fingerprint for s in self.splits if s))
+        key = self.key_of(_decisive(config), *identity(self.splits))
         folder = self.folder / "runs" / f"{name}-{key}"
         if self.again:
             self._remove(folder)
@@ -191,6 +191,10 @@ class Subject:
         found = self.features(who, part)
         one = Features(found.features[name], found.labels)
         return one if (one.labels >= 0).all() else labelled(one)
+
+    def groups(self, who: str) -> np.ndarray | None:
+        """The group of each training image that `labelled` gives; None where there are no groups."""
+        return groups_of(self.splits.train, self._index(who, "train"), self.features(who, "train").labels)
 
     def _limit(self, who: str) -> int:
         linear, knn = self.config.eval.linear, self.config.eval.knn
@@ -348,6 +352,12 @@ def some(found: Features, most: int) -> Features:
     if len(found.labels) <= most:
         return found
     return found.rows(np.sort(np.random.default_rng(0).permutation(len(found.labels))[:most]))
+
+
+def identity(splits: Splits) -> list[str]:
+    """Changes with the images and with the groups that hold-outs keep together."""
+    groups = getattr(splits.train, "groups", None)
+    return [s.fingerprint for s in splits if s] + ([] if groups is None else [_digest(groups)])
 
 
 def folder_of(workdir: epath.Path, changed: Sequence[str]) -> epath.Path:

@@ -7,8 +7,10 @@ from typing import Any
 from simclr_jax import figures, metrics, report
 from simclr_jax.evaluate import charts, published
 from simclr_jax.evaluate.subject import Subject
+from simclr_jax.report import ALIKE, figure, uneven
 
 SCHEMA = 1  # of report.json
+HEAD = "%, with 95 % interval"
 COLUMNS = {**charts.NAMES, "untrained": "untrained encoder"}
 TELLS = ("lbfgs", "sgd", "knn_200")  # rows that the verdict rests on, the first there is
 
@@ -34,6 +36,7 @@ def make(subject: Subject, results: Mapping[str, Any], unscorable: str) -> dict[
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "verdict": verdict(rows, results.get("health"), unscorable, subject.config.task),
         "rows": rows,
+        "left_out": left_out(results),
         "classes": list(subject.classes),
         "images": {"train": [train.name, train.size], "test": [test.name, test.size] if test else None},
         "curves": [["curves.png", "What was measured over the steps of training"]] if drawn else [],
@@ -63,6 +66,8 @@ def verdict(
         return f"{alarm}{why}{sound}"
     mine, others = row["cells"]["simclr"], row["cells"]
     text = f"{row['title']}: {percent(mine['value'])} of the test images right{_interval(mine)}"
+    if uneven_row(row):
+        text += ", " + ", ".join(f"{ALIKE[name]} {alike(mine, name)}" for name in ALIKE if name in mine)
     told = []
     for who, name in (("untrained", "the untrained encoder"), ("raw_pixels", "raw pixels")):
         if who in others:
@@ -97,7 +102,7 @@ def table(made: Mapping[str, Any]) -> list[str]:
     title = max(len(row["title"]) for row in rows) + 2
     columns = [who for who in COLUMNS if any(who in row["cells"] for row in rows)]
     theirs = any("published" in row for row in rows)
-    lines = [f"{'%, with 95 % interval':<{title}}" + "".join(f"{COLUMNS[who]:>22}" for who in columns)]
+    lines = [f"{HEAD:<{title}}" + "".join(f"{COLUMNS[who]:>22}" for who in columns)]
     lines[0] += "  published (theirs)" if theirs else ""
     for row in rows:
         cells = "".join(f"{shown(row['cells'].get(who)):>22}" for who in columns)
@@ -105,7 +110,50 @@ def table(made: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{row['title']:<{title}}{cells}" + (f"  {shown(other)}, {other['by']}" if other else "")
         )
-    return [*lines, ""]
+    return [*lines, *_table_alike(made, title), ""]
+
+
+def _table_alike(made: Mapping[str, Any], title: int) -> list[str]:
+    """Of this encoder, where it differs from accuracy."""
+    rows = [row for row in made["rows"] if uneven_row(row)]
+    if not rows:
+        return []
+    names = [name for name in ALIKE if any(name in row["cells"]["simclr"] for row in rows)]
+    lines = ["", f"{'every class alike':<{title}}" + "".join(f"{ALIKE[name]:>22}" for name in names)]
+    for row in rows:
+        cells = "".join(f"{alike(row['cells']['simclr'], name):>22}" for name in names)
+        lines.append(f"{row['title']:<{title}}{cells}")
+    return [*lines, *filter(None, [made["left_out"]])]
+
+
+def uneven_row(row: Mapping[str, Any]) -> bool:
+    """Whether accuracy hides something: the balanced one of a contender is a point or more away from it."""
+    cells = [one for one in row["cells"].values() if "balanced_accuracy" in one]
+    return any(uneven(one["value"], one["balanced_accuracy"]["value"]) for one in cells)
+
+
+def alike(one: Mapping[str, Any], name: str) -> str:
+    """A score of ALIKE in a cell: 97.9 % [97.0, 98.7], or 0.979 [0.970, 0.987]."""
+    if name not in one:
+        return ""
+    found, unit = one[name], " %" if name == "balanced_accuracy" else ""
+    interval = f" [{figure(name, found['low'])}, {figure(name, found['high'])}]" if "low" in found else ""
+    return f"{figure(name, found['value'])}{unit}{interval}"
+
+
+def left_out(results: Mapping[str, Any]) -> str:
+    """Which classes the figures of ALIKE do not count; "" where they count all."""
+    found = next((m for result in results.values() for m in result.get("metrics", {}).values()), None)
+    if found is None:
+        return ""
+    supports = [one["support"] for one in found["per_class"]]
+    if found["images"] in supports:
+        return "All test images are of one class: no AUROC, no average precision."
+    empty = supports.count(0)
+    if not empty:
+        return ""
+    names = ", ".join(ALIKE.values())
+    return f"Classes without test images, left out of {names}: {empty:,} of {len(supports):,}."
 
 
 def shown(one: Mapping[str, float] | None) -> str:

@@ -65,6 +65,18 @@ def labelled(found: Features) -> Features:
     return found.rows(found.labels >= 0)
 
 
+def groups_of(split: Source | Stream, index: np.ndarray | None, labels: np.ndarray) -> np.ndarray | None:
+    """The groups of the images that `labelled` leaves; None where there are no groups.
+
+    Args:
+      index: of the images in the split, None for all; labels: theirs, -1 for none.
+    """
+    groups = split.groups if isinstance(split, Source) else None
+    if groups is None:
+        return None
+    return (groups if index is None else groups[index])[labels >= 0]
+
+
 def read_endpoint(ends: dict[str, jax.Array], name: str) -> jax.Array:
     """An endpoint as features `[n, d]`; maps `[n, h, w, d]` are averaged over h and w.
 

@@ -100,7 +100,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     def batches(step: int) -> Iterator[Any]:
         held = np.zeros(train.size, bool)
         if isinstance(train, Source):
-            held[hold_out(train.size)[0]] = True
+            held[hold_out(train.size, groups=train.groups)[0]] = True
         share = {"process": jax.process_index(), "processes": jax.process_count()}
         for at, batch in enumerate(images.batches(step), step):
             index, _ = order.step_examples(

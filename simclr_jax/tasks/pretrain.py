@@ -22,7 +22,7 @@ from simclr_jax.evals.scores import score
 from simclr_jax.losses import tiled
 from simclr_jax.losses.classification import classification
 from simclr_jax.models import simclr
-from simclr_jax.tasks.extractor import RAW_EXAMPLES, Extractor, labelled, sample
+from simclr_jax.tasks.extractor import RAW_EXAMPLES, Extractor, groups_of, labelled, sample
 from simclr_jax.tasks.images import Images
 from simclr_jax.tasks.task import Context, Task
 
@@ -132,12 +132,18 @@ class _Evaluations:
         return evals
 
     def features(self, variables, split, limit: int = 0) -> Features:
-        """Of the encoder with `variables`; raw pixels for None."""
+        """Of the encoder with `variables`; raw pixels for None. Labelled images alone."""
+        return self.grouped(variables, split, limit)[0]
+
+    def grouped(self, variables, split, limit: int = 0) -> tuple[Features, np.ndarray | None]:
+        """The same, and the groups of these images, where there are groups."""
         index = sample(split, limit)
         if variables is None:
-            return labelled(self.extractor.raw_pixels(split, index))
-        found = self.extractor(variables, split, index)
-        return labelled(found._replace(features=found.features["final_avg_pool"]))
+            found = self.extractor.raw_pixels(split, index)
+        else:
+            found = self.extractor(variables, split, index)
+            found = found._replace(features=found.features["final_avg_pool"])
+        return labelled(found), groups_of(split, index, found.labels)
 
     def knn(self, state, context: Context) -> dict[str, float]:
         options = self.config.eval.knn
@@ -158,8 +164,9 @@ class _Evaluations:
         limit = max(self.config.eval.knn.bank, self.config.eval.linear.examples or 2**62)
         results = {}
         for who, (variables, at_most) in contenders.items():
+            train, groups = self.grouped(variables, self.splits.train, min(limit, at_most or limit))
             found = score(
-                self.features(variables, self.splits.train, min(limit, at_most or limit)),
+                train,
                 self.features(variables, self.splits.test),
                 classes=self.classes,
                 mesh=self.mesh,
@@ -167,10 +174,15 @@ class _Evaluations:
                 iterations=self.config.eval.linear.iterations,
                 knn_bank=self.config.eval.knn.bank,
                 linear_examples=self.config.eval.linear.examples,
+                groups=groups,
             )
             for metric, one in found.items():
                 results[f"scores/{metric}/{who}"] = one.accuracy
                 results[f"standard_errors/{metric}/{who}"] = one.standard_error
+                for name, (value, error) in one.alike.items():
+                    results[f"scores/{metric}_{name}/{who}"] = value
+                    if error is not None:
+                        results[f"standard_errors/{metric}_{name}/{who}"] = error
                 for name, value in one.choice.items():
                     results[f"choices/{metric}/{who}/{name}"] = value
         return results

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -16,6 +17,7 @@ from simclr_jax import config as cfg
 from simclr_jax import encoder
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
+from simclr_jax.evals import ranking
 from simclr_jax.evals.features import extract
 from simclr_jax.evals.knn import top_k_accuracy
 from simclr_jax.losses.classification import classification
@@ -105,7 +107,10 @@ def plain_recipe(config: ConfigDict, learning_rate: float, epochs: float) -> Con
 
 
 def _evals(config: ConfigDict, splits: Splits, mesh: Mesh, model: simclr.SimCLR, images: Images) -> dict:
-    """Accuracy on the test split while training and at the end; BatchNorm by its moving statistics."""
+    """Accuracy on the test split while training, at the end with what counts every class alike.
+
+    BatchNorm goes by its moving statistics.
+    """
     if splits.test is None or not splits.test.classes:
         return {}
 
@@ -113,22 +118,33 @@ def _evals(config: ConfigDict, splits: Splits, mesh: Mesh, model: simclr.SimCLR,
     def logits(state, x):
         return model.apply({"params": state[0], **state[1]}, images.prepare(x), method="classify")
 
-    def measure(state) -> tuple[dict[int, float], int]:
+    def classify(state) -> tuple[np.ndarray, np.ndarray]:
+        """(logits [n, classes], labels [n]) of the labelled test images."""
         variables = (state.params, state.model_state)
         found = extract(lambda x: logits(variables, x), images.every(splits.test), mesh)
         known = found.labels >= 0
-        scores, labels = found.features[known], found.labels[known]
+        return found.features[known], found.labels[known]
+
+    def accuracy(scores: np.ndarray, labels: np.ndarray) -> dict[int, float]:
         ks = [k for k in (1, 5) if k < scores.shape[1] and len(labels)]  # top-5 of 5 classes is no news
-        return {k: top_k_accuracy(scores, labels, k) for k in ks}, len(labels)
+        return {k: top_k_accuracy(scores, labels, k) for k in ks}
 
     def running(state, context: Context) -> dict[str, float]:
-        return {f"test_top{k}": p for k, p in measure(state)[0].items()}
+        return {f"test_top{k}": p for k, p in accuracy(*classify(state)).items()}
 
     def final(state, context: Context) -> dict[str, float]:
-        accuracy, n = measure(state)
-        results = {"test/images": n} if n else {}
-        for k, p in accuracy.items():
+        scores, labels = classify(state)
+        n = len(labels)
+        if not n:
+            return {}
+        results: dict[str, float] = {"test/images": n}
+        for k, p in accuracy(scores, labels).items():
             results |= {f"test/top{k}": p, f"test/top{k}_standard_error": math.sqrt(p * (1 - p) / n)}
+        found = ranking.alike(np.asarray(jax.nn.softmax(scores, axis=1)), labels)
+        for name, (value, error) in found.items():
+            results[f"test/{name}"] = value
+            if error is not None:
+                results[f"test/{name}_standard_error"] = error
         return results
 
     evals = {}

@@ -177,7 +177,11 @@ def _note(trial: Trial, summary: dict[str, Any], sweep: Sweep) -> float:
     else:
         found = summary.get("scores", {})
         scores = {metric: by_contender["simclr"] for metric, by_contender in found.items()}
-        errors = {metric: summary["standard_errors"][metric]["simclr"] for metric in scores}
+        errors = {
+            metric: by_contender["simclr"]
+            for metric, by_contender in summary.get("standard_errors", {}).items()
+            if "simclr" in by_contender
+        }
     if sweep.metric not in scores:
         raise SimclrError(
             f"--metric={sweep.metric}: must be one of those there are, {', '.join(scores) or 'none'}"
