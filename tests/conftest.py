@@ -27,13 +27,42 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 QUICK = "--xla_backend_optimization_level=0"  # for processes of their own, with other devices
 
 
+SLOW = (  # cases of tests whose other cases are quick; make test-all runs them
+    "test_evaluate.py::test_little_to_score[train1",
+    "test_evaluate.py::test_little_to_score[train3",
+    "test_evaluate.py::test_nothing_to_score[no labels in test]",
+    "test_tiled.py::test_training_chooses_it_above_the_budget[1]",
+    "test_tiled.py::test_value_gradient_and_metrics[64-0.01",
+    "test_tiled.py::test_value_gradient_and_metrics[8-0.1-6-1",
+    "test_tasks.py::test_preprocessing_is_the_evaluations[24-bicubic]",
+    "test_tasks.py::test_stopped_and_resumed_is_never_stopped[distill]",
+    "test_structure.py::test_config_builds_its_model_and_one_step[simclrv2]",
+    "test_structure.py::test_config_builds_its_model_and_one_step[cifar10]",
+    "test_structure.py::test_config_builds_its_model_and_one_step[fashion_mnist]",
+    "test_convert_torch.py::test_torchvision_outputs[resnet50]",
+    "test_evals.py::test_scores_prefer_the_better_features[1]",
+    "test_signals.py::test_in_every_phase_of_a_run[scores",
+    "test_signals.py::test_in_every_phase_of_a_run[save",
+    "test_geometry.py::test_views_are_distributed_as_the_hosts[bilinear]",
+    "test_microbatch.py::test_equal_to_the_whole_batch_with_grouped_batch_norm[1]",
+    "test_storage.py::test_a_disk_that_fails_during_a_run[read-only-checkpoints]",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the slow cases."""
+    for item in items:
+        if any(case in item.nodeid for case in SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compile_cache(tmp_path_factory):
     """One cache of compiled programs for the whole session, subprocesses included."""
     where = str(tmp_path_factory.mktemp("xla"))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = where
     jax.config.update("jax_compilation_cache_dir", where)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture(scope="session")

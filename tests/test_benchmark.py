@@ -158,6 +158,7 @@ def run(*args, **options):
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "says"),
     [

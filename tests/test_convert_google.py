@@ -189,6 +189,7 @@ def test_a_classifier_in_the_middle_of_the_head_goes_there_and_back(tmp_path):
     np.testing.assert_array_equal(again.logits(images), simclr_jax.load(tmp_path / "run").logits(images))
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_a_converted_checkpoint(tmp_path):
     google_tf.convert(FIXTURES / "ckpt_tf2_basic_cifar", tmp_path / "run")
     config = tiny_config(

@@ -100,6 +100,7 @@ def test_two_processes_equal_one_and_eight_devices(images, tmp_path):
     assert pair.output.count("images: 80 to train on") == 1  # process 0 alone speaks
 
 
+@pytest.mark.slow
 def test_checkpoints_of_two_are_read_by_one_and_the_other_way(images, tmp_path):
     """From device memory, several steps a call: half of the run here, half there."""
     calls = {"train__steps_per_call": 5, "log__every__steps": 3}
@@ -123,6 +124,7 @@ def test_checkpoints_of_two_are_read_by_one_and_the_other_way(images, tmp_path):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-12), found, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_is_killed_the_other_ends_with_a_line(images, tmp_path, victim):
     """Within a minute, and the checkpoint is there to go on from."""
@@ -144,6 +146,7 @@ def test_when_one_is_killed_the_other_ends_with_a_line(images, tmp_path, victim)
     assert checkpoint.saved_steps(tmp_path / "run" / "checkpoints")
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_saves_and_ends_both(images, tmp_path):
     fields = {"checkpoint__every__steps": 0, "train__steps_per_call": 4, "log__every__steps": 2}
     config = config_of(images, augment__device="all", train__steps=100_000, **fields)

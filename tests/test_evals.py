@@ -188,6 +188,7 @@ def test_votes_are_scikit_learns(mesh, distance):
     np.testing.assert_array_equal(mine.argmax(1)[clear], expected.argmax(1)[clear])
 
 
+@pytest.mark.slow
 def test_forty_five_penalties_of_scikit_learn(mesh):
     """The whole path in float64, gradients below 1e-6: probabilities within 1e-4 of LogisticRegression's."""
     x, y = clusters(160, d=8, spread=1.5)

@@ -236,6 +236,7 @@ def test_little_to_score(train, test, count, more, workdir):
         assert 0 <= measured["top1"] <= 1
 
 
+@pytest.mark.slow
 def test_fine_tuning_takes_balanced_labels_and_stays_with_them(workdir):
     made = run.evaluate(workdir, protocols=["finetune"])
     shares = made["protocols"]["finetune"]["shares"]
@@ -358,6 +359,7 @@ def test_a_set_that_is_none_is_told_first_and_one_that_fails_loses_nothing(workd
     assert set(made["protocols"]) == {"classifier"}
 
 
+@pytest.mark.slow
 def test_other_images_and_endpoints_have_folders_of_their_own(workdir, tmp_path):
     x, y = tiny_arrays(n=30, seed=4)
     np.savez(tmp_path / "other.npz", x_train=x, y_train=y, x_test=x, y_test=y)

@@ -198,6 +198,7 @@ def finished(tmp_path, capsys, classes=("$0_to_$50", "_b", "c\nd", "\u65e5" * 99
     return capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_classes_named_in_dollars_end_in_scores_and_figures(tmp_path, capsys):
     out, err = finished(tmp_path, capsys)
     assert "not drawn" not in out

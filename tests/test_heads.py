@@ -115,6 +115,7 @@ def test_a_sequence_cannot_hold_out():
     assert len(heads.heads_of(tiny_config(**GRID), stream).rate) == 1
 
 
+@pytest.mark.slow
 def test_eight_devices_train_the_same_heads(pretrained, tmp_path):
     fields = {"model__dtype": "float64"}
     with jax.enable_x64(True):

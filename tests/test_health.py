@@ -127,6 +127,7 @@ def test_not_collapsed(features):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture",
     [

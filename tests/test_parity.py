@@ -17,6 +17,7 @@ def test_equal_to_the_original(part, reference):
     assert not too_far
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", parity.SIMCLRV2)
 def test_parameters_of_simclrv2(size):
     assert round(parity.parameters(*size) / 1e6) == parity.SIMCLRV2[size]

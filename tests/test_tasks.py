@@ -213,6 +213,7 @@ def test_supervised_needs_labels(tmp_path):
     assert not (tmp_path / "run" / cfg.FILE).exists()
 
 
+@pytest.mark.slow
 def test_distillation_without_labels_teaches(teacher, tmp_path):
     """A student of another width learns the classes from images whose labels it never sees."""
     labelled = tiny_splits(n=240)
@@ -230,6 +231,7 @@ def test_distillation_without_labels_teaches(teacher, tmp_path):
     assert simclr_jax.load(tmp_path).classes == simclr_jax.load(teacher).classes
 
 
+@pytest.mark.slow
 def test_distillation_loss_mixes_labels_by_alpha(teacher, tmp_path):
     """Against NumPy, on logits of which half the images have no label."""
     images, labels = tiny_arrays()

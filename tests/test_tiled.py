@@ -54,6 +54,7 @@ def test_float64_and_not_normalised(ring):
         np.testing.assert_allclose(gradient, dense_gradient, rtol=1e-10, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_zero_rows_and_low_precision():
     z = embeddings(8)
     z[3] = 0

@@ -65,6 +65,7 @@ def test_damaged_checkpoints(lab, whole):
     assert outcome.how == "set aside, trained again"
 
 
+@pytest.mark.slow
 def test_a_loss_is_seen(lab, whole):
     """Other numbers in a checkpoint, a missing row, a missing checkpoint: the harness says so."""
     workdir = lab.fresh("mixed")
@@ -80,6 +81,7 @@ def test_a_loss_is_seen(lab, whole):
     assert not checkpoints._read(whole, saved, "", "a file").ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["torn", "nested 10,000 deep"])
 def test_damaged_files(lab, whole, way):
     for name in files.NAMES:
