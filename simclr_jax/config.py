@@ -98,7 +98,7 @@ def default() -> ConfigDict:
     data.window = ()  # (black, white) of data.intensity=window; of percentiles, measured as a run begins
     data.exif = False  # whether files are turned as their EXIF says
     data.max_pixels = 89_478_485  # of an image file; a larger one counts as unreadable
-    data.max_unreadable = 0.05  # share of the files that others may replace; above, the run stops
+    data.max_unreadable = 0.05  # share of the files, or one, that others may replace; above, the run stops
 
     c.augment = augment = ConfigDict()
     augment.device = "none"  # what the accelerator does: none, photometric (colour and blur), or all, on

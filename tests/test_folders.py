@@ -132,7 +132,8 @@ def test_why_there_are_no_labels(tmp_path, names, why):
 # ---- what is read -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "jpe", "jfif", "JFIF", "png", "bmp", "gif", "webp"])
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "jpe", "jfif", "JFIF", "png", "bmp", "gif", "webp", "tif",
+                                    "TIFF", "dcm", "dicom"])  # fmt: skip
 def test_suffixes_of_images(tmp_path, suffix):
     touch(tmp_path, [f"{c}/{i}.{suffix}" for c in "ab" for i in range(2)])
     assert load(tmp_path, holdout=0.0).train.size == 4
@@ -140,22 +141,22 @@ def test_suffixes_of_images(tmp_path, suffix):
 
 def test_what_is_not_read_is_counted_by_suffix(tmp_path):
     touch(tmp_path, [f"{c}/{i}.jpg" for c in "ab" for i in range(15)])
-    touch(tmp_path, [f"birds/{i}.{'tif' if i % 2 else 'TIFF'}" for i in range(75)])
+    touch(tmp_path, [f"birds/{i}.{'psd' if i % 2 else 'HEIC'}" for i in range(75)])
     touch(tmp_path, ["a/notes.txt", "a/README", "a/.DS_Store", ".cache/x.jpg"])
     os.makedirs(tmp_path / "empty" / "deep")
     (tmp_path / "a" / "gone.jpg").symlink_to("nowhere.jpg")
     os.mkfifo(tmp_path / "b" / "pipe.jpg")
     lines = told(tmp_path)
     assert lines[0].startswith(
-        "not read: 38 .tiff, 37 .tif, 1 .txt, 1 without a suffix, 2 hidden, 2 links to nowhere or no files; "
+        "not read: 38 .heic, 37 .psd, 1 .txt, 1 without a suffix, 2 hidden, 2 links to nowhere or no files; "
     )
-    assert lines[1] == "folders without an image that is read: birds (38 .tiff, 37 .tif), empty"
+    assert lines[1] == "folders without an image that is read: birds (38 .heic, 37 .psd), empty"
     assert load(tmp_path).train.classes == ("a", "b")
 
 
 def test_no_image_says_what_there_is(tmp_path):
-    touch(tmp_path, [f"a/{i}.tif" for i in range(3)])
-    with pytest.raises(SimclrError, match=r"no image \(.*\) in it; not read: 3 \.tif; .*: a \(3 \.tif\)"):
+    touch(tmp_path, [f"a/{i}.psd" for i in range(3)])
+    with pytest.raises(SimclrError, match=r"no image \(.*\) in it; not read: 3 \.psd; .*: a \(3 \.psd\)"):
         load(tmp_path)
 
 

@@ -89,8 +89,8 @@ def test_a_relative_list_begins_in_data_dir(tmp_path):
 
 
 def test_missing_files_of_other_kinds_and_repeated_rows_are_counted(tmp_path):
-    rows = "a.jpg,x\nb.jpg,y\nb.jpg,y\nc.tif,x\ngone.jpg,y\nd,x\n"
-    found = table(tmp_path, f"file,label,remark\n{rows}", ["a.jpg", "b.jpg", "c.tif", "d"], holdout=0.0)
+    rows = "a.jpg,x\nb.jpg,y\nb.jpg,y\nc.psd,x\ngone.jpg,y\nd,x\n"
+    found = table(tmp_path, f"file,label,remark\n{rows}", ["a.jpg", "b.jpg", "c.psd", "d"], holdout=0.0)
     assert found.train.names == ("a.jpg", "b.jpg", "d")
     lines = [line.partition("list.csv: ")[2] for line in notes.describe(found)]
     assert lines[:4] == [
@@ -99,7 +99,7 @@ def test_missing_files_of_other_kinds_and_repeated_rows_are_counted(tmp_path):
         lines[2],
         "1 rows repeat another and are left out",
     ]
-    assert lines[2].startswith("not read: 1 .tif; ")
+    assert lines[2].startswith("not read: 1 .psd; ")
 
 
 @pytest.mark.parametrize(

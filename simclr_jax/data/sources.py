@@ -18,7 +18,7 @@ from simclr_jax.data.labels import NO_LABEL, Labels, number, printable
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import UnreadableImagesError
 
-TELLING = 4096  # images on disk that make a fingerprint, at least
+TELLING = 256  # images on disk that make a fingerprint, at least
 AHEAD = 1000  # files that are tried in the place of one that cannot be read
 
 
@@ -93,7 +93,7 @@ class Source:
                 bad[name] = self.ledger.reasons.get(name, "cannot be decoded")
                 first = (first + 1) % self.size
         most = self.reading.max_unreadable if self.reading else 1.0
-        if len(bad) > most * self.size:
+        if len(bad) > (max(1, most * self.size) if most else 0):
             shown = "; ".join(f"{printable(name)}: {why}" for name, why in sorted(bad.items())[:3])
             raise UnreadableImagesError(
                 f"{self.name}: {len(bad):,} of {self.size:,} files cannot be read so far, more than "
