@@ -4,6 +4,7 @@ A `Source` gives random access by index; a `Stream` (TFRecord that does not fit 
 read in file order. `splits.load` makes the two that a config names: the `Splits`.
 """
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -197,13 +198,19 @@ def from_files(
     n, reading, ledger = len(names), reading or Reading(), Ledger()
     ids = np.full(n, NO_LABEL, np.int32) if ids is None else np.asarray(ids, np.int32)
 
-    def loader():
+    @functools.cache
+    def tensors():
+        """(paths, labels), made once: they are large."""
         tf = load_tensorflow()
         # Left to it, TensorFlow would rewrite the loop and call each name's functions by its own detour.
         paths = tf.autograph.experimental.do_not_convert(_paths)(root, names)
-        with tf.init_scope():  # captured once, not copied into the graph
-            all_paths, all_labels = tf.constant(paths), tf.constant(ids)
-        return lambda at: (decode.decode(tf.io.read_file(all_paths[at]), reading), all_labels[at], at)
+        with tf.init_scope():  # captured, not copied into the graph
+            return tf.constant(paths), tf.constant(ids)
+
+    def load(at):
+        tf = load_tensorflow()
+        all_paths, all_labels = tensors()
+        return decode.decode(tf.io.read_file(all_paths[at]), reading), all_labels[at], at
 
     def rescue(at: int) -> np.ndarray:
         """A file that TensorFlow cannot read, by Pillow; empty where that cannot either."""
@@ -224,12 +231,11 @@ def from_files(
     def read_around(index, label):
         # The first of index, index + 1, ... that decodes, by TensorFlow or by Pillow. A data set inside map
         # is the one construct of TensorFlow that survives a failed op without a detour through Python.
-        tf, load = load_tensorflow(), loader()
-        labels = tf.constant(ids)
+        tf = load_tensorflow()
 
         def attempt(k):
             at = (index + k // 2) % n
-            second = lambda: (decode.by_python(rescue, at), labels[at], at)  # noqa: E731
+            second = lambda: (decode.by_python(rescue, at), tensors()[1][at], at)  # noqa: E731
             return tf.cond(tf.equal(k % 2, 0), lambda: load(at), second)
 
         candidates = tf.data.Dataset.range(2 * min(n, AHEAD)).map(attempt)
@@ -247,7 +253,7 @@ def from_files(
         size=n,
         classes=classes,
         fetch=lambda index: (index, ids[index]),
-        read=lambda index, label: loader()(index),
+        read=lambda index, label: load(index),
         read_around=read_around,
         fingerprint=_digest(os.fsencode("\n".join(names)), ids),
         names=tuple(map(as_text, names)),
