@@ -308,7 +308,7 @@ def test_what_will_happen_to_pixels_is_said(tmp_path):
         "them",
         "of 5 files looked at, 1 have transparency, over #ff8800 (config.data.background)",
         "of 5 files looked at, 1 have several pages or frames: the first is read",
-        "of 5 files looked at, 1 have more than 8 bits or are DICOM: their values lie in "
+        "of 5 files looked at, 1 have more than 8 bits or are DICOM: the values of 1 lie in "
         f"{DEEP.min() // 16} to {DEEP.max() // 16}, and 0 to 65535 become black to white: nearly black; "
         "--config.data.intensity=percentiles stretches them, or window",
     ]
@@ -331,6 +331,37 @@ def test_percentiles_of_the_training_files(tmp_path):
     batch = next(pipeline.eval_batches(found.train, batch=10, size=9, crop=1.0))
     first = np.clip((images["a/0.png"] - expected[0]) / (expected[1] - expected[0]), 0, 1)
     np.testing.assert_allclose(batch["image"][0, ..., 0], first, atol=0.51 / 255)
+
+
+def test_files_that_are_not_decoded_to_look_at_them_are_counted(tmp_path, monkeypatch):
+    from simclr_jax.data import survey
+
+    monkeypatch.setattr(survey, "DEEP", 2)
+    kinds = {"dcm": dicom(DEEP), "png": SIXTEEN["png, gray"], "tif": SIXTEEN["tiff"]}
+    files = {f"{i}.{kind}": data for i in range(3) for kind, data in kinds.items()}
+    line = lines(folder(tmp_path, files | {"x.png": OPAQUE["png"]}), tmp_path)[1]
+    assert line.startswith(
+        "of 10 files looked at, 9 have more than 8 bits or are DICOM: the values of 2 lie in "
+    )
+
+
+def test_the_set_of_lesions_is_one_whatever_the_file(tmp_path, monkeypatch, capsys):
+    """The walk of docs/medical.md: DICOM and PNG of the same values, patients on one side, 1:20."""
+    import lesions
+
+    monkeypatch.setattr("sys.argv", ["lesions.py", f"--out={tmp_path}", "--images=210"])
+    lesions.main()
+    found = splits.load(f"list:{tmp_path / 'list.csv'}", intensity="percentiles", holdout=0.3)
+    assert not set(found.train.groups) & set(found.test.groups)
+    assert np.bincount(np.concatenate([found.train.ids, found.test.ids])).tolist() == [200, 10]
+    image = noise(64, 64, high=4096, dtype=np.uint16)
+    lesions.write_dicom(tmp_path / "a.dcm", image, "patient 1")
+    Image.fromarray(image).save(tmp_path / "a.png")
+    both = [
+        formats.read((tmp_path / f"a.{kind}").read_bytes(), found.train.reading) for kind in ("dcm", "png")
+    ]
+    np.testing.assert_array_equal(*both)
+    assert np.ptp(both[0]) == 255
 
 
 def test_percentiles_of_what_is_no_file_are_refused():

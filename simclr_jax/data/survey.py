@@ -26,7 +26,8 @@ class File(NamedTuple):
     turned: bool  # by EXIF
     transparent: bool
     frames: int
-    deep: formats.Deep | None
+    is_deep: bool  # more than 8 bits, or DICOM
+    deep: formats.Deep | None  # such an image, where it was decoded
 
 
 def look(splits: Splits, reading: Reading) -> Splits:
@@ -65,12 +66,15 @@ def _look(path: bytes, reading: Reading, decode: bool) -> File | None:
             data = file.read(formats.HEAD)
             if data[:2] not in HEADED or formats.kind_of(data):
                 data += file.read()
-        turned = formats.orientation(data) != 1
-        if formats.kind_of(data) and decode and (deep := formats.read_deep(data, reading)) is not None:
-            return File(turned, deep.alpha is not None, deep.frames, deep)
+        turned, kind = formats.orientation(data) != 1, formats.kind_of(data)
+        if kind and decode and (deep := formats.read_deep(data, reading)) is not None:
+            return File(turned, deep.alpha is not None, deep.frames, True, deep)
+        if kind == "dicom":
+            return File(False, False, 1, True, None)
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
             frames = 1 if data[:2] in HEADED else getattr(image, "n_frames", 1)
-            return File(turned, image.has_transparency_data, frames, None)
+            is_deep = kind == "png16" or image.mode[0] in "IF"
+            return File(turned, image.has_transparency_data, frames, is_deep, None)
     except formats.MissingError as error:
         raise SimclrError(str(error)) from None
     except Exception:  # told where it is read
@@ -89,7 +93,8 @@ def _notes(files: list[File], reading: Reading, where: str) -> tuple[str, ...]:
     if several := sum(file.frames > 1 for file in files):
         lines.append(f"{some}, {several:,} have several pages or frames: the first is read")
     if deep := [file.deep for file in files if file.deep is not None]:
-        lines.append(f"{some}, {len(deep):,} have more than 8 bits or are DICOM: {_intensity(deep, reading)}")
+        count = sum(file.is_deep for file in files)
+        lines.append(f"{some}, {count:,} have more than 8 bits or are DICOM: {_intensity(deep, reading)}")
     elif reading.intensity != "full":
         lines.append(f"{some}, none has more than 8 bits: config.data.intensity changes nothing")
     return tuple(f"{where}: {line}" for line in lines)
@@ -99,7 +104,7 @@ def _intensity(deep: list[formats.Deep], reading: Reading) -> str:
     """What becomes of the values; fills in the window of percentiles."""
     values = np.concatenate([_some(one.values) for one in deep])
     low, high = values.min(), values.max()
-    span = f"their values lie in {low:g} to {high:g}"
+    span = f"the values of {len(deep):,} lie in {low:g} to {high:g}"
     if reading.intensity == "percentiles" and not reading.window:
         a, b = (float(v) for v in np.percentile(values, reading.percentiles))
         reading.window = (a, b) if a < b else (float(low), float(max(high, low + 1)))
