@@ -35,7 +35,7 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.20",
-        "pillow>=10",
+        "pillow>=10.1",
         "safetensors>=0.4",
         "scipy>=1.14",
         "scikit-learn>=1.4.2",

@@ -54,7 +54,7 @@ ARCHITECTURE = (
 PIXELS = ("background", "intensity", "percentiles", "window", "exif")
 
 # Fields added after schema 1, with the value that keeps the behaviour older workdirs had.
-OLD_BEHAVIOUR: dict[str, Any] = {}
+OLD_BEHAVIOUR: dict[str, Any] = {"data.max_unreadable": 1.0}
 
 
 def duration(*, epochs: float = 0.0, steps: int = 0, examples: int = 0) -> ConfigDict:
@@ -381,6 +381,7 @@ def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> Co
         source = _stored(config.distill.teacher, "distill.teacher")
     else:
         return config
+    _adopt_pixels(config, source, start or config.distill.teacher)
     for field in ("image_size", "channels"):
         set_field(config, f"data.{field}", config.data[field] or source.data[field])
     return config
@@ -391,13 +392,25 @@ def _adopt_model(config: ConfigDict, source: ConfigDict) -> None:
     headless = source.model.projection == "none" and config.task == "pretrain"  # it gets a new head
     architecture = [f"model.{f}" for f in ARCHITECTURE if not (headless and f.startswith("projection"))]
     today, mine, theirs = flatten(default()), flatten(config), flatten(source)
-    pixels = [f"data.{f}" for f in PIXELS] * all(mine[f"data.{f}"] == today[f"data.{f}"] for f in PIXELS)
-    for field in (*architecture, "data.mean", "data.std", *pixels, "eval.crop", "eval.resize"):
+    for field in (*architecture, "data.mean", "data.std", "eval.crop", "eval.resize"):
         if mine[field] == today[field]:
             set_field(config, field, theirs[field])
         elif mine[field] != theirs[field] and not field.startswith("eval."):
             start = config.start.workdir
             raise SimclrError(f"config.{field}={mine[field]!r}: {start} has {theirs[field]!r}; leave it out")
+
+
+def _adopt_pixels(config: ConfigDict, source: ConfigDict, where: str) -> None:
+    """Takes how files become pixels from another run, in every field where the config leaves the default.
+
+    Another value than the default is refused where that run has another one still.
+    """
+    today, mine, theirs = flatten(default()), flatten(config), flatten(source)
+    for field in (f"data.{name}" for name in PIXELS):
+        if mine[field] == today[field]:
+            set_field(config, field, theirs[field])
+        elif theirs[field] not in (mine[field], today[field]):
+            raise SimclrError(f"config.{field}={mine[field]!r}: {where} has {theirs[field]!r}; leave it out")
 
 
 def _measured(config: ConfigDict) -> tuple:

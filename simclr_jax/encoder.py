@@ -55,10 +55,10 @@ class Encoder:
         """
         if batch_size < 1:
             raise SimclrError(f"batch_size={batch_size}: must be above 0")
-        images = self._opaque(self._check(images))
+        images = self._check(images)
         parts = []
         for begin in range(0, len(images), batch_size):
-            part = images[begin : begin + batch_size]
+            part = self._opaque(images[begin : begin + batch_size])
             # One shape, one compilation: the last part is filled up.
             filled = np.pad(part, [(0, min(batch_size, len(images)) - len(part))] + [(0, 0)] * 3)
             outputs = _apply(self.model, self._options(preprocess), endpoint, self._on_device, filled)

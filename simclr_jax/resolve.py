@@ -15,6 +15,7 @@ from simclr_jax import workdir as folder
 from simclr_jax.checkpoint import Saved
 from simclr_jax.data import notes as data_notes
 from simclr_jax.data import splits as data_splits
+from simclr_jax.data import survey
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import DamagedError, SimclrError
 from simclr_jax.metrics import Clock
@@ -130,6 +131,8 @@ def _resolve(config: ConfigDict, workdir: epath.Path, splits: Splits, mesh: Mesh
             "another --workdir"
         )
     told = (*data_notes.describe(splits), *notes, *settled)
+    if trained and files.read_json(workdir / cfg.FILE).get("schema", cfg.SCHEMA) < 5:
+        told += survey.other_before(splits)
     return Run(config, workdir, splits, mesh, identity, steps, saved, damaged, told)
 
 

@@ -42,6 +42,7 @@ from simclr_jax.signals import Signals
 from simclr_jax.state import TrainState
 from simclr_jax.step import make_step
 from simclr_jax.tasks import TASKS, Context, Task
+from simclr_jax.text import printable
 
 
 def run(
@@ -130,6 +131,7 @@ def train(
         stack.enter_context(checkpoints)
         writers = stack.enter_context(start_writers(run.workdir, run.first, run.config))
         outlets = Outlets(checkpoints, writers, signals, clock, on_eval)
+        recall_unreadable(run)
         try:
             state, rates = Loop(run, task, outlets).train(state, step_fn)
         except UnreadableImagesError:
@@ -220,6 +222,15 @@ def start_writers(workdir: epath.Path, first: int, config: ConfigDict) -> metric
         config=config.to_dict(),
         enabled=jax.process_index() == 0,
     )
+
+
+def recall_unreadable(run: Run) -> None:
+    """The files that were replaced before the run was interrupted count as well."""
+    known = folder.unreadable(run.workdir)
+    for split in filter(None, run.splits) if known else ():
+        names = {printable(name, None): name for name in getattr(split, "names", ())}
+        found = {names[name]: why for name, why in known.items() if name in names}
+        split.ledger.unreadable.update(found)
 
 
 def note_unreadable(run: Run, task: Task) -> list[str]:

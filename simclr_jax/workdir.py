@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from simclr_jax import config as cfg
 from simclr_jax import files, paths
 from simclr_jax.errors import DamagedError, SimclrError
+from simclr_jax.text import printable
 
 MANY = 10_000  # entries of a folder that are looked at
 WRITTEN = ("checkpoints", "figures", "eval", "wandb")  # folders in a workdir
@@ -111,26 +112,26 @@ def compare(workdir: epath.Path, config: ConfigDict, data: dict[str, Any], train
     return config
 
 
-def printable(name: str) -> str:
-    """A file's name in one line of UTF-8: a line break in it, or a byte that is no text, is spelt out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
-
-
 def note_unreadable(
     workdir: epath.Path, found: Mapping[str, str], say: Callable[[str], None], process: int = 0
 ) -> list[str]:
     """Keeps the unreadable files {name: why} over interruptions, says each once; all names so far."""
     path = workdir / UNREADABLE.format(f".{process}" if process else "")
     before = _unreadable(path) if path.is_file() else {}
-    shown = {printable(name): printable(found[name]) for name in sorted(found)}
+    shown = {printable(name, None): printable(found[name], None) for name in sorted(found)}
     new = {name: why for name, why in shown.items() if name not in before}
     if new:
         rows = [{"path": name, "reason": why} for name, why in (before | new).items()]
         files.write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         for name, why in new.items():
             say(f"unreadable, replaced by the next file: {name} ({why})")
+    return sorted(unreadable(workdir))
+
+
+def unreadable(workdir: epath.Path) -> dict[str, str]:
+    """{name: why} of all processes, since the run began."""
     everyones = [each for each in workdir.glob(UNREADABLE.format("*")) if each.is_file()]
-    return sorted({name for each in everyones for name in _unreadable(each)})
+    return {name: why for each in everyones for name, why in _unreadable(each).items()}
 
 
 def _unreadable(path: epath.Path) -> dict[str, str]:

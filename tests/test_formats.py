@@ -125,6 +125,32 @@ def test_palettes_and_gray_of_few_bits(bits):
     np.testing.assert_array_equal(gray[..., 1], 255 * np.asarray(black_and_white))
 
 
+@pytest.mark.parametrize("orientation", [2, 6, 8])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "TIFF of 16 bits"])
+def test_exif_of_other_kinds(kind, orientation):
+    exif = Image.Exif()
+    exif[formats.ORIENTATION] = orientation
+    image = Image.fromarray(DEEP) if "16" in kind else RGB
+    options = {"lossless": True} if kind == "WEBP" else {}
+    stored = by_tensorflow(encoded(image, kind[:4].strip(), **options))
+    data = encoded(image, kind[:4].strip(), exif=exif, **options)
+    for read in (by_tensorflow, formats.read):
+        np.testing.assert_array_equal(read(data, Reading()), stored)
+        turned = formats.turn(stored, orientation)
+        np.testing.assert_array_equal(read(data, Reading(exif=True)), turned)
+
+
+def test_exif_behind_a_large_profile(tmp_path):
+    exif = Image.Exif()
+    exif[formats.ORIENTATION] = 6
+    (tmp_path / "a.jpg").write_bytes(encoded(RGB, "JPEG", exif=exif, icc_profile=bytes(100_000)))
+    found = splits.load(f"folder:{tmp_path}", exif=True)
+    assert "1 are rotated by EXIF: turned" in "\n".join(found.train.notes)
+    batch = next(pipeline.eval_batches(found.train, batch=1, size=5, crop=1.0))
+    assert batch["mask"].all()
+    assert by_tensorflow((tmp_path / "a.jpg").read_bytes(), Reading(exif=True)).shape == (5, 6, 3)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_turns_a_file_if_the_config_wants_it(orientation):
     photo = Image.fromarray(noise(3, 5, 3)).resize((40, 24))
@@ -178,6 +204,25 @@ def test_16_bits_with_alpha():
     exact = DEEP / 65_535 * 255 * (alpha / 65_535) + 255 * (1 - alpha / 65_535)
     for read in (by_tensorflow, formats.read):
         assert np.abs(read(data, Reading())[..., 0] - exact).max() <= 1.5
+
+
+@pytest.mark.parametrize("options", [{"photometric": "separated"}, {"photometric": "minisblack"},
+                                     {"photometric": "rgb", "extrasamples": ["unspecified"]}])  # fmt: skip
+def test_a_fourth_channel_that_is_no_opacity_is_none(options):
+    """Infrared beside RGB, CMYK, four bands: what they mean is not known."""
+    data = tiff(noise(6, 5, 4, high=65_536, dtype=np.uint16), planarconfig="contig", **options)
+    with pytest.raises(formats.UnreadableError, match=r"4 channels|SEPARATED"):
+        formats.read(data, Reading())
+
+
+@pytest.mark.parametrize("alpha", ["unassalpha", "assocalpha"])
+def test_opacity_of_16_bits_in_a_tiff(alpha):
+    opacity = noise(6, 5, 1, high=60_000, dtype=np.uint16, seed=1) + np.uint16(5000)
+    colours = noise(6, 5, 3, high=65_536, dtype=np.uint16)
+    exact = colours / 65_535 * 255 * (opacity / 65_535) + 255 * (1 - opacity / 65_535)
+    stored = np.rint(colours * (opacity / 65_535)).astype(np.uint16) if alpha == "assocalpha" else colours
+    data = tiff(np.concatenate([stored, opacity], -1), photometric="rgb", extrasamples=[alpha])
+    assert np.abs(formats.read(data, Reading()) - exact).max() <= 1.5
 
 
 def test_signed_float_inverted_and_odd_tiffs():
@@ -265,6 +310,14 @@ def test_dicom_in_colour_and_of_several_frames():
     deep = formats.read_deep(dicom(frames, Rows=1, NumberOfFrames=2), Reading())
     assert deep.frames == 2
     np.testing.assert_array_equal(deep.values, frames[:1])
+
+
+@pytest.mark.parametrize("tags", [
+    {"WindowCenter": None, "WindowWidth": None}, {"WindowWidth": 400}, {"RescaleSlope": None},
+])  # fmt: skip
+def test_elements_of_dicom_that_are_empty_are_none(tags):
+    plain, odd = dicom(CT), dicom(CT, **tags)
+    np.testing.assert_array_equal(formats.read(odd, Reading()), formats.read(plain, Reading()))
 
 
 def test_dicom_without_pydicom_says_what_to_install(tmp_path, monkeypatch):
@@ -364,9 +417,49 @@ def test_the_set_of_lesions_is_one_whatever_the_file(tmp_path, monkeypatch, caps
     assert np.ptp(both[0]) == 255
 
 
-def test_percentiles_of_what_is_no_file_are_refused():
-    with pytest.raises(SimclrError, match=r"mnist5k.* say --config.data.intensity=window"):
-        splits.load("builtin:mnist5k", intensity="percentiles")
+def test_percentiles_where_nothing_was_measured(tmp_path):
+    """Arrays have 8 bits; a deep file that none of those looked at was like is not read by a guess."""
+    assert splits.load("builtin:mnist5k", intensity="percentiles").train.size == 4000
+    files = {"a/1.png": OPAQUE["png"], "b/2.png": OPAQUE["png"]}
+    found = folder(tmp_path, files, intensity="percentiles")
+    assert (
+        "changes nothing; a file that has cannot be read without config.data.window" in found.train.notes[-1]
+    )
+    for kind in ("png, gray", "tiff, float"):
+        with pytest.raises(formats.UnreadableError, match=r"set config\.data\.window"):
+            formats.read(SIXTEEN[kind], found.train.reading)
+        with pytest.raises(tensorflow().errors.OpError):
+            by_tensorflow(SIXTEEN[kind], found.train.reading)
+
+
+def test_a_set_of_holes(tmp_path):
+    holes = tiff(np.full((4, 4), np.nan, np.float32), photometric="minisblack")
+    for intensity in ("full", "percentiles"):
+        found = folder(tmp_path, {"a.tif": holes}, intensity=intensity)
+        assert "they hold no finite numbers" in "\n".join(found.train.notes)
+
+
+STARTED = {"data__intensity": "percentiles", "data__window": (100.0, 3000.0), "data__background": "black"}
+
+
+@pytest.mark.parametrize(("mine", "expected"), [
+    ({}, STARTED),
+    ({"data__intensity": "percentiles"}, STARTED),
+    ({"data__exif": True}, STARTED | {"data__exif": True}),
+    ({"data__background": "red"}, "config.data.background='red'"),
+    ({"data__intensity": "window", "data__window": (0.0, 1.0)}, "config.data.intensity='window'"),
+])  # fmt: skip
+@pytest.mark.parametrize("role", ["start.workdir", "distill.teacher"])
+def test_pixels_are_those_of_the_start_or_the_teacher(tmp_path, role, mine, expected):
+    (tmp_path / "config.json").write_text(cfg.to_json(tiny_config(**STARTED), {}))
+    config = tiny_config(task="distill" if role.startswith("distill") else "supervised", **mine)
+    cfg.set_field(config, role, str(tmp_path))
+    if isinstance(expected, str):
+        with pytest.raises(SimclrError, match=expected):
+            cfg.adopt_start(config)
+    else:
+        adopted = cfg.flatten(cfg.adopt_start(config))
+        assert {name: adopted[name.replace("__", ".")] for name in expected} == expected
 
 
 def deep_folder(path, n=24):
@@ -473,6 +566,8 @@ def test_too_many_bad_files_end_the_run(tmp_path, capsys):
     assert 3 <= len(rows) <= 10
     assert {row["path"] for row in rows} <= {f"a/{i:02}.jpg" for i in range(0, 40, 4)}
     assert all("truncated" in row["reason"].lower() for row in rows)
+    with pytest.raises(UnreadableImagesError):  # what was found before a stop counts
+        train.run(config, tmp_path / "run")
     config.data.max_unreadable = 0.25
     summary = train.run(config, tmp_path / "run")  # which may differ
     assert summary["unreadable_files"]["count"] == 10

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from simclr_jax.data import multilabel, notes, splits
-from simclr_jax.data.labels import number, printable
+from simclr_jax.data.labels import number
 from simclr_jax.data.sources import Splits, from_arrays
 from simclr_jax.errors import SimclrError
+from simclr_jax.text import printable
 
 
 def images(n, side=4):

@@ -127,6 +127,8 @@ def test_a_folder_of_arrays_larger_than_memory(tmp_path):
 
 @pytest.mark.parametrize(("arrays", "says"), [
     ({"images": X / 255}, "images.npy is float64: what stays on disk must be uint8"),
+    ({"images": np.zeros((9, 3, 5, 5), np.uint8)}, "images.npy is [n, c, h, w]: what stays on disk"),
+    ({"images": np.asfortranarray(X)}, "images.npy is in Fortran's order: what stays on disk"),
     ({"pictures": X}, "holds pictures; name the images train_images"),
     ({}, "holds no .npy file"),
     ({"images": np.array([{}], object)}, "it holds Python objects, not numbers"),

@@ -202,3 +202,20 @@ def test_without_groups_the_hold_out_is_what_it_was():
     kept, held = held_out(20, 0.2)
     assert held.tolist() == [6, 8, 14, 19]
     assert sorted([*kept, *held]) == list(range(20))
+
+
+def test_the_split_to_train_on_is_not_tested_on(tmp_path):
+    rows = "0.png,a,val\n1.png,b,val\n2.png,a,fold2\n3.png,b,fold2\n"
+    names = [f"{i}.png" for i in range(4)]
+    found = table(tmp_path, f"file,label,split\n{rows}", names, train_split="val", holdout=0.0)
+    assert found.train.names == ("0.png", "1.png")
+    assert found.test is None
+    found = table(tmp_path, f"file,label,split\n{rows}", names, train_split="fold2")
+    assert found.test.names == ("0.png", "1.png")
+    assert "fold2 is the split to train on, val the one to test on" in "\n".join(found.train.notes)
+
+
+def test_one_file_by_two_ways_is_one(tmp_path):
+    text = "file,label,split\n0.png,a,train\n./0.png,a,test\n1.png,b,train\n"
+    with pytest.raises(SimclrError, match=r"says two things of \./0\.png"):
+        table(tmp_path, text, ["0.png", "1.png"])

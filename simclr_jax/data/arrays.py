@@ -111,8 +111,20 @@ def npz_keys(path: Path, arrays: Any) -> tuple:
     return present[0]
 
 
+def _check_mapped(images: np.ndarray, where: str) -> None:
+    """Raises SimclrError where an array on disk would have to be converted, and so read as a whole."""
+    odd = [str(images.dtype)] * (images.dtype != np.uint8)
+    odd += ["[n, c, h, w]"] * pixels.channels_first(images)
+    odd += ["in Fortran's order"] * (not images.flags.c_contiguous)
+    if odd:
+        raise SimclrError(
+            f"{where} is {', '.join(odd)}: what stays on disk must be uint8 [n, h, w, c]; convert it once, "
+            "or save an .npz file, which is converted as it is read"
+        )
+
+
 def load(where: str | Path, data_dir: str | None, holdout: float) -> Splits:
-    """The splits that the names of the arrays say; without a test split, `holdout` of the labelled images."""
+    """The splits that the names of the arrays say; without a test split, `holdout` of labelled images."""
     path, arrays = open_npz(where, data_dir)
     mapped = isinstance(arrays, _Mapped)
     keys = list(arrays.keys())
@@ -124,11 +136,8 @@ def load(where: str | Path, data_dir: str | None, holdout: float) -> Splits:
     def part(x: str, y: str | None, classes: tuple[str, ...] | None = None) -> tuple:
         """(images, labels, notes) of one split."""
         images = npz_array(path, arrays, x)
-        if mapped and images.dtype != np.uint8:
-            raise SimclrError(
-                f"npz:{path}: {x}.npy is {images.dtype}: what stays on disk must be uint8 [n, h, w, c]; "
-                "convert it once, or save an .npz file, which is converted as it is read"
-            )
+        if mapped:
+            _check_mapped(images, f"npz:{path}: {x}.npy")
         images, notes = pixels.read(images, f"npz:{path.name}/{x}")
         if y not in keys:
             why = f"npz:{path.name}/{x}: no labels: the file has no {y}; it holds {', '.join(keys)}"
@@ -148,9 +157,9 @@ def load(where: str | Path, data_dir: str | None, holdout: float) -> Splits:
                 test_images, test_labels, name=f"npz:{path.name}/{test_x}", notes=test_notes, on_disk=mapped
             ),
         )
-    if labels is None or mapped:
+    if not classes or mapped:
         whole = of_arrays(images, labels, name=name, notes=notes, on_disk=mapped)
-    if labels is None:  # nothing to score: train on all
+    if not classes:  # nothing to score: train on all
         return Splits(whole, None)
     kept, held = held_out(len(images), holdout)
 

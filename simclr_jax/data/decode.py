@@ -40,15 +40,15 @@ def _jpeg(data, reading: Reading):
     height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(data))
     with _few_pixels(width, height, reading):
         image = tf.io.decode_jpeg(tf.identity(data), channels=3)
+    return _turn(image, data, reading)
+
+
+def _turn(image, data, reading: Reading):
+    """An image `[h, w, c]` as its EXIF wants it seen, if the config wants that; as `formats.turn`."""
+    tf = load()
     if not reading.exif:
         return image
-    head = tf.strings.substr(data, 0, formats.HEAD)
-    return _turn(image, _python(lambda data: np.int32(formats.orientation(data)), head, tf.int32))
-
-
-def _turn(image, orientation):
-    """An image `[h, w, c]` as EXIF's orientation (1 to 8) wants it seen."""
-    tf = load()
+    orientation = _python(lambda data: np.int32(formats.orientation(data)), data, tf.int32)
     image = tf.cond(orientation >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
     # After that: 5 and 1 as they are, 6 and 2 left-right, 3 and 7 both, 4 and 8 upside down.
     mirrored = tf.reduce_any(tf.equal(orientation, [2, 3, 6, 7]))
@@ -67,14 +67,19 @@ def _png(data, reading: Reading):
         return _over(rgba[..., :3], rgba[..., 3], reading)
 
     def deep():
-        low, high = reading.window if reading.intensity != "full" and reading.window else (0, 65535)
+        if reading.intensity != "full" and not reading.window:
+            return _other(data, reading)  # which refuses it
+        low, high = (0, 65535) if reading.intensity == "full" else reading.window
         values = tf.cast(tf.io.decode_png(tf.identity(data), channels=4, dtype=tf.uint16), tf.float64)
         shown = tf.round(255 * tf.clip_by_value((values[..., :3] - low) / (high - low), 0, 1))
         return _over(tf.cast(shown, tf.uint8), tf.cast(tf.round(values[..., 3] / 257), tf.uint8), reading)
 
     with _few_pixels(_uint(data, 16, tf.int32, big=True), _uint(data, 20, tf.int32, big=True), reading):
         return tf.case(
-            [(tf.equal(bits, 8), shallow), (tf.equal(bits, 16), deep)],
+            [
+                (tf.equal(bits, 8), lambda: _turn(shallow(), data, reading)),
+                (tf.equal(bits, 16), lambda: _turn(deep(), data, reading)),
+            ],
             default=lambda: _other(data, reading),
         )
 

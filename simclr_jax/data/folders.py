@@ -8,11 +8,12 @@ import numpy as np
 
 from simclr_jax.data.formats import EXTENSIONS, Reading
 from simclr_jax.data.holdout import held_out
-from simclr_jax.data.labels import NO_LABEL, printable, strangers
+from simclr_jax.data.labels import NO_LABEL, strangers
 from simclr_jax.data.scan import Found, scan
 from simclr_jax.data.sources import Source, Splits, as_text, from_files
 from simclr_jax.data.split_names import TEST, TRAIN, first_named
 from simclr_jax.errors import SimclrError
+from simclr_jax.text import printable
 
 UNLABELLED = ("unlabelled", "unlabeled")  # subfolder of images without a label, beside those of classes
 

@@ -5,8 +5,8 @@ Pillow reads them, tifffile TIFFs of more than 8 bits, pydicom DICOM. All become
 
 import io
 import struct
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
@@ -14,9 +14,9 @@ from PIL import Image, ImageColor, ImageOps
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".dcm", ".dicom",
 )  # fmt: skip
-HEAD = 65_536  # bytes of a JPEG, which hold its EXIF
 MAX_PIXELS = 89_478_485  # as Pillow's own limit
 ORIENTATION = 274  # EXIF's tag
+BACK = {6: 8, 8: 6}  # orientations that are not their own inverse
 WHITE = (255, 255, 255)
 
 
@@ -34,6 +34,12 @@ class Reading:
     exif: bool = False
     max_pixels: int = MAX_PIXELS
     max_unreadable: float = 1.0
+
+    @classmethod
+    def of(cls, background: str = "white", **data: Any) -> "Reading":
+        """What the fields of `config.data` say."""
+        mine = {field.name for field in fields(cls)}
+        return cls(colour(background), **{name: value for name, value in data.items() if name in mine})
 
 
 def colour(name: str) -> tuple[int, int, int]:
@@ -97,6 +103,10 @@ def read(data: bytes, reading: Reading) -> np.ndarray:
             return turn(image, orientation(data)) if reading.exif else image
         with Image.open(io.BytesIO(data)) as image:
             _few_pixels(*image.size, reading)
+            turned = image.getexif().get(ORIENTATION, 1)
+            if image.format == "TIFF":  # Pillow turns these, and no others, as it decodes them
+                found = _pillow(image, reading)
+                return found if reading.exif else turn(found, BACK.get(turned, turned))
             return _pillow(ImageOps.exif_transpose(image) if reading.exif else image, reading)
     except UnreadableError:
         raise
@@ -129,7 +139,11 @@ def _few_pixels(width: int, height: int, reading: Reading) -> None:
 
 def to_bytes(deep: Deep, reading: Reading) -> np.ndarray:
     """The image as RGB uint8: `full` or the window of the config from black to white, linear, rounded."""
-    low, high = (reading.window or deep.full) if reading.intensity != "full" else deep.full
+    if reading.intensity != "full" and not reading.window:
+        raise UnreadableError(
+            "it has more than 8 bits, and no file looked at had: set config.data.window (intensity=window)"
+        )
+    low, high = deep.full if reading.intensity == "full" else reading.window
     values = deep.values.astype(np.float64)
     if not np.isfinite(values).all():
         raise UnreadableError("it has values that are no numbers")
@@ -164,17 +178,20 @@ def _png16(data: bytes, reading: Reading) -> Deep:
     from simclr_jax.data.tf import load
 
     _few_pixels(*struct.unpack(">II", data[16:24]), reading)
-    return _with_alpha(load().io.decode_png(data, dtype="uint16").numpy(), (0, 65535))
+    values = load().io.decode_png(data, dtype="uint16").numpy()
+    return _split_alpha(Deep(values, (0, 65535)), values.shape[-1] in (2, 4))
 
 
-def _with_alpha(values: np.ndarray, full: tuple[float, float], inverted: bool = False) -> Deep:
-    """Splits off the alpha of 2 or 4 channels."""
-    values = values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
-    if values.ndim == 2 or values.shape[-1] not in (2, 4):
-        return Deep(values, full, None, inverted)
-    alpha = np.rint(255 * np.clip(values[..., -1] / full[1], 0, 1)).astype(np.uint8)
-    colours = values[..., 0] if values.shape[-1] == 2 else values[..., :-1]
-    return Deep(colours, full, alpha, inverted)
+def _split_alpha(deep: Deep, has_alpha: bool, premultiplied: bool = False) -> Deep:
+    """The image `[h, w, c]` without its last channel, which is its opacity."""
+    if not has_alpha:
+        return deep
+    values, white = deep.values, deep.full[1]
+    opacity = np.clip(values[..., -1:].astype(np.float64) / white, 0, 1)
+    colours = values[..., :-1]
+    if premultiplied:
+        colours = np.minimum(colours / np.maximum(opacity, 1e-9), white)
+    return deep._replace(values=colours, alpha=np.rint(255 * opacity[..., 0]).astype(np.uint8))
 
 
 def _tiff(data: bytes, reading: Reading) -> Deep | None:
@@ -186,18 +203,24 @@ def _tiff(data: bytes, reading: Reading) -> Deep | None:
         if page.dtype is None or page.dtype.itemsize == 1:
             return None
         frames, inverted = len(file.pages), page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        if page.photometric not in (0, 1, 2):  # gray of either kind, RGB
+            raise UnreadableError(f"it is {page.photometric.name} of more than 8 bits; gray and RGB are read")
         try:
             values = page.asarray()
         except ValueError:  # a compression that tifffile alone does not know
             with Image.open(io.BytesIO(data)) as image:
-                if len(image.getbands()) > 1:
+                if len(image.getbands()) > 1 or page.dtype.itemsize > 4:
                     raise
-                values = np.asarray(image)
+                values = np.asarray(image).astype(page.dtype)
+        extra = tuple(page.extrasamples)
         if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and values.ndim == 3:
             values = np.moveaxis(values, 0, -1)
     whole = values.dtype.kind in "iu"
     full = (np.iinfo(values.dtype).min, np.iinfo(values.dtype).max) if whole else (0.0, 1.0)
-    return _with_alpha(values, full, inverted)._replace(frames=frames)
+    # Of other extra channels, infrared say, nothing is known: to_bytes refuses them.
+    has_alpha = len(extra) == 1 and extra[0] in (1, 2)  # associated: colours are multiplied by it already
+    deep = Deep(values, full, None, inverted, frames)
+    return _split_alpha(deep, has_alpha and values.ndim == 3, premultiplied=extra == (1,))
 
 
 # ---- DICOM --------------------------------------------------------------------------------------
@@ -236,27 +259,32 @@ def _shown(file, values: np.ndarray, reading: Reading) -> Deep:
         values = pixels.apply_modality_lut(values, file)
         full = (0, 2 ** file.ModalityLUTSequence[0].LUTDescriptor[2] - 1)
     else:
-        slope, intercept = float(file.get("RescaleSlope", 1)), float(file.get("RescaleIntercept", 0))
+        slope, intercept = _number(file, "RescaleSlope", 1.0), _number(file, "RescaleIntercept", 0.0)
         values = values * slope + intercept
         stored = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if file.PixelRepresentation else (0, 2**bits - 1)
         full = tuple(sorted(slope * value + intercept for value in stored))
     if reading.intensity == "full" and "VOILUTSequence" in file:
         shown = pixels.apply_voi(values.astype(np.int64), file)
         return Deep(shown, (0, 2 ** file.VOILUTSequence[0].LUTDescriptor[2] - 1))
-    if reading.intensity == "full" and "WindowWidth" in file:
-        low, high = _window(file)
+    if reading.intensity == "full" and (window := _window(file)):
+        low, high = window
         return Deep(np.clip(values, low, high), (low, high))
     return Deep(values, full)
 
 
-def _window(file) -> tuple[float, float]:
+def _number(file, name: str, default: float | None) -> float | None:
+    """The first value of an element; `default` where it is missing or empty."""
+    value = file.get(name)
+    several = value is not None and not isinstance(value, (int, float, str))
+    value = (value[0] if len(value) else None) if several else value
+    return default if value is None or value == "" else float(value)
+
+
+def _window(file) -> tuple[float, float] | None:
     """(value shown black, value shown white) of the first window; PS3.3 C.11.2.1.2 and C.11.2.1.3."""
-
-    def first(name: str) -> float:
-        value = file[name].value
-        return float(value[0] if file[name].VM > 1 else value)
-
-    center, width = first("WindowCenter"), first("WindowWidth")
+    center, width = _number(file, "WindowCenter", None), _number(file, "WindowWidth", None)
+    if center is None or width is None:
+        return None
     function = file.get("VOILUTFunction", "LINEAR")
     if function == "SIGMOID":
         raise UnreadableError("its window is a sigmoid: set config.data.intensity=window or percentiles")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simclr_jax.errors import SimclrError
+from simclr_jax.text import printable
 
 NO_LABEL = -1
 MOST_CLASSES = 1_000_000  # a classifier with more has no room anywhere
@@ -117,17 +118,14 @@ def strangers(where: str, unknown: dict[str, int], classes: int) -> tuple[str, .
     )
 
 
-def printable(name: str, most: int = 60) -> str:
-    """A name in one line of text, whatever characters it has."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
 # ---- kinds of labels ----------------------------------------------------------------------------
 
 
 def _read(labels: Any, examples: int, where: str) -> _Values:
-    array = np.asarray(labels)
+    try:
+        array = np.asarray(labels)
+    except ValueError:
+        raise SimclrError(f"{where}: labels must be one an image; some have several, some do not") from None
     if array.dtype == object:
         array = _of_objects(array, where)
     if array.ndim == 2 and array.shape[0] == examples and array.shape[1] > 1:

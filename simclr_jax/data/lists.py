@@ -11,10 +11,11 @@ import numpy as np
 
 from simclr_jax.data.formats import EXTENSIONS, Reading
 from simclr_jax.data.holdout import held_out
-from simclr_jax.data.labels import NO_LABEL, number, printable
+from simclr_jax.data.labels import NO_LABEL, number
 from simclr_jax.data.sources import Source, Splits, from_files
 from simclr_jax.data.split_names import TEST, TRAIN, first_named
 from simclr_jax.errors import SimclrError
+from simclr_jax.text import printable
 
 COLUMNS = {  # what a header may call them
     "file": ("file", "path", "filename", "image"),
@@ -40,7 +41,7 @@ def load(
     """The splits of the images that the table `path` names.
 
     The first line names the columns, in any order: `file`, relative to the folder of the table, and if there
-    are any `label` (empty: none), `split` and `group`. Without a split `holdout` of the labelled images is
+    are any `label` (empty: none), `split` and `group`. Without a split `holdout` of the images is
     tested on; images of one group stay on one side.
 
     Raises:
@@ -148,9 +149,10 @@ def _present(rows: list[Row], folder: Path, where: str) -> tuple[list[Row], tupl
     found: dict[str, Row] = {}
     missing, repeated, kinds = [], 0, Counter()
     for row in rows:
-        before = found.get(row.file)
+        file = os.path.normpath(row.file)  # ./a.jpg is a.jpg
+        before = found.get(file)
         suffix = os.path.splitext(row.file)[1].lower()
-        if before is not None and before != row:
+        if before is not None and before[1:] != row[1:]:
             raise SimclrError(
                 f"{where}: says two things of {printable(row.file)}: {before[1:]} and {row[1:]}"
             )
@@ -161,7 +163,7 @@ def _present(rows: list[Row], folder: Path, where: str) -> tuple[list[Row], tupl
         elif not os.path.isfile(os.path.join(folder, row.file)):
             missing.append(row.file)
         else:
-            found[row.file] = row
+            found[file] = row
     if not found:
         raise SimclrError(
             f"{where}: none of its {len(rows):,} files is an image in {folder}, for example "
@@ -190,13 +192,16 @@ def _divide(
         return rows, [], ()
     counts = Counter(row.split for row in rows)
     train = first_named(counts, (train_split, *TRAIN))
-    test = first_named(counts, (test_split, *TEST))
+    test = first_named([name for name in counts if name != train], (test_split, *TEST))
     there = ", ".join(f"{printable(name) or '(empty)'} {count:,}" for name, count in counts.most_common(5))
     if train is None:
         raise SimclrError(
             f"{where}: no row has the split {train_split!r}; there are {there} (--config.data.train_split)"
         )
     notes = []
+    if (train, test) not in ((train_split, test_split), (train_split, None)):
+        tested = f", {printable(test)} the one to test on" if test is not None else ""
+        notes.append(f"{where}: {printable(train)} is the split to train on{tested}")
     if other := sum(count for name, count in counts.items() if name not in (train, test)):
         notes.append(f"{where}: {other:,} images of other splits are not read; there are {there}")
     parts = [[row for row in rows if row.split == name] for name in (train, test)]

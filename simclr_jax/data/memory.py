@@ -79,6 +79,8 @@ def _hold_one(
         fingerprint=source.fingerprint,
         names=source.names if isinstance(source, Source) else (),
         ledger=source.ledger,
+        reading=source.reading,
+        notes=source.notes,
         groups=source.groups if isinstance(source, Source) else None,
     )
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from simclr_jax.data import arrays as npz
 from simclr_jax.data import tfds as prepared
+from simclr_jax.data.formats import Reading
 from simclr_jax.data.labels import is_one_hot
 from simclr_jax.data.sources import Source, Splits, from_arrays, from_records
 from simclr_jax.errors import SimclrError
@@ -25,7 +26,7 @@ def load(
     download: bool = False,
     train_split: str = "train",
     test_split: str = "test",
-    **_: Any,
+    **more: Any,
 ) -> MultiLabel | None:
     """The set that `source` names, or None where its images have one label each.
 
@@ -38,7 +39,8 @@ def load(
     if kind == "npz":
         return _npz(where, data_dir)
     if kind == "tfds":
-        return _tfds(where, data_dir, download, {"train": train_split, "test": test_split})
+        names = {"train": train_split, "test": test_split}
+        return _tfds(where, data_dir, download, names, Reading.of(**more))
     return None
 
 
@@ -68,21 +70,23 @@ def _npz(where: str, data_dir: str | None) -> MultiLabel | None:
     return MultiLabel(Splits(**images), targets)
 
 
-def _tfds(where: str, data_dir: str | None, download: bool, names: dict[str, str]) -> MultiLabel | None:
+def _tfds(
+    where: str, data_dir: str | None, download: bool, names: dict[str, str], reading: Reading
+) -> MultiLabel | None:
     builder = prepared.builder_of(where, data_dir, download)
     features = dict(builder.info.features.items())
     feature = features.get("labels")
     classes = getattr(getattr(feature, "feature", None), "num_classes", None)
     if not classes or "image" not in features:
         return None
-    found = {part: _read(builder, name, classes) for part, name in names.items()}
+    found = {part: _read(builder, name, classes, reading) for part, name in names.items()}
     return MultiLabel(
         Splits(**{part: source for part, (source, _) in found.items()}),
         {part: targets for part, (_, targets) in found.items()},
     )
 
 
-def _read(builder: Any, split: str, classes: int) -> tuple[Source, np.ndarray]:
+def _read(builder: Any, split: str, classes: int, reading: Reading) -> tuple[Source, np.ndarray]:
     """The encoded images of a split, held in memory, and their classes."""
     import tensorflow_datasets as tfds
 
@@ -96,4 +100,5 @@ def _read(builder: Any, split: str, classes: int) -> tuple[Source, np.ndarray]:
     for row in rows:
         records.append({"image": row["image"]})
         targets.append(np.isin(np.arange(classes), row["labels"]))
-    return from_records(records, name=f"tfds:{builder.info.full_name}/{split}", classes=()), np.stack(targets)
+    name = f"tfds:{builder.info.full_name}/{split}"
+    return from_records(records, name=name, classes=(), reading=reading), np.stack(targets)

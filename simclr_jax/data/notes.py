@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from simclr_jax.data.labels import printable
 from simclr_jax.data.sources import Source, Splits, Stream
+from simclr_jax.text import printable
 
 SHOWN = 10  # classes, of each split
 

@@ -22,7 +22,10 @@ def read(images: Any, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
     Raises:
       SimclrError: they are no images, or their values may mean anything.
     """
-    images = np.asarray(images)
+    try:
+        images = np.asarray(images)
+    except ValueError:
+        raise SimclrError(f"{where}: images must be of one size: [n, h, w, c]; resize them") from None
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.dtype.kind not in "iuf" or not images.size:
@@ -31,7 +34,7 @@ def read(images: Any, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
             f"not {images.dtype} {list(images.shape)}"
         )
     notes: tuple[str, ...] = ()
-    if images.shape[1] in CHANNELS and images.shape[3] not in CHANNELS:
+    if channels_first(images):
         shape = list(images.shape)
         notes += (
             f"{where}: {shape} is read as [n, c, h, w]: {shape[1]} channels of {shape[2]} × {shape[3]}",
@@ -41,6 +44,11 @@ def read(images: Any, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
         images, told = _to_bytes(images, where)
         notes += told
     return np.ascontiguousarray(images), notes
+
+
+def channels_first(images: np.ndarray) -> bool:
+    """Whether images `[n, ?, ?, ?]` are `[n, c, h, w]`."""
+    return images.ndim == 4 and images.shape[1] in CHANNELS and images.shape[3] not in CHANNELS
 
 
 def _to_bytes(images: np.ndarray, where: str) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from simclr_jax.data.formats import EXTENSIONS
-from simclr_jax.data.labels import printable
+from simclr_jax.text import printable
 
 SHOWN = 5  # names or suffixes in a note
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from simclr_jax.data import decode, formats, pixels
 from simclr_jax.data.formats import Reading
-from simclr_jax.data.labels import NO_LABEL, Labels, number, printable
+from simclr_jax.data.labels import NO_LABEL, Labels, number
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import UnreadableImagesError
+from simclr_jax.text import printable
 
 TELLING = 256  # images on disk that make a fingerprint, at least
 AHEAD = 1000  # files that are tried in the place of one that cannot be read

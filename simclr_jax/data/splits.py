@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from simclr_jax.data import arrays, folders, formats, lists, survey, tfds
-from simclr_jax.data.formats import MAX_PIXELS, Reading
+from simclr_jax.data import arrays, folders, lists, survey, tfds
+from simclr_jax.data.formats import Reading
 from simclr_jax.data.holdout import held_out
 from simclr_jax.data.sources import Source, Splits
 from simclr_jax.errors import SimclrError
@@ -26,14 +26,7 @@ def load(
     channels: int = 0,
     memory_gb: float = 2.0,
     shuffle_buffer: int = 16384,
-    background: str = "white",
-    intensity: str = "full",
-    percentiles: tuple[float, float] = (0.5, 99.5),
-    window: tuple[float, ...] = (),
-    exif: bool = False,
-    max_pixels: int = MAX_PIXELS,
-    max_unreadable: float = 1.0,
-    **_: Any,  # what config.data says of the pipeline
+    **more: Any,  # how files are read, and what is said of the pipeline
 ) -> Splits:
     """The splits of `tfds:NAME`, `folder:PATH`, `list:FILE`, `npz:PATH` or `builtin:mnist5k`.
 
@@ -42,9 +35,7 @@ def load(
     Raises:
       SimclrError: nothing is there, or it is not what the source says.
     """
-    reading = Reading(
-        formats.colour(background), intensity, percentiles, window, exif, max_pixels, max_unreadable
-    )
+    reading = Reading.of(**more)
     names = (train_split, test_split)
     splits = _load(source, names, data_dir, download, holdout, memory_gb, shuffle_buffer, reading)
     check_channels(splits, channels)

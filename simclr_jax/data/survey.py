@@ -3,20 +3,23 @@
 import dataclasses
 import io
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from simclr_jax import sharding
 from simclr_jax.data import formats
 from simclr_jax.data.formats import Reading
 from simclr_jax.data.sources import Source, Splits
 from simclr_jax.errors import SimclrError
 
+HEAD = 65_536  # bytes of a file that are read first
 FILES = 256  # looked at, in equal steps through the names in their order
 DEEP = 64  # of them with more than 8 bits, which are decoded
 VALUES = 4096  # of a deep image that enter the percentiles
 HEADED = (b"\xff\xd8", b"\x89P", b"BM")  # JPEG, PNG, BMP: their first bytes tell enough
+TRANSPARENT, MORE_BITS = "transparency", "more than 8 bits"  # in notes
 DARK = 0.25  # share of the full range below which images are called dark
 
 
@@ -36,23 +39,43 @@ def look(splits: Splits, reading: Reading) -> Splits:
     Where the config wants percentiles and has no window yet, `reading.window` becomes that of the training
     files looked at.
 
+    The first process looks, so that all have the same.
+
     Raises:
-      SimclrError: percentiles of images that are no files.
+      SimclrError: percentiles of records, which are not looked at.
     """
     train = splits.train
     if not isinstance(train, Source) or train.path is None:
-        if reading.intensity == "percentiles" and not reading.window:
+        in_memory = isinstance(train, Source) and train.kind == "array"  # of 8 bits
+        if reading.intensity == "percentiles" and not reading.window and not in_memory:
             raise SimclrError(
                 f"config.data.intensity='percentiles': {train.name} is no folder and no list of files: say "
                 "--config.data.intensity=window and --config.data.window=(LOW,HIGH)"
             )
         return splits
+    told = sharding.from_first(lambda: _ask(train, reading))
+    reading.window = tuple(told["window"])
+    return splits._replace(train=dataclasses.replace(train, notes=train.notes + tuple(told["notes"])))
+
+
+def other_before(splits: Splits) -> tuple[str, ...]:
+    """A line where schemas before 5 saw other pixels than are seen now."""
+    if not any(sign in note for note in splits.train.notes for sign in (TRANSPARENT, MORE_BITS)):
+        return ()
+    return (
+        f"note: an older version began this run. It dropped {TRANSPARENT} and the low bits of 16; from here "
+        "on pixels are read as said above. For a run of one kind choose another --workdir",
+    )
+
+
+def _ask(train: Source, reading: Reading) -> dict[str, Any]:
+    """{notes, window}, as JSON takes them."""
     files: list[File] = []
     for i in _spread(train.size):
         decode = sum(file.deep is not None for file in files) < DEEP
         files += [found] if (found := _look(train.path(i), reading, decode)) else []
     notes = _notes(files, reading, train.name)
-    return splits._replace(train=dataclasses.replace(train, notes=train.notes + notes))
+    return {"notes": notes, "window": reading.window}
 
 
 def _spread(size: int) -> list[int]:
@@ -63,12 +86,13 @@ def _look(path: bytes, reading: Reading, decode: bool) -> File | None:
     """What a file is; None where it cannot be read."""
     try:
         with open(path, "rb") as file:
-            data = file.read(formats.HEAD)
-            if data[:2] not in HEADED or formats.kind_of(data):
+            data = file.read(HEAD)
+            if data[:2] not in HEADED or formats.kind_of(data) or not _opens(data):
                 data += file.read()
         turned, kind = formats.orientation(data) != 1, formats.kind_of(data)
         if kind and decode and (deep := formats.read_deep(data, reading)) is not None:
-            return File(turned, deep.alpha is not None, deep.frames, True, deep)
+            few = deep._replace(values=_some(deep.values), alpha=None)
+            return File(turned, deep.alpha is not None, deep.frames, True, few)
         if kind == "dicom":
             return File(False, False, 1, True, None)
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
@@ -77,8 +101,19 @@ def _look(path: bytes, reading: Reading, decode: bool) -> File | None:
             return File(turned, image.has_transparency_data, frames, is_deep, None)
     except formats.MissingError as error:
         raise SimclrError(str(error)) from None
+    except MemoryError:
+        raise
     except Exception:  # told where it is read
         return None
+
+
+def _opens(data: bytes) -> bool:
+    """Whether the beginning of a file is enough for Pillow: a JPEG can have megabytes before its image."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)):
+            return True
+    except Exception:
+        return False
 
 
 def _notes(files: list[File], reading: Reading, where: str) -> tuple[str, ...]:
@@ -89,20 +124,23 @@ def _notes(files: list[File], reading: Reading, where: str) -> tuple[str, ...]:
         lines.append(f"{some}, {turned:,} are rotated by EXIF: {how}")
     if transparent := sum(file.transparent for file in files):
         colour = "#{:02x}{:02x}{:02x}".format(*reading.background)
-        lines.append(f"{some}, {transparent:,} have transparency, over {colour} (config.data.background)")
+        lines.append(f"{some}, {transparent:,} have {TRANSPARENT}, over {colour} (config.data.background)")
     if several := sum(file.frames > 1 for file in files):
         lines.append(f"{some}, {several:,} have several pages or frames: the first is read")
     if deep := [file.deep for file in files if file.deep is not None]:
         count = sum(file.is_deep for file in files)
-        lines.append(f"{some}, {count:,} have more than 8 bits or are DICOM: {_intensity(deep, reading)}")
+        lines.append(f"{some}, {count:,} have {MORE_BITS} or are DICOM: {_intensity(deep, reading)}")
     elif reading.intensity != "full":
-        lines.append(f"{some}, none has more than 8 bits: config.data.intensity changes nothing")
+        window = "" if reading.window else "; a file that has cannot be read without config.data.window"
+        lines.append(f"{some}, none has more than 8 bits: config.data.intensity changes nothing{window}")
     return tuple(f"{where}: {line}" for line in lines)
 
 
 def _intensity(deep: list[formats.Deep], reading: Reading) -> str:
     """What becomes of the values; fills in the window of percentiles."""
-    values = np.concatenate([_some(one.values) for one in deep])
+    values = np.concatenate([one.values for one in deep])
+    if not values.size:
+        return "they hold no finite numbers"
     low, high = values.min(), values.max()
     span = f"the values of {len(deep):,} lie in {low:g} to {high:g}"
     if reading.intensity == "percentiles" and not reading.window:

@@ -1,6 +1,5 @@
 """`tfds:NAME`: data sets that TensorFlow Datasets has prepared."""
 
-import dataclasses
 import itertools
 import os
 from collections.abc import Callable
@@ -8,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from simclr_jax.data import pixels
 from simclr_jax.data.formats import Reading
-from simclr_jax.data.sources import Source, Splits, Stream, from_arrays, from_records
+from simclr_jax.data.labels import Labels
+from simclr_jax.data.sources import Source, Splits, Stream, from_records, of_arrays
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import SimclrError
 from simclr_jax.paths import expand
@@ -80,8 +81,10 @@ def _tfds_split(
     records = builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD
     if None not in shape and size * np.prod(shape) <= memory_gb * 2**30:
         images, labels = _read_all(_open(builder, split, records), size, shape, bool(classes))
-        made = from_arrays(images, labels, name=name)
-        return dataclasses.replace(made, classes=classes if made.classes else ())
+        images, notes = pixels.read(images, name)
+        known = labels is not None and (labels >= 0).any()
+        named = Labels(labels, classes, ()) if known else None  # they are numbers of the classes already
+        return of_arrays(images, named, name=name, notes=notes)
     first = [row["label"] for row in itertools.islice(_open(builder, split, records), 16)] if classes else ()
     classes = classes if any(label >= 0 for label in first) else ()  # some splits have names but no labels
     if records:

@@ -97,7 +97,11 @@ def evaluate(
     use_compile_cache(config.compile_cache)
     mesh = sharding.make_mesh(config.mesh.devices)
     validation.check_divisible(config, ("eval.batch_size", "train.batch_size"), mesh.size)
+    if config.data.percentiles != found.config.data.percentiles:  # the window is measured again
+        config.data.window = ()
     splits = splits or _load(config)
+    if reading := splits.train.reading:
+        config.data.window = reading.window
     told = notes.describe(splits)  # now: in memory the images are another source
     mine = encoder.Encoder(config, found.classes, found.step, found.variables)
     newest = found.step == max(checkpoint.saved_steps(workdir / "checkpoints"))

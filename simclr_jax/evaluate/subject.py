@@ -33,8 +33,9 @@ from simclr_jax.version import __version__
 WHO = ("simclr", "untrained", "raw_pixels")  # as in the run's own table
 IN_MEMORY = 2 << 30  # bytes; larger features are read again when they are needed
 # Fields that decide nothing here.
-IDLE = ("checkpoint", "compile_cache", "data.data_dir", "data.download", "data.threads", "log", "mesh",
-        "eval.every", "eval.batch_size", "eval.figures", "eval.final", "train.steps_per_call")  # fmt: skip
+IDLE = ("checkpoint", "compile_cache", "data.data_dir", "data.download", "data.max_unreadable",
+        "data.threads", "log", "mesh", "eval.every", "eval.batch_size", "eval.figures", "eval.final",
+        "train.steps_per_call")  # fmt: skip
 
 
 class Subject:
