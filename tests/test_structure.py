@@ -24,7 +24,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # Each room may import those on lower floors, and within itself.
 FLOORS = (
-    ("errors", "version", "signals"),
+    ("errors", "version", "signals", "text"),
     ("paths", "orbax_threads"),
     ("storage",),
     ("files", "memory_error", "command"),
