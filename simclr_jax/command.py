@@ -20,10 +20,20 @@ def fail(error: object, code: int = FAILED) -> None:
     """Prints the error, without a traceback, and exits."""
     with contextlib.suppress(OSError):  # they may be files on a full disk
         print(f"error: {str(error).strip()}", file=sys.stderr, flush=True)
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    """Ends the process.
+
+    At once where an orderly end would wait for the other processes, who wait for this one, or for threads of
+    Orbax whose write will never end; and after a signal, when threads of libraries are in the midst of
+    something: Python can crash as it takes them down.
+    """
+    with contextlib.suppress(OSError):
         sys.stdout.flush()
-    # At once where an orderly end would wait: for the other processes, who wait for this one, or for
-    # threads of Orbax whose write will never end.
-    if _several() or code == STORAGE:
+        sys.stderr.flush()
+    if _several() or code in (STORAGE, INTERRUPTED, TERMINATED):
         os._exit(code)
     sys.exit(code)
 
@@ -50,7 +60,7 @@ def ends(goes_on: str) -> Iterator[None]:
         fail(error)
     except Stopped as stop:
         print(stop, flush=True)
-        sys.exit(TERMINATED)
+        _leave(TERMINATED)
     except KeyboardInterrupt:
         fail(f"interrupted; the same command {goes_on}", INTERRUPTED)
     except Exception as error:
