@@ -29,6 +29,10 @@ QUICK = "--xla_backend_optimization_level=0"  # for processes of their own, with
 
 SLOW = (  # cases of tests whose other cases are quick; make test-all runs them
     "test_evaluate.py::test_little_to_score[train1",
+    "test_evaluate.py::test_little_to_score[train2",
+    "test_formats.py::test_a_run_notes_its_window[none]",
+    "test_nonfinite.py::test_a_diverging_run_keeps_the_step_and_replay_makes_it_again[five",
+    "test_microbatch.py::test_rematerialised_blocks_have_the_same_gradient[inputs]",
     "test_evaluate.py::test_little_to_score[train3",
     "test_evaluate.py::test_nothing_to_score[no labels in test]",
     "test_tiled.py::test_training_chooses_it_above_the_budget[1]",

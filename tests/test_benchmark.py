@@ -180,6 +180,7 @@ def test_mistakes_in_one_line(args, says):
     assert line.startswith(says)
 
 
+@pytest.mark.slow
 def test_no_tensorflow_for_the_device(tmp_path):
     (tmp_path / "tensorflow").mkdir()
     (tmp_path / "tensorflow" / "__init__.py").write_text(

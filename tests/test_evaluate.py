@@ -295,6 +295,7 @@ def several_labels(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_transfer_to_images_with_several_labels(workdir, several_labels):
     """An .npz file and a TFDS set, which holds the same images in another order."""
     config = command.override(str(workdir), [f"--config.data.data_dir={several_labels}"])

@@ -208,6 +208,7 @@ def test_classes_named_in_dollars_end_in_scores_and_figures(tmp_path, capsys):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_figure_costs_no_score(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(figures, "save", full_disk)
     out, _ = finished(tmp_path, capsys)

@@ -86,6 +86,7 @@ def test_plan_of_calls():
     assert list(loop.calls(5, 5, 4, [])) == []
 
 
+@pytest.mark.slow
 def test_supervised_from_memory(tmp_path):
     fields = {"augment__device": "all", "train__steps_per_call": 3, "eval__final": True}
     config = tiny_config(**fields, task="supervised", eval__figures=True)

@@ -102,6 +102,7 @@ def test_a_grid_runs_every_point_once_on_images_held_out_of_train(config, tmp_pa
     assert len(seen) == 2
 
 
+@pytest.mark.slow
 def test_an_interrupted_trial_goes_on_from_its_checkpoint(config, tmp_path, monkeypatch):
     def interrupt(step, scores):
         raise KeyboardInterrupt

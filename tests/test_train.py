@@ -240,6 +240,7 @@ def test_another_config_is_refused_with_a_diff_and_loses_nothing(tmp_path):
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 7))
 
 
+@pytest.mark.slow
 def test_nothing_trained_yet_is_not_refused(tmp_path):
     with pytest.raises(SimclrError, match="the images have 3"):
         run(tmp_path, splits=tiny_splits(channels=3), data__channels=2)
@@ -299,6 +300,7 @@ def test_rows_past_the_restored_step_are_cut(tmp_path):
     assert [row["loss"] for row in again] == [row["loss"] for row in whole]
 
 
+@pytest.mark.slow
 def test_not_a_number_ends_the_run(tmp_path):
     with pytest.raises(DivergedError, match=r"is (nan|inf) at step \d+: lower"):
         run(tmp_path, optimizer__name="sgd", optimizer__learning_rate=1e38, train__steps=40,
@@ -328,6 +330,7 @@ def test_folder_with_bad_files_trains_and_names_them(tmp_path):
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 7))
 
 
+@pytest.mark.slow
 def test_no_labels_no_test_split(tmp_path):
     images, _ = tiny_arrays()
     summary = run(tmp_path, splits=Splits(sources.from_arrays(images), None), train__steps=3,
@@ -337,6 +340,7 @@ def test_no_labels_no_test_split(tmp_path):
     assert (tmp_path / "figures" / "tsne.png").exists()
 
 
+@pytest.mark.slow
 def test_unlabelled_examples_among_labelled_ones(tmp_path):
     images, labels = tiny_arrays()
     labels[::3] = -1

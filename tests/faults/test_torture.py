@@ -93,6 +93,7 @@ def test_damaged_files(lab, whole, way):
             assert not how.startswith("!"), (name, how)
 
 
+@pytest.mark.slow
 def test_damaged_metrics(lab, whole):
     kept(results.Faults(1, files._all(lab, [("metrics.jsonl", "a line in the middle")], random.Random(0))))
 
