@@ -97,7 +97,12 @@ def resolved(
         data_splits.check_channels(splits, config.data.channels)
         if reading := splits.train.reading:  # percentiles have been measured
             config.data.window = reading.window
-    validation.validate_run(config, splits.train.size, mesh.size)
+    try:
+        validation.validate_run(config, splits.train.size, mesh.size)
+    except SimclrError:  # what was left out may explain it
+        for line in data_notes.describe(splits) if jax.process_index() == 0 else ():
+            print(line)
+        raise
     folder.check(workdir, config)
     with contextlib.ExitStack() as stack:
         owned: list[Callable[[], None]] = []  # of the first process

@@ -74,7 +74,11 @@ def run(
         run = stack.enter_context(resolve.resolved(config, workdir, clock, splits=splits, force=force))
         with clock.phase("data"):
             if run.config.augment.device == "all":
-                run = run._replace(splits=memory.hold(run.splits, run.config.data))
+                try:
+                    run = run._replace(splits=memory.hold(run.splits, run.config.data))
+                except UnreadableImagesError:
+                    note_unreadable(run)
+                    raise
         task = TASKS[run.config.task](run.config, run.splits, run.mesh)
         optimizer, rate = build_optimizer(run.config, run.splits.train.size, run.steps, task)
         with clock.phase("start"):
@@ -135,7 +139,7 @@ def train(
         try:
             state, rates = Loop(run, task, outlets).train(state, step_fn)
         except UnreadableImagesError:
-            note_unreadable(run, task)
+            note_unreadable(run)
             raise
     if signals.received:
         raise Preempted(run.steps, run.steps)
@@ -233,10 +237,11 @@ def recall_unreadable(run: Run) -> None:
         split.ledger.unreadable.update(found)
 
 
-def note_unreadable(run: Run, task: Task) -> list[str]:
+def note_unreadable(run: Run) -> list[str]:
     """The names of the files that were replaced, kept in the workdir."""
     say = print if jax.process_index() == 0 else lambda line: None
-    return folder.note_unreadable(run.workdir, task.unreadable(), say, jax.process_index())
+    found = {name: why for split in run.splits if split for name, why in split.ledger.unreadable.items()}
+    return folder.note_unreadable(run.workdir, found, say, jax.process_index())
 
 
 def _count_by_pillow(splits: Splits) -> int:
@@ -250,7 +255,7 @@ def summarize(
     """Writes summary.json, with what is known so far."""
     first_process = jax.process_index() == 0
     rows = metrics.read_rows(run.workdir)
-    unreadable = note_unreadable(run, task)
+    unreadable = note_unreadable(run)
     # A finished run that is only evaluated again keeps what it measured while it trained.
     before = files.read_json(run.workdir / report.FILE) if run.first == run.steps else {}
     kept = {name: before[name] for name in ("seconds", "rates") if isinstance(before.get(name), dict)}

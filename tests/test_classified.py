@@ -57,8 +57,8 @@ def test_intervals_are_those_of_resampled_images():
     top1, macro, recall = [], [], []
     for _ in range(1500):
         rows = rng.integers(0, 120, 120)
-        drawn = labels[rows]
-        recall.append(np.mean([np.mean(predicted[rows][drawn == c] == c) for c in np.unique(drawn)]))
+        within = [rng.choice(np.flatnonzero(labels == c), np.sum(labels == c)) for c in range(4)]
+        recall.append(np.mean([np.mean(predicted[of_c] == c) for c, of_c in enumerate(within)]))
         top1.append(np.mean(predicted[rows] == labels[rows]))
         macro.append(metrics.f1_score(labels[rows], predicted[rows], average="macro", zero_division=0))
     found = report(scores, labels, resamples=4000)
@@ -67,6 +67,15 @@ def test_intervals_are_those_of_resampled_images():
     assert found["interval"]["top1"][0] < found["top1"] < found["interval"]["top1"][1]
     assert report(scores, labels) == report(scores, labels)
     assert report(scores, labels, seed=1)["interval"] != report(scores, labels)["interval"]
+
+
+def test_a_rare_class_is_in_every_draw():
+    """3 of 89 images: a draw from all of them would often have none, and the recall of the others alone."""
+    labels = np.repeat([0, 1], [86, 3])
+    predicted = np.zeros(89, int)
+    predicted[0] = 1
+    low, high = report(np.eye(2)[predicted], labels)["interval"]["mean_per_class"]
+    assert 0.47 < low < high <= 0.5
 
 
 def test_intervals_in_small_pieces(monkeypatch):

@@ -419,7 +419,8 @@ def test_the_set_of_lesions_is_one_whatever_the_file(tmp_path, monkeypatch, caps
 
 def test_percentiles_where_nothing_was_measured(tmp_path):
     """Arrays have 8 bits; a deep file that none of those looked at was like is not read by a guess."""
-    assert splits.load("builtin:mnist5k", intensity="percentiles").train.size == 4000
+    train_split = splits.load("builtin:mnist5k", intensity="percentiles").train
+    assert "arrays have 8 bits: config.data.intensity changes nothing" in train_split.notes[-1]
     files = {"a/1.png": OPAQUE["png"], "b/2.png": OPAQUE["png"]}
     found = folder(tmp_path, files, intensity="percentiles")
     assert (

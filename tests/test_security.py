@@ -90,7 +90,7 @@ def empty(path):
 
 
 BAD_NPZ = {
-    objects: "labels cannot be read, it holds Python objects, not numbers; save numbers",
+    objects: "labels cannot be read, it holds Python objects, not numbers; save images",
     damaged: "images cannot be read, it is damaged",
     truncated: "not an .npz file",
     no_array: "images must be uint8",

@@ -67,7 +67,7 @@ def npz_array(path: Path, arrays: Any, key: str) -> np.ndarray:
         raise SimclrError(f"npz:{path}: lacks {key}; it holds {', '.join(arrays.keys())}") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         pickled = "allow_pickle" in str(error) or "Python objects" in str(error)
-        remedy = "; save numbers: images uint8 [n, h, w, c], labels [n]" if pickled else ""
+        remedy = "; save images as uint8 [n, h, w, c], labels as numbers or as labels.astype(str)" * pickled
         line = "it holds Python objects, not numbers" if remedy else f"it is damaged ({one_line(error)})"
         raise SimclrError(f"npz:{path}: {key} cannot be read, {line}{remedy}") from None
 

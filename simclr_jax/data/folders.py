@@ -26,6 +26,8 @@ def load(
     Raises:
       SimclrError: there is no such folder, no image in it, or its splits have no class in common.
     """
+    if root.is_file():
+        raise SimclrError(f"folder:{root}: is a file; a table of images is read by list:{root}")
     if not root.is_dir():
         raise SimclrError(f"folder:{root}: no such folder")
     train, test, told = _find_splits(root, train_split, test_split)

@@ -21,7 +21,7 @@ COLUMNS = {  # what a header may call them
     "file": ("file", "path", "filename", "image"),
     "label": ("label", "class"),
     "split": ("split", "subset"),
-    "group": ("group", "patient", "subject"),
+    "group": ("group", "patient", "subject", "patient_id", "patientid", "subject_id", "subjectid"),
 }
 EXAMPLE = "file,label"
 

@@ -15,6 +15,10 @@ def describe(splits: Splits) -> tuple[str, ...]:
     groups = getattr(splits.train, "groups", None)
     if groups is not None and len(np.unique(groups)) == 1:
         notes["the images to train on are of one group: hold-outs within the evaluation divide it"] = None
+    elif groups is not None:
+        others = getattr(splits.test, "groups", None)
+        tested = f", {len(np.unique(others)):,} to test on" if others is not None else ""
+        notes[f"groups: {len(np.unique(groups)):,} to train on{tested}"] = None
     counts = zip(("train", "test"), splits, strict=True)
     return (*notes, *(line for role, part in counts if (line := _counts(role, part))))
 

@@ -31,7 +31,8 @@ class Ledger:
     unreadable: dict[str, str] = field(default_factory=dict)  # {name: why}; another file took its place
     by_pillow: set[str] = field(default_factory=set)  # names of those that Pillow could read
     reasons: dict[str, str] = field(default_factory=dict)  # {name: why}, of all that were tried
-    gone: bool = False  # the folder is not there any more
+    root: str = ""  # the folder of the files
+    gone: bool = False  # it is not there any more
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def from_files(
       ids: the label of each, -1 for none; None: no labels at all.
       name: of the source; `folder:ROOT` if there is none.
     """
-    n, reading, ledger = len(names), reading or Reading(), Ledger()
+    n, reading, ledger = len(names), reading or Reading(), Ledger(root=root)
     ids = np.full(n, NO_LABEL, np.int32) if ids is None else np.asarray(ids, np.int32)
 
     @functools.cache

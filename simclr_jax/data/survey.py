@@ -20,6 +20,7 @@ DEEP = 64  # of them with more than 8 bits, which are decoded
 VALUES = 4096  # of a deep image that enter the percentiles
 HEADED = (b"\xff\xd8", b"\x89P", b"BM")  # JPEG, PNG, BMP: their first bytes tell enough
 TRANSPARENT, MORE_BITS = "transparency", "more than 8 bits"  # in notes
+FLOAT = (0.0, 1.0)  # the full range of floating point numbers
 DARK = 0.25  # share of the full range below which images are called dark
 
 
@@ -52,6 +53,9 @@ def look(splits: Splits, reading: Reading) -> Splits:
                 f"config.data.intensity='percentiles': {train.name} is no folder and no list of files: say "
                 "--config.data.intensity=window and --config.data.window=(LOW,HIGH)"
             )
+        if in_memory and reading.intensity != "full":
+            note = f"{train.name}: arrays have 8 bits: config.data.intensity changes nothing"
+            return splits._replace(train=dataclasses.replace(train, notes=(*train.notes, note)))
         return splits
     told = sharding.from_first(lambda: _ask(train, reading))
     reading.window = tuple(told["window"])
@@ -146,15 +150,20 @@ def _intensity(deep: list[formats.Deep], reading: Reading) -> str:
     if reading.intensity == "percentiles" and not reading.window:
         a, b = (float(v) for v in np.percentile(values, reading.percentiles))
         reading.window = (a, b) if a < b else (float(low), float(max(high, low + 1)))
-    if reading.window:
-        return f"{span}, and {reading.window[0]:g} to {reading.window[1]:g} become black to white"
     ranges = {one.full for one in deep}
-    if len(ranges) > 1:
-        return f"{span}; each file's own range becomes black to white"
-    black, white = ranges.pop()
-    line = f"{span}, and {black:g} to {white:g} become black to white"
-    if high - black < DARK * (white - black):
-        line += ": nearly black; --config.data.intensity=percentiles stretches them, or window"
+    if reading.window:
+        line = f"{span}, and {reading.window[0]:g} to {reading.window[1]:g} become black to white"
+        mixed = len(ranges) > 1 and FLOAT in ranges
+        return line + "; some are floating point numbers, perhaps in [0, 1], and have the same window" * mixed
+    dark = False
+    for black, white in ranges:
+        of_type = np.concatenate([one.values for one in deep if one.full == (black, white)])
+        dark |= bool(of_type.size) and of_type.max() - black < DARK * (white - black)
+    several = "the whole range of each file's type (of DICOM, its window) becomes"
+    line = f"{span}, and {several if len(ranges) > 1 else f'{black:g} to {white:g} become'} black to white"
+    if dark:
+        some = "some are " * (len(ranges) > 1)
+        line += f": {some}nearly black; --config.data.intensity=percentiles stretches them, or window"
     return line
 
 

@@ -145,7 +145,8 @@ def _intervals(confusion: np.ndarray, resamples: int, seed: int) -> dict[str, li
     """95 % percentile intervals of the bootstrap (Efron & Tibshirani, 1993, section 13.3).
 
     To draw n images with replacement is to draw how many fall into each cell of the confusion matrix, from a
-    multinomial distribution. Cells without an image are never drawn.
+    multinomial distribution. Cells without an image are never drawn. Recalls, of the classes alike, are drawn
+    within each class.
     """
     truth, predicted = np.nonzero(confusion)
     counts = confusion[truth, predicted].astype(np.int64)
@@ -156,7 +157,7 @@ def _intervals(confusion: np.ndarray, resamples: int, seed: int) -> dict[str, li
     of_truth, of_prediction = (one(rows, np.arange(cells)) for rows in (truth, predicted))
     of_hits = one(truth, np.flatnonzero(truth == predicted))
     rng = np.random.default_rng(seed)
-    top1, macro_f1, recall = [], [], []
+    top1, macro_f1 = [], []
     step = max(1, DRAWN // cells)
     for begin in range(0, resamples, step):
         drawn = rng.multinomial(n, counts / n, size=min(step, resamples - begin)).T
@@ -165,8 +166,6 @@ def _intervals(confusion: np.ndarray, resamples: int, seed: int) -> dict[str, li
         top1.append(hits.sum(axis=0) / n)
         f1 = 2 * hits / np.maximum(named, 1)
         macro_f1.append(f1.sum(axis=0) / np.count_nonzero(named, axis=0))
-        recalls = hits / np.maximum(images, 1)
-        recall.append(recalls.sum(axis=0) / np.count_nonzero(images, axis=0))
     bounds = lambda x: np.percentile(np.concatenate(x), [2.5, 97.5]).tolist()  # noqa: E731
     right = int(np.trace(confusion))
     sure = right in (0, n)  # whatever is drawn is then the same, however few images there are
@@ -175,6 +174,10 @@ def _intervals(confusion: np.ndarray, resamples: int, seed: int) -> dict[str, li
         "top1": [float(wilson.low), float(wilson.high)] if sure else bounds(top1),
         "macro_f1": bounds(macro_f1),
     }
-    diagonal = np.diag(confusion)
-    varies = (diagonal > 0) & (diagonal < confusion.sum(axis=1))
-    return found | {"mean_per_class": bounds(recall)} if varies.any() else found
+    right, images = np.diag(confusion), confusion.sum(axis=1)
+    right, images = right[images > 0].astype(np.int64), images[images > 0].astype(np.int64)
+    if not ((right > 0) & (right < images)).any():
+        return found
+    # Within each class: in a draw from all images a rare class may not occur.
+    drawn = np.random.default_rng([seed, 1]).binomial(images, right / images, (resamples, len(images)))
+    return found | {"mean_per_class": bounds([(drawn / images).mean(axis=1)])}
