@@ -75,15 +75,16 @@ def other_before(splits: Splits) -> tuple[str, ...]:
 def _ask(train: Source, reading: Reading) -> dict[str, Any]:
     """{notes, window}, as JSON takes them."""
     files: list[File] = []
-    for i in _spread(train.size):
+    for i in _spread(train.size, FILES):
         decode = sum(file.deep is not None for file in files) < DEEP
         files += [found] if (found := _look(train.path(i), reading, decode)) else []
     notes = _notes(files, reading, train.name)
     return {"notes": notes, "window": reading.window}
 
 
-def _spread(size: int) -> list[int]:
-    return np.unique(np.linspace(0, size - 1, min(size, FILES)).round().astype(int)).tolist()
+def _spread(size: int, most: int) -> list[int]:
+    """At most so many of the numbers below `size`, in equal steps."""
+    return np.linspace(0, size - 1, min(size, most)).round().astype(int).tolist()
 
 
 def _look(path: bytes, reading: Reading, decode: bool) -> File | None:
@@ -168,7 +169,7 @@ def _intensity(deep: list[formats.Deep], reading: Reading) -> str:
 
 
 def _some(values: np.ndarray) -> np.ndarray:
-    """At most so many values of an image that all images count alike, in equal steps."""
+    """So few values of an image that large ones count no more than others."""
     flat = values.reshape(-1).astype(np.float64)
     flat = flat[np.isfinite(flat)]
-    return flat[:: max(1, len(flat) // VALUES)][:VALUES]
+    return flat[_spread(len(flat), VALUES)]
