@@ -7,7 +7,7 @@ batch around it, or on whether the run was interrupted.
 import functools
 import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +91,16 @@ def _view_keys(seed: int, position: jax.Array, views: int) -> jax.Array:
     return jax.vmap(jax.vmap(of_view, (None, 0)), (0, None))(position, numbers)
 
 
+# ---- colour and blur, on planes -------------------------------------------------------------------
+#
+# A channel of all views is one array `[n, v, h, w]`, a plane; what a view gets are numbers `[n, v]`. Image
+# by image under vmap, XLA made all four operations of jitter at each of four places, and the mean that
+# contrast takes computed the whole chain before it again: 19 times as long on a GPU.
+
+Planes = tuple[jax.Array, ...]
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
 def _coloured(
     views: jax.Array,
     keys: jax.Array,
@@ -103,116 +113,145 @@ def _coloured(
     blur_kernel: float = 0.1,
     blur_sigma: tuple[float, float] = (0.1, 2.0),
 ) -> jax.Array:
-    one = functools.partial(
-        _photometric,
-        jitter=jitter,
-        strength=jitter_strength,
-        brightness=brightness,
-        grayscale=grayscale,
-        blur=blur,
-        kernel=int(views.shape[2] * blur_kernel),
-        sigmas=blur_sigma,
-    )
-    return jax.vmap(jax.vmap(one))(views, keys)
-
-
-def _photometric(image, key, *, jitter, strength, brightness, grayscale, blur, kernel, sigmas) -> jax.Array:
-    channels = image.shape[-1]
-    u = jax.random.uniform(key, (9,), image.dtype)
-    if jitter and strength and channels in (1, 3):
-        image = jnp.where(u[0] < jitter, color_jitter(image, u[1:5], u[5], strength, brightness), image)
+    channels, kernel = views.shape[-1], int(views.shape[2] * blur_kernel)
+    u = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (9,), views.dtype)))(keys)
+    planes = tuple(views[..., c] for c in range(channels))
+    if jitter and jitter_strength and channels in (1, 3):
+        amounts = jitter_amounts(u[..., 1:5], jitter_strength, brightness)
+        planes = color_jitter(planes, amounts, u[..., 5], u[..., 0] < jitter)
     if grayscale and channels == 3:
-        image = jnp.where(u[6] < grayscale, to_grayscale(image), image)
+        gray = to_grayscale(planes)
+        planes = tuple(jnp.where(_each(u[..., 6] < grayscale), gray, plane) for plane in planes)
     if blur and kernel // 2:
-        sigma = sigmas[0] + (sigmas[1] - sigmas[0]) * u[8]
-        image = jnp.where(u[7] < blur, gaussian_blur(image, sigma, kernel), image)
-    return jnp.clip(image, 0, 1)
+        sigma = blur_sigma[0] + (blur_sigma[1] - blur_sigma[0]) * u[..., 8]
+        planes = gaussian_blur(planes, sigma, kernel, u[..., 7] < blur)
+    return jnp.clip(jnp.stack(planes, axis=-1), 0, 1)
 
 
-def color_jitter(
-    image: jax.Array, amounts: jax.Array, u_order: jax.Array, strength: float, brightness: str = "v2"
-) -> jax.Array:
-    """Brightness, contrast, saturation and hue in random order, each clipped to [0, 1].
+def _each(numbers: jax.Array) -> jax.Array:
+    """Numbers `[n, v]` beside planes."""
+    return numbers[..., None, None]
+
+
+class Amounts(NamedTuple):
+    """How much of each operation a view gets, `[n, v]` each."""
+
+    brightness: jax.Array  # factor
+    offset: jax.Array  # of brightness as well
+    contrast: jax.Array  # factor
+    saturation: jax.Array  # factor
+    turn: jax.Array  # of the hue, in full circles
+
+
+def jitter_amounts(u: jax.Array, strength: float, brightness: str = "v2") -> Amounts:
+    """What uniform numbers `[n, v, 4]` in [0, 1) mean.
 
     Args:
-      image: `[h, w, c]`, c being 1 (brightness and contrast alone) or 3.
-      amounts: `[4]` uniform numbers in [0, 1), for the four in this order.
-      u_order: a uniform number that picks one of the orders.
       strength: ±80 % of brightness, contrast and saturation and ±0.2 of hue at 1 (appendix A).
       brightness: "v2" multiplies by a factor, "v1" adds an offset.
     """
     reach = 0.8 * strength
     low, high = max(1 - reach, 0.0), 1 + reach
-    factors = low + (high - low) * amounts
-    offset, turn = reach * (2 * amounts[0] - 1), 0.2 * strength * (2 * amounts[3] - 1)
-    operations = [
-        (lambda x: x + offset) if brightness == "v1" else (lambda x: x * factors[0]),
-        lambda x: adjust_contrast(x, factors[1]),
-    ]
-    if image.shape[-1] == 3:
-        operations += [lambda x: adjust_saturation(x, factors[2]), lambda x: adjust_hue(x, turn)]
-    orders = np.array(list(itertools.permutations(range(len(operations)))), np.int32)
+    factors = low + (high - low) * u[..., :3]
+    factor, offset = factors[..., 0], jnp.zeros_like(u[..., 0])
+    if brightness == "v1":
+        factor, offset = jnp.ones_like(factor), reach * (2 * u[..., 0] - 1)
+    return Amounts(factor, offset, factors[..., 1], factors[..., 2], 0.2 * strength * (2 * u[..., 3] - 1))
+
+
+def color_jitter(planes: Planes, amounts: Amounts, u_order: jax.Array, on: jax.Array) -> Planes:
+    """Brightness, contrast, saturation and hue in random order, each clipped to [0, 1].
+
+    Args:
+      planes: one (brightness and contrast alone) or three.
+      u_order: `[n, v]` uniform numbers that pick one of the orders.
+      on: `[n, v]`, the views that get it.
+    """
+    operations = (BRIGHTNESS, CONTRAST, SATURATION, HUE) if len(planes) == 3 else (BRIGHTNESS, CONTRAST)
+    orders = np.array(list(itertools.permutations(operations)), np.int32)
     order = jnp.asarray(orders)[jnp.minimum((u_order * len(orders)).astype(jnp.int32), len(orders) - 1)]
     for i in range(len(operations)):
-        image = jnp.clip(jax.lax.switch(order[i], operations, image), 0, 1)
-    return image
+        planes = adjust(planes, jnp.where(on, order[..., i], -1), amounts)
+        # The next operation reads this one's result: fused with it, its means would make all of it again.
+        planes = jax.lax.optimization_barrier(planes)
+    return planes
 
 
-def adjust_contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Image `[h, w, c]` stretched about each channel's mean."""
-    mean = jnp.mean(image, axis=(0, 1), keepdims=True)
-    return (image - mean) * factor + mean
+def adjust(planes: Planes, operation: jax.Array, amounts: Amounts) -> Planes:
+    """One operation on each view: BRIGHTNESS, CONTRAST, SATURATION, HUE, `[n, v]`; another number: none.
+
+    Brightness is x·a + b, and so is contrast, a stretch about the channel's mean. Saturation and hue share
+    the way to HSV and back.
+    """
+    is_brightness, is_contrast = operation == BRIGHTNESS, operation == CONTRAST
+    scale = jnp.where(is_brightness, amounts.brightness, jnp.where(is_contrast, amounts.contrast, 1))
+    none = _each((operation < BRIGHTNESS) | (operation > HUE))
+
+    def affine(plane: jax.Array) -> jax.Array:
+        about_mean = jnp.mean(plane, axis=(2, 3)) * (1 - scale)
+        shift = jnp.where(is_brightness, amounts.offset, jnp.where(is_contrast, about_mean, 0))
+        moved = plane * _each(scale) + _each(shift)
+        return jnp.where(none, plane, jnp.clip(moved, 0, 1))
+
+    moved = tuple(map(affine, planes))
+    if len(planes) != 3:
+        return moved
+    hue, saturation, value = _to_hsv(*planes)
+    hue += _each(jnp.where(operation == HUE, 6 * amounts.turn, 0))
+    factor = jnp.where(operation == SATURATION, amounts.saturation, 1)
+    turned = _to_rgb(hue, jnp.clip(saturation * _each(factor), 0, 1), value)
+    in_hsv = _each((operation == SATURATION) | (operation == HUE))
+    return tuple(jnp.where(in_hsv, jnp.clip(t, 0, 1), m) for t, m in zip(turned, moved, strict=True))
 
 
-def adjust_saturation(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """RGB image `[h, w, 3]` in [0, 1] with its HSV saturation multiplied, at most 1."""
-    hue, saturation, value = _to_hsv(image)
-    return _to_rgb(hue, jnp.clip(saturation * factor, 0, 1), value)
+def to_grayscale(planes: Planes) -> jax.Array:
+    """Luma 0.2989 R + 0.5870 G + 0.1140 B, one plane."""
+    red, green, blue = planes
+    return 0.2989 * red + 0.5870 * green + 0.1140 * blue
 
 
-def adjust_hue(image: jax.Array, turn: jax.Array) -> jax.Array:
-    """RGB image `[h, w, 3]` in [0, 1] with its HSV hue turned by `turn` of a full circle."""
-    hue, saturation, value = _to_hsv(image)
-    return _to_rgb(hue + turn, saturation, value)
-
-
-def to_grayscale(image: jax.Array) -> jax.Array:
-    """Luma 0.2989 R + 0.5870 G + 0.1140 B of `[h, w, 3]`, in all three channels."""
-    luma = 0.2989 * image[..., 0] + 0.5870 * image[..., 1] + 0.1140 * image[..., 2]
-    return jnp.broadcast_to(luma[..., None], image.shape)
-
-
-def _to_hsv(image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
-    value = jnp.max(image, axis=-1)
-    spread = value - jnp.min(image, axis=-1)
+def _to_hsv(red: jax.Array, green: jax.Array, blue: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(hue in sixths of a circle, saturation, value)"""
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    spread = value - jnp.minimum(jnp.minimum(red, green), blue)
     some = jnp.where(spread > 0, spread, 1)
-    sixth = jnp.where(
+    hue = jnp.where(
         red == value,
         (green - blue) / some,
         jnp.where(green == value, (blue - red) / some + 2, (red - green) / some + 4),
     )
-    saturation = spread / jnp.where(value > 0, value, 1)
-    return jnp.where(spread > 0, sixth / 6, 0), saturation, value
+    return jnp.where(spread > 0, hue, 0), spread / jnp.where(value > 0, value, 1), value
 
 
-def _to_rgb(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> jax.Array:
-    channels = []
-    for start in (5, 3, 1):
-        k = jnp.mod(start + 6 * hue, 6)
-        channels.append(value - value * saturation * jnp.clip(jnp.minimum(k, 4 - k), 0, 1))
-    return jnp.stack(channels, axis=-1)
+def _to_rgb(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> Planes:
+    def channel(start: int) -> jax.Array:
+        k = jnp.mod(start + hue, 6)
+        return value - value * saturation * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+    return channel(5), channel(3), channel(1)
 
 
-def gaussian_blur(image: jax.Array, sigma: jax.Array, kernel_size: int) -> jax.Array:
-    """Image `[h, w, c]` under a Gaussian of `2·(kernel_size // 2) + 1` taps; zeros outside, as the original.
+def gaussian_blur(planes: Planes, sigma: jax.Array, kernel_size: int, on: jax.Array) -> Planes:
+    """A Gaussian of `2·(kernel_size // 2) + 1` taps; zeros outside, as the original.
 
-    Two products with band matrices, which suit matrix units, as every image has a Gaussian of its own.
+    Two products with band matrices, which suit matrix units, as every view has a Gaussian of its own; the
+    identity where it has none.
+
+    Args:
+      sigma: `[n, v]`, pixels.
+      on: `[n, v]`, the views that get it.
     """
-    height, width = image.shape[:2]
-    rows, columns = (_gaussian_band(n, sigma, kernel_size // 2, image.dtype) for n in (height, width))
-    image = jnp.einsum("ah,hwc->awc", rows, image, precision=Precision.HIGHEST)
-    return jnp.einsum("bw,awc->abc", columns, image, precision=Precision.HIGHEST)
+    stacked = jnp.stack(planes, axis=2)
+    height, width = stacked.shape[-2:]
+
+    def bands(size: int) -> jax.Array:
+        of_view = functools.partial(_gaussian_band, size, radius=kernel_size // 2, dtype=stacked.dtype)
+        nothing = jnp.broadcast_to(jnp.eye(size, dtype=stacked.dtype), (*sigma.shape, size, size))
+        return jnp.where(_each(on), jax.vmap(jax.vmap(of_view))(sigma), nothing)
+
+    stacked = jnp.einsum("nvah,nvchw->nvcaw", bands(height), stacked, precision=Precision.HIGHEST)
+    stacked = jnp.einsum("nvbw,nvcaw->nvcab", bands(width), stacked, precision=Precision.HIGHEST)
+    return tuple(jnp.moveaxis(stacked, 2, 0))
 
 
 def _gaussian_band(size: int, sigma: jax.Array, radius: int, dtype: jnp.dtype) -> jax.Array:

@@ -26,43 +26,86 @@ def image():
     return x
 
 
+def planes(image):
+    """An image `[h, w, c]` as planes of one view."""
+    return tuple(jnp.asarray(image[None, None, ..., c]) for c in range(image.shape[-1]))
+
+
+def stacked(found):
+    return np.stack([np.asarray(plane)[0, 0] for plane in found], axis=-1)
+
+
+def adjust(image, operation, **amounts):
+    nothing = {"brightness": 1.0, "offset": 0.0, "contrast": 1.0, "saturation": 1.0, "turn": 0.0}
+    given = augment.Amounts(**{k: jnp.full((1, 1), v, jnp.float32) for k, v in (nothing | amounts).items()})
+    return stacked(augment.adjust(planes(image), jnp.full((1, 1), operation), given))
+
+
 @pytest.mark.parametrize("amount", [0.0, 0.2, 1.0, 1.8])
 def test_contrast_and_saturation(tf, image, amount):
-    for name in ("contrast", "saturation"):
+    for name, operation in (("contrast", augment.CONTRAST), ("saturation", augment.SATURATION)):
         expected = getattr(tf.image, f"adjust_{name}")(image, amount)
-        found = getattr(augment, f"adjust_{name}")(image, jnp.float32(amount))
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        found = adjust(image, operation, **{name: amount})
+        np.testing.assert_allclose(found, np.clip(expected, 0, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize("turn", [-0.2, -0.05, 0.0, 0.1, 0.2])
 def test_hue(tf, image, turn):
-    np.testing.assert_allclose(
-        augment.adjust_hue(image, jnp.float32(turn)), tf.image.adjust_hue(image, turn), atol=1e-5
-    )
+    found = adjust(image, augment.HUE, turn=turn)
+    np.testing.assert_allclose(found, tf.image.adjust_hue(image, turn), atol=1e-5)
+
+
+def test_an_operation_takes_its_own_amount_alone(image):
+    """Each view of a batch gets another one; none leaves the image as it is, out of range too."""
+    many = tuple(jnp.broadcast_to(plane, (6, 1, *plane.shape[2:])) for plane in planes(3 * image - 1))
+    amounts = {"brightness": 0.5, "offset": 0.25, "contrast": 2.0, "saturation": 0.5, "turn": 0.1}
+    given = augment.Amounts(**{k: jnp.full((6, 1), v, jnp.float32) for k, v in amounts.items()})
+    operations = jnp.asarray([0, 1, 2, 3, -1, 4])[:, None]
+    found = np.stack(augment.adjust(many, operations, given), -1)[:, 0]
+    x = 3 * image - 1
+    mean = x.mean(axis=(0, 1))
+    np.testing.assert_allclose(found[0], np.clip(0.5 * x + 0.25, 0, 1), atol=1e-6)
+    np.testing.assert_allclose(found[1], np.clip((x - mean) * 2 + mean, 0, 1), atol=1e-5)
+    np.testing.assert_array_equal(found[4], x)
+    np.testing.assert_array_equal(found[5], x)
 
 
 def test_grayscale(tf, image):
     expected = host_augment.to_grayscale(tf.constant(image))
-    np.testing.assert_allclose(augment.to_grayscale(image), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        np.asarray(augment.to_grayscale(planes(image)))[0, 0], expected[..., 0], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("kernel", "sigma"), [(2, 0.1), (9, 1.5), (22, 2.0), (3, 0.7)])
-def test_blur(tf, image, kernel, sigma):
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_blur(tf, image, kernel, sigma, channels):
+    image = np.concatenate([image, image], -1)[..., :channels]
+    sigmas = jnp.full((1, 1), sigma, jnp.float32)
+    found = augment.gaussian_blur(planes(image), sigmas, kernel, jnp.ones((1, 1), bool))
     expected = host_augment.gaussian_blur(tf.constant(image), sigma, kernel)
-    np.testing.assert_allclose(augment.gaussian_blur(image, jnp.float32(sigma), kernel), expected, atol=1e-6)
+    np.testing.assert_allclose(stacked(found), expected, atol=1e-6)
+    left = augment.gaussian_blur(planes(image), sigmas, kernel, jnp.zeros((1, 1), bool))
+    np.testing.assert_array_equal(stacked(left), image)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("brightness", ["v1", "v2"])
 def test_jitter_in_every_order(tf, image, brightness, channels):
     """The same numbers give the same image, all four operations and their order included."""
-    image, jitter = image[..., :channels], jax.jit(augment.color_jitter, static_argnums=(3, 4))
+    image = image[..., :channels]
+
+    @jax.jit
+    def jitter(planes, u, order):
+        amounts = augment.jitter_amounts(u, 1.0, brightness)
+        return augment.color_jitter(planes, amounts, order, jnp.ones((1, 1), bool))
+
     rng = np.random.default_rng(1)
     for _ in range(30):
-        amounts, order = rng.random(4).astype(np.float32), np.float32(rng.random())
-        expected = host_augment.color_jitter(tf.constant(image), list(amounts), order, 1.0, brightness)
-        found = jitter(image, jnp.asarray(amounts), jnp.asarray(order), 1.0, brightness)
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+        u, order = rng.random(4).astype(np.float32), np.float32(rng.random())
+        expected = host_augment.color_jitter(tf.constant(image), list(u), order, 1.0, brightness)
+        found = jitter(planes(image), jnp.asarray(u)[None, None], jnp.full((1, 1), order))
+        np.testing.assert_allclose(stacked(found), expected, atol=1e-4)
 
 
 def views(n, size=12, channels=3):
