@@ -124,6 +124,7 @@ def test_features_of_padded_batches(mesh):
     np.testing.assert_array_equal(found.labels, np.arange(27) % 3)
 
 
+@pytest.mark.slow
 def test_scores_prefer_the_better_features(mesh):
     kwargs = {"classes": 4, "mesh": mesh, "draws": 3, "iterations": 30}
     data = {

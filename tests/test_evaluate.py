@@ -327,6 +327,7 @@ def test_duplicates_and_outliers_have_the_names_of_their_files(fresh, tmp_path):
     assert found["outliers"][0][0] == "train/class3/03.png"
 
 
+@pytest.mark.slow
 def test_another_set_is_added_and_a_changed_one_transferred_again(workdir, tmp_path):
     x, y = tiny_arrays(n=60)
     for name in "ab":

@@ -226,6 +226,7 @@ def test_a_map_that_fails_costs_nothing_else(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == expected
 
 
+@pytest.mark.slow
 def test_features_that_fail_cost_no_score(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pretrain, "extract", full_disk)
     out, _ = finished(tmp_path, capsys)

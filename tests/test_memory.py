@@ -164,6 +164,7 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
+@pytest.mark.slow
 def test_a_folder_is_read_once(folder, tmp_path):
     found = splits.load(f"folder:{folder}", holdout=0.0)
     held, test = memory.hold(found, tiny_config(data__channels=3, data__stored_size=36).data)
