@@ -165,8 +165,8 @@ class Loop:
         for line in (self.hunger.line(speed["data_wait"]), self.collapse.line(row.get("feature_std"))):
             if line:
                 self.progress.say(line)
-        if names := self.task.unreadable():  # otherwise no file is read at every log
-            folder.note_unreadable(self.run.workdir, names, self.progress.say, jax.process_index())
+        if found := self.run.splits.unreadable():  # otherwise no file is read at every log
+            folder.note_unreadable(self.run.workdir, found, self.progress.say, jax.process_index())
 
 
 def program(task: Task, step_fn: Callable) -> Any:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -72,13 +72,10 @@ def run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(memory_error.explained(memory_error.training, config))
         run = stack.enter_context(resolve.resolved(config, workdir, clock, splits=splits, force=force))
+        stack.enter_context(unreadable_noted(run))
         with clock.phase("data"):
             if run.config.augment.device == "all":
-                try:
-                    run = run._replace(splits=memory.hold(run.splits, run.config.data))
-                except UnreadableImagesError:
-                    note_unreadable(run)
-                    raise
+                run = run._replace(splits=memory.hold(run.splits, run.config.data))
         task = TASKS[run.config.task](run.config, run.splits, run.mesh)
         optimizer, rate = build_optimizer(run.config, run.splits.train.size, run.steps, task)
         with clock.phase("start"):
@@ -136,11 +133,7 @@ def train(
         writers = stack.enter_context(start_writers(run.workdir, run.first, run.config))
         outlets = Outlets(checkpoints, writers, signals, clock, on_eval)
         recall_unreadable(run)
-        try:
-            state, rates = Loop(run, task, outlets).train(state, step_fn)
-        except UnreadableImagesError:
-            note_unreadable(run)
-            raise
+        state, rates = Loop(run, task, outlets).train(state, step_fn)
     if signals.received:
         raise Preempted(run.steps, run.steps)
     signals.end_if_late()
@@ -240,8 +233,17 @@ def recall_unreadable(run: Run) -> None:
 def note_unreadable(run: Run) -> list[str]:
     """The names of the files that were replaced, kept in the workdir."""
     say = print if jax.process_index() == 0 else lambda line: None
-    found = {name: why for split in run.splits if split for name, why in split.ledger.unreadable.items()}
-    return folder.note_unreadable(run.workdir, found, say, jax.process_index())
+    return folder.note_unreadable(run.workdir, run.splits.unreadable(), say, jax.process_index())
+
+
+@contextlib.contextmanager
+def unreadable_noted(run: Run) -> Iterator[None]:
+    """Keeps the names where too many files end the run within `with`."""
+    try:
+        yield
+    except UnreadableImagesError:
+        note_unreadable(run)
+        raise
 
 
 def _count_by_pillow(splits: Splits) -> int:

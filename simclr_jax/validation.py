@@ -108,7 +108,7 @@ def _check_values(flat: dict[str, Any]) -> None:
                 "model.projection_layers", "model.projection_dim", "checkpoint.keep",
                 "eval.batch_size", "eval.knn.k", "eval.knn.temperature", "eval.knn.bank",
                 "eval.linear.draws", "eval.linear.iterations", "optimizer.learning_rate",
-                "data.image_size", "data.channels", "data.shuffle_buffer", "optimizer.eta",
+                "data.image_size", "data.channels", "data.shuffle_buffer", "data.max_pixels", "optimizer.eta",
                 "augment.blur_kernel", "model.norm_groups", "model.dropblock_size", "loss.sigma",
                 "distill.temperature", "optimizer.eps", "eval.linear.epochs",
                 "eval.linear.learning_rate", "eval.finetune.learning_rate",
@@ -142,7 +142,7 @@ def _check_values(flat: dict[str, Any]) -> None:
     never_negative += ["mesh.devices", "data.threads", "seed", "optimizer.weight_decay",
                        "start.step", "distill.step", "loss.dense_mb", "loss.gather_mb",
                        "loss.margin", "model.sk_ratio", "model.se_ratio",
-                       "data.memory_gb", "data.stored_size", "augment.rotation",
+                       "data.memory_gb", "data.stored_size", "data.max_unreadable", "augment.rotation",
                        "augment.jitter_strength", "train.steps_per_call"]  # fmt: skip
     for field in never_negative:
         _require(flat[field] >= 0, flat, field, "0 or more")
@@ -235,8 +235,6 @@ def _check_pixels(flat: dict[str, Any]) -> None:
         _require(window != (), flat, "data.window", "two numbers, black and white, for data.intensity=window")
     if flat["data.intensity"] == "full":
         _require(not window, flat, "data.window", "empty, or data.intensity=window")
-    _require(flat["data.max_pixels"] > 0, flat, "data.max_pixels", "above 0")
-    _require(flat["data.max_unreadable"] >= 0, flat, "data.max_unreadable", "a share, between 0 and 1")
 
 
 def _check_source(flat: dict[str, Any]) -> None:

@@ -142,19 +142,24 @@ def _webp(data, reading: Reading):
 def _other(data, reading: Reading):
     """By `formats.read`, in Python."""
 
-    def read(data: bytes) -> np.ndarray:
+    def read(data: bytes) -> np.ndarray | None:
         try:
             return formats.read(data, reading)
         except formats.UnreadableError:  # an exception here would print its traceback
-            return np.zeros((0, 0, 3), np.uint8)
+            return None
 
     return by_python(read, data)
 
 
-def by_python(read: Callable[[Any], np.ndarray], argument):
-    """The image `[h, w, 3]` uint8 that a function makes of a tensor's value; fails where that is empty."""
+def by_python(read: Callable[[Any], np.ndarray | None], argument):
+    """The image `[h, w, 3]` uint8 that a function makes of a tensor's value; fails where that is None."""
     tf = load()
-    image = _python(read, argument, tf.uint8)
+
+    def image_or_nothing(value: Any) -> np.ndarray:
+        image = read(value)
+        return np.zeros((0, 0, 3), np.uint8) if image is None else image
+
+    image = _python(image_or_nothing, argument, tf.uint8)
     with tf.control_dependencies([tf.debugging.Assert(tf.size(image) > 0, ["no image that can be read"])]):
         return tf.ensure_shape(tf.identity(image), [None, None, 3])
 

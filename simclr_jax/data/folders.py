@@ -11,7 +11,7 @@ from simclr_jax.data.holdout import held_out
 from simclr_jax.data.labels import NO_LABEL, strangers
 from simclr_jax.data.scan import Found, scan
 from simclr_jax.data.sources import Source, Splits, as_text, from_files
-from simclr_jax.data.split_names import TEST, TRAIN, first_named
+from simclr_jax.data.split_names import TEST, TRAIN, first_named, lines_of
 from simclr_jax.errors import SimclrError
 from simclr_jax.text import printable
 
@@ -75,14 +75,11 @@ def _find_splits(root: Path, train_split: str, test_split: str) -> tuple[str, st
         return "", "", _told_as_classes(where, folders)
     if train != train_split and not test and (rest or loose):
         return "", "", _told_as_classes(where, folders)
-    notes = []
     if test and os.path.samefile(root / train, root / test):
         raise SimclrError(
             f"{where}: {train} and {test} are one folder: the images trained on would be tested on"
         )
-    if (train, test) not in ((train_split, test_split), (train_split, "")):
-        tested = f", {printable(test)} the one to test on" if test else ""
-        notes.append(f"{where}: {printable(train)} is the folder to train on{tested}")
+    notes = [f"{where}: {line}" for line in lines_of("folder", train, test, (train_split, test_split))]
     beside = [printable(name) for name in rest if name != test]
     beside = beside[:5] + [f"{len(beside) - 5:,} more folders"] * (len(beside) > 5)
     if loose:

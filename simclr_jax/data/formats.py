@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor
 
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".dcm", ".dicom",
@@ -103,11 +103,10 @@ def read(data: bytes, reading: Reading) -> np.ndarray:
             return turn(image, orientation(data)) if reading.exif else image
         with Image.open(io.BytesIO(data)) as image:
             _few_pixels(*image.size, reading)
-            turned = image.getexif().get(ORIENTATION, 1)
-            if image.format == "TIFF":  # Pillow turns these, and no others, as it decodes them
-                found = _pillow(image, reading)
-                return found if reading.exif else turn(found, BACK.get(turned, turned))
-            return _pillow(ImageOps.exif_transpose(image) if reading.exif else image, reading)
+            # Pillow turns TIFFs, and no others, as it decodes them.
+            is_turned = image.format == "TIFF"
+            way = 1 if is_turned == reading.exif else _orientation_of(image)
+            return turn(_pillow(image, reading), BACK.get(way, way) if is_turned else way)
     except UnreadableError:
         raise
     except Exception as error:  # the libraries raise what they please at bytes that are no image
@@ -307,7 +306,11 @@ def orientation(data: bytes) -> int:
     """EXIF's orientation, 1 to 8; 1 where there is none."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            found = image.getexif().get(ORIENTATION, 1)
+            return _orientation_of(image)
     except Exception:  # told where the file is read
         return 1
+
+
+def _orientation_of(image: Image.Image) -> int:
+    found = image.getexif().get(ORIENTATION, 1)
     return found if isinstance(found, int) and 1 <= found <= 8 else 1

@@ -13,7 +13,7 @@ from simclr_jax.data.formats import EXTENSIONS, Reading
 from simclr_jax.data.holdout import held_out
 from simclr_jax.data.labels import NO_LABEL, number
 from simclr_jax.data.sources import Source, Splits, from_files
-from simclr_jax.data.split_names import TEST, TRAIN, first_named
+from simclr_jax.data.split_names import TEST, TRAIN, first_named, lines_of
 from simclr_jax.errors import SimclrError
 from simclr_jax.text import printable
 
@@ -198,10 +198,7 @@ def _divide(
         raise SimclrError(
             f"{where}: no row has the split {train_split!r}; there are {there} (--config.data.train_split)"
         )
-    notes = []
-    if (train, test) not in ((train_split, test_split), (train_split, None)):
-        tested = f", {printable(test)} the one to test on" if test is not None else ""
-        notes.append(f"{where}: {printable(train)} is the split to train on{tested}")
+    notes = [f"{where}: {line}" for line in lines_of("split", train, test, (train_split, test_split))]
     if other := sum(count for name, count in counts.items() if name not in (train, test)):
         notes.append(f"{where}: {other:,} images of other splits are not read; there are {there}")
     parts = [[row for row in rows if row.split == name] for name in (train, test)]

@@ -14,7 +14,6 @@ from simclr_jax.data.sources import AHEAD, Source, Stream
 from simclr_jax.data.tf import load
 from simclr_jax.errors import UnreadableImagesError
 
-GONE = "its folder is gone: mount or restore it, and the same command goes on"
 Batch = dict[str, np.ndarray]
 
 
@@ -211,10 +210,8 @@ def _going_on(source: Source | Stream, run: Callable[[Callable, int], Iterator[B
                 done += 1
             return
         except UnreadableImagesError:
-            if source.read_around in (None, read):
+            if source.read_around in (None, read) or source.ledger.gone():
                 raise
-            if source.ledger.root and not os.path.isdir(source.ledger.root):
-                raise UnreadableImagesError(f"{source.name}: {GONE}") from None
 
 
 def _run(dataset: Any, source: Source | Stream, threads: int) -> Iterator[Batch]:
@@ -227,8 +224,8 @@ def _run(dataset: Any, source: Source | Stream, threads: int) -> Iterator[Batch]
     try:
         yield from dataset.with_options(options).as_numpy_iterator()
     except failed as error:
-        if source.ledger.gone:
-            problem = GONE
+        if source.ledger.gone():
+            problem = "its folder is gone: mount or restore it, and the same command goes on"
         elif "Dataset was empty" in str(error):
             tried = min(source.size, AHEAD)
             which = f"none of its {tried:,} files" if tried == source.size else f"{tried:,} files in a row"

@@ -32,7 +32,10 @@ class Ledger:
     by_pillow: set[str] = field(default_factory=set)  # names of those that Pillow could read
     reasons: dict[str, str] = field(default_factory=dict)  # {name: why}, of all that were tried
     root: str = ""  # the folder of the files
-    gone: bool = False  # it is not there any more
+
+    def gone(self) -> bool:
+        """Whether that is not there any more."""
+        return bool(self.root) and not os.path.isdir(self.root)
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,10 @@ class Splits(NamedTuple):
     train: Source | Stream
     test: Source | Stream | None
 
+    def unreadable(self) -> dict[str, str]:
+        """The files replaced so far, and why."""
+        return {name: why for split in self if split for name, why in split.ledger.unreadable.items()}
+
 
 def _digest(*parts: Any) -> str:
     """Of bytes and arrays, without copying them."""
@@ -214,21 +221,23 @@ def from_files(
         all_paths, all_labels = tensors()
         return decode.decode(tf.io.read_file(all_paths[at]), reading), all_labels[at], at
 
-    def rescue(at: int) -> np.ndarray:
-        """A file that TensorFlow cannot read, by Pillow; empty where that cannot either."""
+    def path(at: int) -> bytes:
+        return os.fsencode(os.path.join(root, names[at]))
+
+    def rescue(at: int) -> np.ndarray | None:
+        """A file that TensorFlow cannot read, by Pillow; None where that cannot either."""
         name = as_text(names[at])
         try:
-            with open(os.path.join(root, names[at]), "rb") as file:
+            with open(path(at), "rb") as file:
                 image = formats.read(file.read(), reading)
         except OSError as error:
-            ledger.gone = ledger.gone or not os.path.isdir(root)
             ledger.reasons[name] = error.strerror or str(error)
         except formats.UnreadableError as error:
             ledger.reasons[name] = str(error)
         else:
             ledger.by_pillow.add(name)
             return image
-        return np.zeros((0, 0, 3), np.uint8)
+        return None
 
     def read_around(index, label):
         # The first of index, index + 1, ... that decodes, by TensorFlow or by Pillow. A data set inside map
@@ -261,7 +270,7 @@ def from_files(
         names=tuple(map(as_text, names)),
         ledger=ledger,
         reading=reading,
-        path=lambda at: os.fsencode(os.path.join(root, names[at])),
+        path=path,
         part=part,
         ids=ids,
         groups=groups,

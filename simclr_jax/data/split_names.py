@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from simclr_jax.text import printable
+
 TRAIN = ("train", "training")
 TEST = ("test", "val", "validation", "valid", "testing", "eval", "evaluation", "dev")
 
@@ -14,3 +16,11 @@ def first_named(present: Iterable[str], wanted: Iterable[str]) -> str | None:
         folded.setdefault(name.casefold(), name)
     exact = next((name for name in wanted if name in present), None)
     return exact or next((folded[name.casefold()] for name in wanted if name.casefold() in folded), None)
+
+
+def lines_of(what: str, train: str, test: str | None, wanted: tuple[str, str]) -> list[str]:
+    """A line where the splits, each a `what`, are not those that the config wants; it can want more."""
+    if (train, test or "") in (wanted, (wanted[0], "")):
+        return []
+    tested = f", {printable(test)} the one to test on" if test else ""
+    return [f"{printable(train)} is the {what} to train on{tested}"]

@@ -161,8 +161,7 @@ def _intervals(confusion: np.ndarray, resamples: int, seed: int) -> dict[str, li
     step = max(1, DRAWN // cells)
     for begin in range(0, resamples, step):
         drawn = rng.multinomial(n, counts / n, size=min(step, resamples - begin)).T
-        hits, images = of_hits @ drawn, of_truth @ drawn
-        named = images + of_prediction @ drawn
+        hits, named = of_hits @ drawn, of_truth @ drawn + of_prediction @ drawn
         top1.append(hits.sum(axis=0) / n)
         f1 = 2 * hits / np.maximum(named, 1)
         macro_f1.append(f1.sum(axis=0) / np.count_nonzero(named, axis=0))

@@ -125,7 +125,6 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         fixed=fixed,
         fetch=lambda fixed, batch: {**images.fetch(fixed, batch), "held": batch["held"]},
         steps_per_call=images.steps_per_call,
-        unreadable=images.unreadable,
     )
 
 

@@ -100,10 +100,6 @@ class Images:
         view = {"crop": evaluation.crop, "resize": evaluation.resize, **self._reading}
         return pipeline.eval_batches(split, batch=batch, index=index, **view, **share)
 
-    def unreadable(self) -> dict[str, str]:
-        """The files replaced so far, and why."""
-        return {name: why for split in self.splits if split for name, why in split.ledger.unreadable.items()}
-
     def preview(self, workdir: epath.Path, batch: pipeline.Batch) -> None:
         """figures/views.png: images of a batch beside their views; of a Stream the views alone."""
         path = workdir / "figures" / "views.png"

@@ -81,7 +81,6 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         fetch=images.fetch,
         steps_per_call=images.steps_per_call,
         preview=images.preview,
-        unreadable=images.unreadable,
     )
 
 

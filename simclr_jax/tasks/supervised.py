@@ -82,7 +82,6 @@ def classifier(
         fetch=images.fetch,
         steps_per_call=images.steps_per_call,
         preview=images.preview,
-        unreadable=images.unreadable,
     )
 
 

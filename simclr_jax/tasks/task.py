@@ -33,4 +33,3 @@ class Task(NamedTuple):
     fetch: Callable = lambda fixed, batch: batch  # what input gave -> the batch, from what lives in fixed
     steps_per_call: int = 1  # of the compiled program, at most
     preview: Callable = lambda workdir, batch: None  # draws the first host batch, before training
-    unreadable: Callable = dict  # -> {name of a file replaced so far: why}
