@@ -13,6 +13,7 @@ from jax.scipy.ndimage import map_coordinates
 from simclr_jax.errors import SimclrError
 
 RESIZES = ("bicubic", "bilinear")
+GATHERED = 64 * 64  # pixels of an image above which it is turned by gathers everywhere
 ATTEMPTS = 100  # to find a crop's box, the original's number
 
 
@@ -128,6 +129,27 @@ def rotate_and_scale(image: jax.Array, angle: jax.Array, scale: jax.Array) -> ja
     y, x = jnp.meshgrid(jnp.arange(height) - cy, jnp.arange(width) - cx, indexing="ij")
     # Output pixel (x, y) is read at centre + R(angle)·((x, y) - centre) / scale.
     cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
-    at = [sin * x + cos * y + cy, cos * x - sin * y + cx]
-    turn = lambda channel: map_coordinates(channel, at, order=1, mode="constant")  # noqa: E731
+    rows, columns = sin * x + cos * y + cy, cos * x - sin * y + cx
+    if height * width > GATHERED:
+        return read_by_gathers(image, rows, columns)
+    # TPUs gather pixel by pixel; on CPUs the products take 5 to 40 times as long as gathers.
+    return jax.lax.platform_dependent(image, rows, columns, tpu=read_by_products, default=read_by_gathers)
+
+
+def read_by_gathers(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """The image `[h, w, c]` between its pixels, at rows and columns `[a, b]`: `[a, b, c]`, bilinear."""
+    turn = lambda channel: map_coordinates(channel, [rows, columns], order=1, mode="constant")  # noqa: E731
     return jax.vmap(turn, 2, 2)(image)
+
+
+def read_by_products(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """The same by products with the weights of all pixels: (w + 1)·h multiplications a pixel and channel."""
+
+    def weights(at: jax.Array, size: int) -> jax.Array:
+        pixel = jnp.arange(size, dtype=at.dtype)[None, :]
+        return jnp.maximum(1 - jnp.abs(at.reshape(-1, 1) - pixel), 0).astype(image.dtype)
+
+    high = {"precision": Precision.HIGHEST}
+    lines = jnp.einsum("pw,hwc->phc", weights(columns, image.shape[1]), image, **high)
+    found = jnp.einsum("ph,phc->pc", weights(rows, image.shape[0]), lines, **high)
+    return found.reshape(*rows.shape, image.shape[2])

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from bench import collectives, contest, hlo, loss, paper, scaling, table
+from bench import chips, collectives, contest, hlo, loss, pods, table
 from conftest import tiny_config
 
 from simclr_jax import config as cfg
@@ -90,41 +90,92 @@ def test_images_that_move_are_seen():
     assert [c.size for c in hlo.image_sized(found, (12, 12, 1), [])] == [16 * 2 * 12 * 12 * 4]
 
 
-MACHINE = paper.Machine(peak=100.0, link=10.0, group=4, network=2.0)
-TRAFFIC = paper.Traffic(reduced=40.0, gathered=20.0, exchanged=0.0, count=3)
+OVERLAPPED = """
+%fused_computation.1 (p: f32[8,128]) -> f32[64,128] {
+  %p = f32[8,128]{1,0} parameter(0)
+  %all-gather.1 = f32[64,128]{1,0} all-gather(%p), channel_id=11, dimensions={0}
+}
+
+%async_collective_fusion.2 (q: f32[8,128]) -> f32[64,128] {
+  %q = f32[8,128]{1,0} parameter(0)
+  %all-gather.2 = f32[64,128]{1,0} all-gather(%q), channel_id=11, dimensions={0}
+}
+
+%all-reduce-scatter.3 (r: f32[64,128]) -> f32[8,128] {
+  %r = f32[64,128]{1,0} parameter(0)
+  %all-reduce.3 = f32[64,128]{1,0} all-reduce(%r), channel_id=12, to_apply=%add
+  ROOT %mine = f32[8,128]{1,0} dynamic-slice(%all-reduce.3, %i, %zero)
+}
+
+ENTRY %main (a: f32[8,128]) -> f32[8,128] {
+  %a = f32[8,128]{1,0} parameter(0)
+  %begun = f32[64,128]{1,0} fusion(%a), kind=kCustom, calls=%fused_computation.1
+  %done = f32[64,128]{1,0} fusion(%a), kind=kCustom, calls=%async_collective_fusion.2
+  ROOT %scattered = f32[8,128]{1,0} fusion(%done), kind=kCustom, calls=%all-reduce-scatter.3
+}
+"""
 
 
-def test_rings_by_hand():
-    assert paper.ring_all_gather(40.0, 4, 10.0) == 3.0  # three quarters of 40 arrive, at 10 a second
-    assert paper.ring_all_reduce(40.0, 4, 10.0) == 6.0
-    assert paper.communication(TRAFFIC, 1, MACHINE, latency=1.0) == 0.0
-    assert paper.communication(TRAFFIC, 4, MACHINE, latency=0.0) == 6.0 + 1.5
-    # Two groups of four: as above, then a quarter of it between two, at 2 a second.
-    between = (2 * 40 / 2 + 20 / 2) / 2 / 4
-    assert paper.communication(TRAFFIC, 8, MACHINE, latency=0.1) == pytest.approx(7.5 + between + 0.3)
+def test_tpus_write_a_gather_in_pieces_and_a_scatter_as_a_sum():
+    found = hlo.collectives(OVERLAPPED)
+    assert [(c.kind, c.size) for c in found] == [
+        ("all-gather", 64 * 128 * 4),
+        ("reduce-scatter", 64 * 128 * 4),
+    ]
 
 
-def test_steps_on_paper():
-    of = {"machine": MACHINE, "utilisation": 0.5, "latency": 0.0}
-    alone = paper.step(800.0, TRAFFIC, 1, **of)
-    assert (alone["compute_seconds"], alone["efficiency"]) == (16.0, 1.0)
-    times = [paper.step(8000.0 / n, TRAFFIC, n, **of) for n in (1, 2, 4)]
-    whole = [t["compute_seconds"] + t["communication_seconds"] for t in times]
-    assert whole == sorted(whole, reverse=True)
-    assert times[-1]["efficiency"] < times[0]["efficiency"]
+def test_loops_move_their_bytes_every_time():
+    """A loop of 7 that reads and writes 64 bytes each, beside a fusion that does so once."""
+    text = """
+%fused (x: f32[16]) -> f32[16] {
+  %x = f32[16]{0} parameter(0)
+  %a = f32[16]{0} add(%x, %x)
+  ROOT %b = f32[16]{0} multiply(%a, %a)
+}
+
+%body (carry: (s32[], f32[16])) -> (s32[], f32[16]) {
+  %carry = (s32[], f32[16]{0}) parameter(0)
+  %value = f32[16]{0} get-tuple-element(%carry), index=1
+  %next = f32[16]{0} negate(%value)
+  ROOT %both = (s32[], f32[16]{0}) tuple(%carry, %next)
+}
+
+ENTRY %main (p: f32[16]) -> f32[16] {
+  %p = f32[16]{0} parameter(0)
+  %once = f32[16]{0} fusion(%p), kind=kLoop, calls=%fused
+  %loop = (s32[], f32[16]{0}) while(%once), body=%body, backend_config={"known_trip_count":{"n":"7"}}
+  ROOT %r = f32[16]{0} get-tuple-element(%loop), index=1
+}
+"""
+    assert hlo.repeats(text) == (1 + 7) / 2
+    assert hlo.repeats(OVERLAPPED) == 1
 
 
-def test_traffic_between_and_beyond_what_was_compiled():
-    nothing = dict.fromkeys(hlo.KINDS, 0)
-    moved = [nothing | {"all-gather": 80 * n, "all-reduce": 7} for n in (4, 8)]
-    rows = [{"devices": n, "batch_size": 8 * n, "count": 5, "bytes": moved[i]} for i, n in enumerate((4, 8))]
-    assert scaling.traffic_of(rows, 640) == paper.Traffic(
-        7, 6400, 0, 5
-    )  # 10 bytes an image, 7 whatever it is
-    flops = [row | {"flops_per_step": row["batch_size"] * (100 + row["batch_size"])} for row in rows]
-    assert scaling.image_flops(flops, 640) == 740
-    same = [row | {"batch_size": 64, "bytes": rows[1]["bytes"]} for row in rows]
-    assert scaling.traffic_of(same, 64) == paper.Traffic(7, 640, 0, 5)
+def test_the_least_time_of_a_step_by_hand():
+    chip = chips.Chip(peak=100.0, memory=1.0, bandwidth=10.0, link=4.0)
+    moved = dict.fromkeys(hlo.KINDS, 0) | {"all-gather": 8, "all-reduce": 16}
+    least = chips.least_seconds(chip, 4, 800.0, 50.0, moved)
+    # Of 8 gathered bytes three quarters arrive; 16 are summed in a scatter and a gather.
+    assert least == {"compute": 2.0, "memory": 5.0, "links": (6 + 24) / 4}
+
+
+def test_a_slice_that_nobody_sells():
+    with pytest.raises(SimclrError, match="--topology=v99:2x2: must be one of v4, v5e"):
+        pods.measure(tiny_config(), topology=("v99:2x2",))
+
+
+@pytest.mark.slow
+def test_a_step_compiled_for_tpus(capsys):
+    """Needs libtpu, as old as the installed jax: pip install libtpu."""
+    pytest.importorskip("libtpu")
+    result = json.loads(json.dumps(pods.measure(tiny_config(), topology=("v5e:2x2",))))
+    (row,) = result["rows"]
+    assert (row["fits"], row["chips"], row["bound"]) == (True, 4, "memory")
+    assert row["collectives"]["all-gather"] == row["collectives"]["reduce-scatter"] == 1
+    assert 0 < row["traffic_bytes"] < 1e9
+    assert 4 * row["parameters"] <= row["argument_bytes"]
+    pods.show(result)
+    assert "images/s at most" in capsys.readouterr().out
 
 
 def test_loss_promises(capsys):

@@ -111,6 +111,16 @@ def test_views_are_distributed_as_the_hosts(tf, resize):
         assert parity.ks_distance(of(ours), of(theirs)) < 0.055, name
 
 
+def test_products_read_between_pixels_as_gathers_do():
+    """The two ways to turn an image: TPUs take the products."""
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.random((9, 7, 3), np.float32))
+    rows, columns = (jnp.asarray(rng.uniform(-2, 10, (9, 7)), jnp.float32) for _ in range(2))
+    found = [read(image, rows, columns) for read in (geometry.read_by_products, geometry.read_by_gathers)]
+    np.testing.assert_allclose(*found, atol=1e-6)
+    assert np.any(np.asarray(found[0]) == 0)  # some are outside
+
+
 def test_flip_turns_the_view_over():
     """Of two runs of draws that differ in the flip's probability alone, one has all views mirrored."""
     x = (255 * noise(12, 12)).astype(np.uint8)[None]

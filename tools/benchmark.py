@@ -11,8 +11,9 @@ Parts, with their options:
   heads     linear evaluation of --config's encoder: a sweep of classifiers beside one. --steps
   checksums  a checkpoint of --config's model and optimiser saved and read, with and without. --steps
   startup   from the command to the first step of --config, cold and warm
-  scaling   what the step of --config moves between 1 to 8 devices; pods on paper. --devices=1,2,4,8
-            --images_per_device=0 --utilisation=0.4 --latency_us=20
+  scaling   what the step of --config moves between 1 to 8 devices. --devices=1,2,4,8 --images_per_device=0
+  pods      the step of --config compiled for TPU slices that are not here; needs libtpu.
+            --topology=v5e:4x8,v5p:2x2x2
   collectives  one row of scaling, for the devices that are here. --images_per_device=0
   smoke     all of these but startup, tiny
 
@@ -39,6 +40,7 @@ from bench import (
     input,
     knn,
     loss,
+    pods,
     scaling,
     smoke,
     startup,
@@ -87,10 +89,7 @@ _count("k", "knn: neighbours")
 _numbers("classes", "knn: classes that the neighbours vote for, one table row each")
 _numbers("devices", "scaling: device counts to compile for")
 _count("images_per_device", "scaling, collectives: weak scaling; left out: the config's batch, shared out")
-flags.DEFINE_float("utilisation", None, "scaling: assumed share of the peak that the compute reaches")
-flags.DEFINE_float(
-    "latency_us", None, "scaling: assumed latency of a collective, microseconds", lower_bound=0
-)
+flags.DEFINE_list("topology", None, "pods: slices to compile for, as v5e:4x8")
 
 
 class Part(NamedTuple):
@@ -111,6 +110,7 @@ PARTS = {
     "checksums": Part(checksums.measure, checksums.show, needs_config=True),
     "startup": Part(startup.measure, startup.show, needs_config=True),
     "scaling": Part(scaling.measure, scaling.show, needs_config=True),
+    "pods": Part(pods.measure, pods.show, needs_config=True),
     "collectives": Part(collectives.measure, collectives.show, needs_config=True),
     "smoke": Part(smoke.measure, smoke.show),
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -56,9 +57,12 @@ def measure(config: ConfigDict, *, images_per_device: int = 0) -> dict:
 
 
 def lower(config: ConfigDict, mesh: Mesh) -> tuple[jax.stages.Lowered, Any, float | None]:
-    """The step of `config` on `mesh`, its parameters' shapes and the FLOPs of the whole batch."""
+    """The step of `config` on `mesh`, its parameters' shapes and the FLOPs of the whole batch.
+
+    Args:
+      mesh: its devices need not be here.
+    """
     config.train.steps = config.train.steps or 1
-    split, everywhere = sharding.by_batch(mesh), sharding.replicated(mesh)
     in_memory = config.augment.device == "all"
     images = synthetic_splits(config) if in_memory else _unread(config.train.batch_size)
     built = build(config, images, mesh)
@@ -71,11 +75,28 @@ def lower(config: ConfigDict, mesh: Mesh) -> tuple[jax.stages.Lowered, Any, floa
     def placed(tree: Any, where: jax.sharding.Sharding) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
-    fixed = placed(built.task.fixed(), split)  # the images, in a run from memory
-    state = placed(jax.eval_shape(init), everywhere).replace(fixed=fixed)
-    batch = placed(batch_shapes(config), split)
-    lowered = jax.jit(built.step_fn, donate_argnums=0).lower(state, batch)
-    return lowered, state.params, model_flops(built, state, batch)
+    split, everywhere = sharding.by_batch(mesh), sharding.replicated(mesh)
+    state, batch = jax.eval_shape(init), batch_shapes(config)
+    fixed = _held(images, mesh.size) if in_memory else {}
+    on_mesh = placed(state, everywhere).replace(fixed=placed(fixed, split))
+    lowered = jax.jit(built.step_fn, donate_argnums=0).lower(on_mesh, placed(batch, split))
+    return lowered, state.params, _whole_flops(config, images, state.replace(fixed=fixed), batch)
+
+
+def _whole_flops(config: ConfigDict, images: splits.Splits, state: Any, batch: Any) -> float | None:
+    """FLOPs of the same step on one device of this machine, without loops."""
+    config = config.copy_and_resolve_references()
+    config.train.microbatch, config.loss.dense_mb = 0, 1e9
+    here = sharding.make_mesh(1) if jax.process_count() == 1 else sharding.make_mesh()
+    return model_flops(build(config, images, here), state, batch)
+
+
+def _held(images: splits.Splits, devices: int) -> dict[str, Any]:
+    """The shapes of what `memory.put` puts on the devices."""
+    size = -(-images.train.size // devices) * devices
+    image, label = (x[0] for x in images.train.fetch(np.zeros(1, int)))
+    of = lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype)  # noqa: E731
+    return {"images": {"image": of(image), "label": of(label)}}
 
 
 def _unread(size: int) -> splits.Splits:

@@ -16,6 +16,11 @@ _OPERATION = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=\{?%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_FUSIONS = ("fusion", "reduce", "reduce-window", "scatter", "select-and-scatter", "sort", "map")
+_FREE = (  # no bytes of their own
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
+)  # fmt: skip
 
 
 class Array(NamedTuple):
@@ -59,15 +64,25 @@ class _Instruction(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """All of a module's, asynchronous pairs (-start, -done) once."""
+    """All of a module's, asynchronous pairs (-start, -done) once.
+
+    TPU's compiler writes one that overlaps with computation as several fusions of one channel: also once. It
+    writes a reduce-scatter as an all-reduce within a computation called all-reduce-scatter.
+    """
     instructions = list(_instructions(text))
     by_name = {i.name: i for i in instructions}
     times = _times(instructions)
-    found = []
+    found, channels = [], set()
     for each in instructions:
         kind = each.operation.removesuffix("-done")
         if kind not in KINDS:  # a -start says what its -done says, and more: its operand
             continue
+        if channel := _CHANNEL.search(each.line):
+            if (kind, channel[1]) in channels and "fus" in each.computation:
+                continue
+            channels.add((kind, channel[1]))
+        if each.computation.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"
         begun = each
         if each.operation.endswith("-done"):
             begun = next((by_name[o] for o in each.operands if o in by_name), each)
@@ -76,6 +91,25 @@ def collectives(text: str) -> list[Collective]:
         source = re.search(r'op_name="([^"]*)"', begun.line)
         found.append(Collective(kind, arrays, times.get(each.computation, 1), source[1] if source else ""))
     return found
+
+
+def repeats(text: str) -> float:
+    """How many times the bytes of a program are those of the same with every loop's body run once.
+
+    The compiler's own count of bytes takes a loop's body once.
+    """
+    instructions = list(_instructions(text))
+    by_name, times = {i.name: i for i in instructions}, _times(instructions)
+    inside = {name for i in instructions if i.operation in _FUSIONS for name in _CALLED.findall(i.line)}
+    once = whole = 0
+    for each in instructions:
+        if each.operation in _FREE or each.computation in inside:
+            continue
+        read = [a for name in each.operands if name in by_name for a in by_name[name].result]
+        size = sum(a.size for a in (*each.result, *read))
+        once += size
+        whole += size * times.get(each.computation, 1)
+    return whole / once if once else 1.0
 
 
 def bytes_by_kind(found: list[Collective]) -> dict[str, int]:

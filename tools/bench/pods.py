@@ -1,0 +1,147 @@
+"""The train step of a config as TPU's own compiler makes it for slices that are not here.
+
+Needs libtpu and no TPU: does it fit, what does a chip hold and move, how fast can it be at most. How fast it is,
+only a TPU can say.
+"""
+
+import os
+import re
+import sys
+import time
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+from ml_collections import ConfigDict
+
+from bench import chips, hlo, table
+from bench.collectives import lower
+from simclr_jax import report, sharding, validation
+from simclr_jax.errors import SimclrError, one_line
+
+# Without these libtpu asks a cloud machine's metadata, for minutes, and lets one process in at a time.
+ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def measure(config: ConfigDict, *, topology: tuple[str, ...] = ("v5e:2x2",)) -> dict:
+    """A row for each topology, which are called as TPU's compiler calls them: v5e:4x8, v5p:2x2x2.
+
+    Raises:
+      SimclrError: libtpu is not installed, or there is no such slice.
+    """
+    config = config.copy_and_resolve_references()
+    meshes = {name: mesh_of(name) for name in topology}
+    rows = []
+    for name, mesh in meshes.items():
+        print(f"compiling for {name}, which can take many minutes ...", file=sys.stderr, flush=True)
+        rows.append({"topology": name, "chips": mesh.size, **compiled(config, name, mesh)})
+    return {
+        "part": "pods",
+        "batch_size": config.train.batch_size,
+        "rows": rows,
+        "config": config.to_dict(),
+        **report.environment(),
+    }
+
+
+def mesh_of(topology: str) -> Mesh:
+    """The mesh of a slice that need not be here."""
+    generation = topology.partition(":")[0]
+    if generation not in chips.CHIPS:
+        raise SimclrError(
+            f"--topology={topology}: must be one of {', '.join(chips.CHIPS)}, a colon and a slice's shape"
+        )
+    for name, value in ALONE.items():
+        os.environ.setdefault(name, value)
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:  # whatever libtpu makes of a name it does not know
+        raise SimclrError(
+            f"--topology={topology}: {one_line(error)}; TPU's compiler must be installed (pip install "
+            "libtpu) and know the slice"
+        ) from None
+    return Mesh(np.array(devices), (sharding.AXIS,), axis_types=(AxisType.Auto,))
+
+
+def compiled(config: ConfigDict, topology: str, mesh: Mesh) -> dict:
+    """What the compiler says of the step on `mesh`, or why it does not fit."""
+    config = config.copy_and_resolve_references()
+    # Of no account here.
+    config.mesh.devices, config.train.steps_per_call, config.eval.batch_size = 0, 1, mesh.size
+    validation.validate_run(config, config.train.batch_size, mesh.size)
+    begin = time.perf_counter()
+    lowered, params, flops = lower(config, mesh)
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = re.search(r"Used (\S+) of (\S+) hbm", str(error))
+        return {
+            "fits": False,
+            "needed": used[1] if used else None,
+            "why": f"needs {used[1]} of {used[2]}" if used else one_line(error),
+            "compile_seconds": time.perf_counter() - begin,
+        }
+    seconds = time.perf_counter() - begin
+    text, memory = program.as_text(), program.memory_analysis()
+    found = hlo.collectives(text)
+    traffic = (program.cost_analysis() or {})["bytes accessed"] * hlo.repeats(text)
+    moved = hlo.bytes_by_kind(found)
+    chip = chips.CHIPS[topology.partition(":")[0]]
+    least = chips.least_seconds(chip, mesh.size, flops, traffic, moved)
+    return {
+        "fits": True,
+        "compile_seconds": seconds,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "memory_bytes": chip.memory,
+        "traffic_bytes": traffic,
+        "flops": flops,
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "collectives": {kind: sum(c.times for c in found if c.kind == kind) for kind in hlo.KINDS},
+        "bytes": moved,
+        "least_seconds": least,
+        "bound": max(least, key=least.get),
+        "images_per_second_at_most": config.train.batch_size / max(least.values()),
+    }
+
+
+def show(result: dict) -> None:
+    """A row a slice."""
+    model, train = result["config"]["model"], result["config"]["train"]
+    network = f"ResNet-{model['depth']}" if model["encoder"] == "resnet" else model["encoder"].upper()
+    split = f" in microbatches of {train['microbatch']:,}" if train["microbatch"] else ""
+    columns = (
+        "slice", "chips", "state + temporary, GB", "of", "traffic, GB", "collectives", "moved, MB",
+        "at least, ms", "bound by", "images/s at most", "compiled in, s",
+    )  # fmt: skip
+    table.show(
+        f"train step: {network} {model['width']:g}×, batch {result['batch_size']:,}{split}, compiled, not run",
+        columns,
+        [_row(r) for r in result["rows"]],
+        [
+            "of one chip and one step, but for images/s; traffic: of its memory, as the compiler counts it",
+            "at least: the slowest of arithmetic, memory and links at published rates; no step is that fast",
+        ],
+    )
+
+
+def _row(r: dict) -> tuple:
+    took = table.number(r["compile_seconds"])
+    if not r["fits"]:
+        return r["topology"], r["chips"], "does not fit", r["why"], *[""] * 6, took
+    kinds = " + ".join(f"{n} {kind}" for kind, n in r["collectives"].items() if n)
+    held, least = (r["argument_bytes"], r["temporary_bytes"]), r["least_seconds"]
+    return (
+        r["topology"], r["chips"], " + ".join(table.number(x / 1e9) for x in held),
+        table.number(r["memory_bytes"] / 1e9), table.number(r["traffic_bytes"] / 1e9), kinds,
+        table.number(sum(r["bytes"].values()) / 1e6), table.number(1e3 * least[r["bound"]]), r["bound"],
+        table.number(r["images_per_second_at_most"]), took,
+    )  # fmt: skip
