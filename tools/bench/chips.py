@@ -1,7 +1,7 @@
 """What TPU chips can do at most, as their maker publishes it, and the least time that a step then takes.
 
-No chip reaches these: a step takes at least as long as the slowest of its arithmetic, its memory's traffic and
-what it moves between chips.
+No chip reaches these: a step takes at least as long as the slowest of its arithmetic, its memory's traffic
+and what it moves between chips.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Chip(NamedTuple):
     link: float  # to the other chips of a slice, all links together, bytes/s
 
 
-# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, system architecture, as of November 2026. v4: six links of 50 GB/s.
+# cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, system architecture, November 2026. v4: six links of 50 GB/s.
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9),
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9),

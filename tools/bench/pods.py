@@ -1,7 +1,7 @@
 """The train step of a config as TPU's own compiler makes it for slices that are not here.
 
-Needs libtpu and no TPU: does it fit, what does a chip hold and move, how fast can it be at most. How fast it is,
-only a TPU can say.
+Needs libtpu and no TPU: does it fit, what does a chip hold and move, how fast can it be at most. How fast it
+is, only a TPU can say.
 """
 
 import os
@@ -123,7 +123,7 @@ def show(result: dict) -> None:
         "at least, ms", "bound by", "images/s at most", "compiled in, s",
     )  # fmt: skip
     table.show(
-        f"train step: {network} {model['width']:g}×, batch {result['batch_size']:,}{split}, compiled, not run",
+        f"train step: {network} {model['width']:g}×, batch {result['batch_size']:,}{split}, compiled",
         columns,
         [_row(r) for r in result["rows"]],
         [
