@@ -177,9 +177,13 @@ class Progress:
             ("images/s", "images_per_second", "{:.0f}"),
             ("input wait", "data_wait", "{:.0%}"),
         )
-        self._note = "  ".join(f"{k} {f.format(row[key])}" for k, key, f in shown if key in row)
+        self.tell("  ".join(f"{k} {f.format(row[key])}" for k, key, f in shown if key in row))
+
+    def tell(self, text: str) -> None:
+        """Shows any text beside the rate."""
+        self._note = text
         if self._bar is not None:
-            self._bar.set_postfix_str(self._note)
+            self._bar.set_postfix_str(text)
 
     def say(self, text: str) -> None:
         """Prints a line without tearing the bar."""

@@ -68,31 +68,32 @@ def objective(weights, features, labels, mask, l2):
 
 def fit(
     features, labels, mask, l2s, *, classes: int, iterations: int = 100, tolerance=1e-5, start=None
-) -> dict[str, jax.Array]:
+) -> dict[str, np.ndarray]:
     """Minimises `objective` for every l2 by L-BFGS, the largest first, each from where the last one ended.
 
     Args:
       features: `[n, d]`, labels: `[n]` int or `[n, classes]`, mask: `[n]` bool; may be split over a mesh by
-        rows.
+        rows. Or `[b, n, d]`, `[b, n]` and `[b, n]` for b sets of examples, each with classifiers of its own.
       l2s: `[m]`, in any order.
       tolerance: of the gradient's norm; or stop after `iterations`.
       start: {"kernel": [d, classes], "bias": [classes]} to begin with; zero where None.
 
     Returns:
-      {"kernel": [m, d, classes], "bias": [m, classes]}.
+      {"kernel": [m, d, classes], "bias": [m, classes]}; of b sets [m, b, ...].
     """
-    dtype = jnp.result_type(float)  # float64 where it is enabled
+    dtype, sets = jnp.result_type(float), features.shape[:-2]  # float64 where it is enabled
     if start is None:
-        start = {"kernel": np.zeros((features.shape[1], classes)), "bias": np.zeros(classes)}
+        start = {"kernel": np.zeros((*sets, features.shape[-1], classes)), "bias": np.zeros((*sets, classes))}
     weights = jax.tree.map(lambda x: np.asarray(x, dtype), start)
+    descend = _descend_each if sets else _descend
     found = [None] * len(l2s)
     # One after the other: side by side, every line search would wait for the longest.
     for i in np.argsort(-np.asarray(l2s)):
         l2 = np.asarray(l2s[i], dtype)
-        found[i] = weights = _descend(weights, features, labels, mask, l2, iterations, tolerance)
+        found[i] = weights = descend(weights, features, labels, mask, l2, iterations, tolerance)
         if jax.process_count() > 1:  # on CPUs the collectives of two programs under way could deadlock
             jax.block_until_ready(weights)
-    return jax.tree.map(lambda *w: jnp.stack(w), *found)
+    return jax.tree.map(lambda *w: np.stack(w), *jax.device_get(found))
 
 
 @functools.partial(jax.jit, static_argnames="iterations")
@@ -122,6 +123,19 @@ def _descend(start, features, labels, mask, l2, iterations, tolerance):
 
     first = (start, optimizer.init(start), 0, jnp.asarray(jnp.inf, dtype))
     return jax.lax.while_loop(unfinished, step, first)[0]
+
+
+@functools.partial(jax.jit, static_argnames="iterations")
+def _descend_each(start, features, labels, mask, l2, iterations, tolerance):
+    """`_descend` of several sets of examples, in one program."""
+
+    def one(each):
+        return _descend(*each, l2, iterations, tolerance)
+
+    # An accelerator would mostly wait for the next small operation; on a CPU all would wait for the longest.
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(one, (start, features, labels, mask))
+    return jax.vmap(one)((start, features, labels, mask))
 
 
 class Chosen(NamedTuple):
@@ -159,9 +173,9 @@ def fit_chosen(
     data = [features, labels]
     if filling:
         data = [np.pad(x, [(0, filling)] + [(0, 0)] * (x.ndim - 1)) for x in data]
-    where = mesh.local_devices[0] if alone else sharding.by_batch(mesh)
-    put = jax.device_put if alone else sharding.put_same
-    *data, rest, everyone = put([*data, rest, everyone], where)
+    # Not bound to a device where it is alone, as the weights that come out are not: or all is compiled twice.
+    put = (lambda x, where: jax.device_put(x)) if alone else sharding.put_same
+    *data, rest, everyone = put([*data, rest, everyone], sharding.by_batch(mesh))
     settings = {"classes": classes, "iterations": iterations}
     tried = fit(*data, rest, l2s, **settings)
     accuracy, loss = (np.asarray(x) for x in evaluate(tried, features[held], labels[held]))

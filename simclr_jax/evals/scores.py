@@ -1,5 +1,6 @@
 """The final scores of a representation, every choice made on a hold-out of train."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ K = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5)
 HOLDOUT, HOLDOUT_MOST = 0.2, 20_000  # of the training examples
 LABELS = (100, 1000)
+PARTS = ("kNN", *(f"linear, {count:,} labels" for count in LABELS), "linear, all labels")
 
 
 class Score(NamedTuple):
@@ -38,6 +40,7 @@ def score(
     linear_examples: int = 0,
     seed: int = 0,
     groups: np.ndarray | None = None,
+    begin: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Score]:
     """{knn, linear_100, linear_1000, linear_all: Score} of one representation.
 
@@ -50,6 +53,7 @@ def score(
 
     Args:
       groups: of the training examples, as `hold_out` takes them.
+      begin: is told what comes next, one of PARTS.
     """
     held, rest = hold_out(len(train.labels), seed, groups)
     order = np.concatenate([held, rest])
@@ -61,6 +65,7 @@ def score(
         error = float(np.sqrt(p * (1 - p) / len(test.labels)))
         return Score(p, error, choice, ranking.alike(found, test.labels))
 
+    begin("kNN")
     settings = [(k, t) for k in K for t in TEMPERATURES]
     search = {"mesh": mesh, "classes": classes}
     tried = knn.evaluate(*train.rows(rest[:knn_bank]), *train.rows(held), settings=settings, **search)
@@ -75,9 +80,11 @@ def score(
     rng = np.random.default_rng(seed)
     for count in LABELS:
         if classes <= count <= len(rest):
+            begin(f"linear, {count:,} labels")
             drawn = [rest[linear.balanced_draw(train.labels[rest], count, rng)] for _ in range(draws)]
             scores[f"linear_{count}"] = _few_labels(scaled, scaled_test, drawn, held, classes, iterations)
 
+    begin("linear, all labels")
     rows, held = limited(held, rest, linear_examples)
     data = scaled.rows(rows)
     chosen = linear.fit_chosen(mesh, *data, held, L2, classes=classes, iterations=iterations)
@@ -123,14 +130,14 @@ def _few_labels(
     iterations: int,
 ) -> Score:
     """Probes on each draw (rows of the pool, `[count]`) with every l2; the best l2's mean."""
-    draws, l2s = len(drawn), np.asarray(L2, pool.features.dtype)
-    everyone = np.ones(len(drawn[0]), bool)
-    fits = [
-        linear.fit(*pool.rows(rows), everyone, l2s, classes=classes, iterations=iterations) for rows in drawn
-    ]
-    losses = [linear.evaluate(weights, *pool.rows(held))[1] for weights in fits]
-    best = int(np.argmin(np.mean(losses, axis=0)))
-    chosen = jax.tree.map(lambda *w: np.stack([x[best] for x in w]), *fits)
-    accuracy = np.asarray(linear.evaluate(chosen, *test)[0], np.float64)
+    draws = len(drawn)
+    few = pool.rows(np.stack(drawn))
+    everyone = np.ones(few.labels.shape, bool)
+    fits = linear.fit(*few, everyone, L2, classes=classes, iterations=iterations)
+    every = jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), fits)
+    losses = np.asarray(linear.evaluate(every, *pool.rows(held))[1])
+    best = int(np.argmin(np.mean(losses.reshape(-1, draws), axis=1)))
+    accuracy = linear.evaluate(jax.tree.map(lambda w: w[best], fits), *test)[0]
+    accuracy = np.asarray(accuracy, np.float64)
     error = accuracy.std(ddof=1) / np.sqrt(draws) if draws > 1 else 0.0
     return Score(float(accuracy.mean()), float(error), {"l2": L2[best]}, {})

@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -13,14 +14,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import config as cfg
-from simclr_jax import encoder, figures, losses, sharding
+from simclr_jax import encoder, figures, losses, report, sharding
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.evals import embedding, knn
 from simclr_jax.evals.features import Features, extract
-from simclr_jax.evals.scores import score
+from simclr_jax.evals.scores import PARTS, score
 from simclr_jax.losses import tiled
 from simclr_jax.losses.classification import classification
+from simclr_jax.metrics import Progress
 from simclr_jax.models import simclr
 from simclr_jax.tasks.extractor import RAW_EXAMPLES, Extractor, groups_of, labelled, sample
 from simclr_jax.tasks.images import Images
@@ -109,6 +111,23 @@ def _deviation(h: jax.Array) -> jax.Array:
     return jnp.mean(jnp.sqrt(jnp.maximum(second - first**2, 0))) * jnp.sqrt(h.shape[-1])
 
 
+class _Scoring:
+    """Shows which contender is scored by what."""
+
+    def __init__(self, contenders: Iterable[str]):
+        self._places = {each: i for i, each in enumerate(itertools.product(contenders, ("features", *PARTS)))}
+        self._progress = Progress(0, len(self._places), 10, jax.process_index() == 0, "score")
+
+    def begin(self, who: str, part: str) -> None:
+        """All before this part of this contender is done."""
+        self._progress.tell(f"{report.WHO[who]}: {part}")
+        self._progress.step(self._places[who, part])
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._progress.close()
+
+
 class _Evaluations:
     """kNN while training; at the end the scores beside the baselines, and the figures."""
 
@@ -161,12 +180,18 @@ class _Evaluations:
             untrained = jax.jit(self.init)(jax.random.key(self.config.seed))
             contenders |= {"untrained": (untrained, 0), "raw_pixels": (None, RAW_EXAMPLES)}
         limit = max(self.config.eval.knn.bank, self.config.eval.linear.examples or 2**62)
+        with contextlib.closing(_Scoring(contenders)) as shown:
+            return self._scores_of(contenders, limit, shown)
+
+    def _scores_of(self, contenders, limit: int, shown: _Scoring) -> dict[str, float]:
         results = {}
         for who, (variables, at_most) in contenders.items():
+            shown.begin(who, "features")
             train, groups = self.grouped(variables, self.splits.train, min(limit, at_most or limit))
             found = score(
                 train,
                 self.features(variables, self.splits.test),
+                begin=functools.partial(shown.begin, who),
                 classes=self.classes,
                 mesh=self.mesh,
                 draws=self.config.eval.linear.draws,
