@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from bench import chips, collectives, contest, hlo, loss, pods, table
+from bench import chips, collectives, contest, hlo, kernels, loss, pods, table
 from conftest import tiny_config
 
 from simclr_jax import config as cfg
@@ -292,6 +292,71 @@ def test_peers_take_turns_with_us(server):
     assert found["theirs"]["seconds"] == {"median": 2.0, "min": 2.0, "max": 2.0}
     assert (found["theirs"]["cpu_seconds"], found["theirs"]["memory_bytes"]) == (3.0, 5.0)
     assert found["ours"]["memory_bytes"] is None
+
+
+def test_one_that_does_not_fit_is_a_row_and_the_others_go_on(monkeypatch, capsys):
+    """Logits of 65,536 images would take 69 GB: here a machine with 1 MB free."""
+    monkeypatch.setattr(contest.memory_error, "host_free", lambda: 1_000_000)
+    config = cfg.default()
+    config.mesh.devices = 1
+    result = loss.measure(config, sizes=(512,), dim=8, steps=1)
+    rows = {row["name"]: row for row in json.loads(json.dumps(result))["rows"]}
+    assert rows["dense"]["seconds"] is None
+    assert rows["dense"]["out_of_memory"].startswith("out of memory: ")
+    loss.show(result)
+    assert "out of memory" in capsys.readouterr().out
+
+    def wrong():
+        raise ValueError("shapes do not match")
+
+    with pytest.raises(ValueError, match="shapes"):
+        contest.contest({"wrong": wrong}, 1)
+
+
+def test_the_last_of_several_is_waited_for(server):
+    server(FAKE.replace("2.0", 'asked["go"]').replace("REPLY", '{"name": "theirs"}'))
+    with contest.peers(sys.executable, part="step") as (others, _):
+        found = contest.contest(contest.pipelined(others, 5), repeats=1)
+    assert {name: each["seconds"]["median"] for name, each in found.items()} == {
+        "theirs": 1,
+        "theirs, pipelined": 5,
+    }
+
+
+def test_a_peer_without_memory_is_a_row(server):
+    server(
+        FAKE.replace('{"seconds"', '{"out_of_memory": "out of memory", "seconds"').replace(
+            "REPLY", '{"name": "theirs"}'
+        )
+    )
+    with contest.peers(sys.executable, part="loss") as (others, _):
+        found = contest.contest({"ours": contest.timed(lambda: None), **others}, repeats=1)
+    assert found["theirs"]["seconds"] is None
+    assert found["ours"]["seconds"]["median"] >= 0
+    rows = [
+        {"peer": name != "ours", "rate": contest.rate(1, each["seconds"])} for name, each in found.items()
+    ]
+    assert table.times_peer(rows, rows[0], "rate") == ""
+
+
+def test_kernels_by_kind(capsys):
+    names = {"process_name": "/device:GPU:0", "thread_name": "Stream #13(Compute)"}
+    events = [{"ph": "M", "pid": 1, "tid": 7, "name": k, "args": {"name": v}} for k, v in names.items()]
+    events.append({"ph": "M", "pid": 2, "tid": 7, "name": "process_name", "args": {"name": "/host:CPU"}})
+    run = [("sm90_xmma_fprop_implicit_gemm", 30), ("input_reduce_fusion_3", 50), ("loop_add_fusion", 20)]
+    events += [{"ph": "X", "pid": 1, "tid": 7, "name": name, "dur": dur} for name, dur in run * 2]
+    events.append({"ph": "X", "pid": 2, "tid": 7, "name": "python", "dur": 1000})
+    found = kernels.summary(events)
+    assert found["seconds"] == pytest.approx(200e-6)
+    assert found["kinds"] == pytest.approx({"reduction": 0.5, "convolution": 0.3, "elementwise": 0.2})
+    assert found["kernels"][0] == {"name": "input_reduce_fusion_3", "calls": 2, "share": pytest.approx(0.5)}
+    kernels.show(found)
+    assert "50.0 %" in capsys.readouterr().out
+
+
+def test_a_cpu_has_no_kernels_to_trace():
+    with pytest.raises(SimclrError, match="--trace: the profiler saw no kernels"):
+        kernels.shares(lambda: jnp.ones(3) + 1)
 
 
 def test_a_peer_that_lacks_a_package_is_left_out(server):

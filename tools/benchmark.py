@@ -4,6 +4,7 @@
 
 Parts, with their options:
   step      the train step of --config: images/s, share of the peak. --steps --data=synthetic|real --peer
+            --trace: the kernels that take the time, on a GPU or TPU
   loss      NT-Xent's value and gradient, dense, tiled, ring. --sizes=1024,4096 --dim --steps --peer
   augment   augmentation on the device. --images=64 --steps --peer
   input     a folder of JPEGs to batches of views, by the core. --images=400 --batch=32 --steps --peer
@@ -78,6 +79,7 @@ def _count(name: str, help_text: str) -> None:
 JSON = flags.DEFINE_string("json", None, "file to write the figures to")
 PEER = flags.DEFINE_string("peer", None, "python of an environment with torch, torchvision and lightly")
 _count("steps", "timed repeats of each contender, after those to warm up")
+flags.DEFINE_boolean("trace", None, "step: print what kinds of kernels take the time")
 flags.DEFINE_enum("data", None, step.DATA, "step: where batches come from")
 _numbers("sizes", "loss: images a batch")
 _count("dim", "loss, knn: width of the embeddings")

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bench import table
-from bench.contest import contest, peers, timed
+from bench.contest import contest, peers, rate, timed
 from simclr_jax import augment, report, sharding
 from simclr_jax.tasks.images import PHOTOMETRIC
 
@@ -34,9 +34,9 @@ def measure(config: ConfigDict, *, images: int = 64, steps: int = 10, peer: str 
         for name, times in found.items():
             if name not in others and (memory := compiled.memory_analysis()):
                 times["memory_bytes"] = memory.temp_size_in_bytes
-            rate = images / times["seconds"]["median"]
+            speed = rate(images, times["seconds"])
             rows.append(
-                {"stage": stage, "name": name, "peer": name in others, "images_per_second": rate, **times}
+                {"stage": stage, "name": name, "peer": name in others, "images_per_second": speed, **times}
             )
     return {"part": "augment", "images": images, "size": size, "rows": rows, "notes": notes,
             **report.environment()}  # fmt: skip

@@ -4,6 +4,7 @@ What disturbs a machine then disturbs all of them alike; medians are compared.
 """
 
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -14,6 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
+from simclr_jax import memory_error
 from simclr_jax.errors import SimclrError, one_line
 
 SERVER = Path(__file__).with_name("peers.py")
@@ -42,17 +46,46 @@ def timed(run: Callable[[], Any], items: int = 1) -> Contender:
 
 
 def contest(contenders: dict[str, Contender], repeats: int, warm_up: int = 1) -> dict[str, dict[str, Any]]:
-    """Every contender once a round.
+    """Every contender once a round; one that memory has no room for drops out.
 
     Returns:
       {name: {"seconds": {"median", "min", "max"}, "cpu_seconds": median, "memory_bytes": largest or None}},
-      all but memory without the rounds to warm up.
+      all but memory without the rounds to warm up; {"out_of_memory": why, others: None} of one that fell out.
     """
     readings: dict[str, list[Reading]] = {name: [] for name in contenders}
+    full: dict[str, str] = {}
     for _ in range(warm_up + repeats):
         for name, go in contenders.items():
-            readings[name].append(go())
-    return {name: _summary(all_of_it, warm_up) for name, all_of_it in readings.items()}
+            if name in full:
+                continue
+            try:
+                readings[name].append(go())
+            except (RuntimeError, ValueError, MemoryError) as error:
+                if memory_error.shortage(error) is None:
+                    raise
+                full[name] = one_line(error)
+    return {
+        name: {"out_of_memory": full[name], "seconds": None, "cpu_seconds": None, "memory_bytes": None}
+        if name in full
+        else _summary(all_of_it, warm_up)
+        for name, all_of_it in readings.items()
+    }
+
+
+def rate(items: int, seconds: float | dict[str, float] | None) -> float | None:
+    """Items a second, of seconds or the median of {"median", ...}; None where there is no time."""
+    if isinstance(seconds, dict):
+        seconds = seconds["median"]
+    return items / seconds if seconds else None
+
+
+def compiled_to_fit(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """The program; MemoryError on a CPU whose free memory the plan exceeds: Linux would kill the process."""
+    compiled = lowered.compile()
+    plan, free = compiled.memory_analysis(), memory_error.host_free()
+    if jax.default_backend() == "cpu" and plan and free and plan.temp_size_in_bytes > free:
+        raise MemoryError(f"out of memory: {plan.temp_size_in_bytes:,} bytes needed, {free:,} free")
+    return compiled
 
 
 def _summary(readings: list[Reading], warm_up: int) -> dict[str, Any]:
@@ -86,7 +119,7 @@ class Peer:
             ) from None
         try:
             answer = self._ask(settings)
-        except SimclrError:
+        except (SimclrError, MemoryError):
             self.close()
             raise
         self.name, self.missing, self.notes = (
@@ -95,9 +128,9 @@ class Peer:
             answer.get("notes", []),
         )
 
-    def __call__(self) -> Reading:
-        """One repeat."""
-        return Reading(**self._ask({"go": 1}))
+    def __call__(self, times: int = 1) -> Reading:
+        """One repeat; of several times in a row, of which the last alone is waited for."""
+        return Reading(**self._ask({"go": times}))
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -106,6 +139,8 @@ class Peer:
             answer = json.loads(self._process.stdout.readline())
         except (BrokenPipeError, ValueError):
             raise SimclrError(f"--peer={self.python}: stopped: {self._last_words()}") from None
+        if "out_of_memory" in answer:
+            raise MemoryError(answer["out_of_memory"])
         if "error" in answer:
             raise SimclrError(f"--peer={self.python}: {answer['error']}")
         return answer
@@ -136,7 +171,11 @@ def peers(python: str | None, **settings: Any) -> Iterator[tuple[dict[str, Conte
     if not python:
         yield {}, []
         return
-    peer = Peer(python, **settings)
+    try:
+        peer = Peer(python, **settings)
+    except MemoryError as error:
+        yield {}, [f"no peer: {one_line(error)}"]
+        return
     try:
         if peer.missing:
             yield {}, [f"no peer: {peer.missing}"]
@@ -144,3 +183,13 @@ def peers(python: str | None, **settings: Any) -> Iterator[tuple[dict[str, Conte
             yield {peer.name: peer}, peer.notes
     finally:
         peer.close()
+
+
+def pipelined(contenders: dict[str, Contender], times: int) -> dict[str, Contender]:
+    """The same, and each once more as "NAME, pipelined": of `times` repeats the last alone is waited for.
+
+    Args:
+      contenders: of items that take a number of repeats, as `Peer` does.
+    """
+    more = {f"{name}, pipelined": functools.partial(go, times) for name, go in contenders.items()}
+    return {**contenders, **more}

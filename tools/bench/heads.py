@@ -40,7 +40,8 @@ def measure(config: ConfigDict, *, steps: int = 20) -> dict:
     rows = []
     for where, name in sorted(calls, key=lambda each: WHERE.index(each[0])):
         times, one = (found[f"{where}, {which}"] for which in (name, "one"))
-        ratio = times["seconds"]["median"] / one["seconds"]["median"]
+        fits = times["seconds"] and one["seconds"]
+        ratio = times["seconds"]["median"] / one["seconds"]["median"] if fits else None
         rows.append({"where": where, "classifiers": counts[name], "times_one": ratio, **times})
     return {"part": "heads", "batch_size": config.train.batch_size, "rows": rows, **report.environment()}
 
@@ -97,7 +98,12 @@ def show(result: dict) -> None:
         f"linear evaluation: a step, batch {result['batch_size']:,}, {device['count']} × {device['kind']}",
         ("", "classifiers", "ms (range)", "× one"),
         [
-            (r["where"], str(r["classifiers"]), table.milliseconds(r["seconds"]), f"{r['times_one']:.2f}")
+            (
+                r["where"],
+                str(r["classifiers"]),
+                table.milliseconds(r["seconds"]),
+                table.number(r["times_one"]),
+            )
             for r in result["rows"]
         ],
     )

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bench import table
-from bench.contest import Contender, Reading, contest, peers
+from bench.contest import Contender, Reading, contest, peers, rate
 from simclr_jax import report
 from simclr_jax.data import pipeline, splits
 from simclr_jax.data.host_augment import Options
@@ -52,8 +52,8 @@ def measure(
 def rates(seconds_an_image: dict) -> dict[str, float]:
     """Images a second, and a second of one core."""
     return {
-        "images_per_second": 1 / seconds_an_image["seconds"]["median"],
-        "images_per_core_second": 1 / seconds_an_image["cpu_seconds"],
+        "images_per_second": rate(1, seconds_an_image["seconds"]),
+        "images_per_core_second": rate(1, seconds_an_image["cpu_seconds"]),
     }
 
 

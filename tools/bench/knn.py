@@ -4,7 +4,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bench import table
-from bench.contest import contest, peers, timed
+from bench.contest import contest, peers, rate, timed
 from simclr_jax import report, sharding
 from simclr_jax.errors import SimclrError
 from simclr_jax.evals import knn
@@ -34,8 +34,8 @@ def measure(
         notes = said
         for name, times in found.items():
             rates = {
-                "queries_per_second": queries / times["seconds"]["median"],
-                "queries_per_core_second": queries / times["cpu_seconds"],
+                "queries_per_second": rate(queries, times["seconds"]),
+                "queries_per_core_second": rate(queries, times["cpu_seconds"]),
             }
             rows.append({"classes": count, "name": name, "peer": name in others, **rates, **times})
     return {"part": "knn", "bank": bank, "queries": queries, "dim": dim, "k": k, "rows": rows, "notes": notes,

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bench import table
-from bench.contest import contest, peers, timed
+from bench.contest import compiled_to_fit, contest, peers, rate, timed
 from simclr_jax import losses, report, sharding
 from simclr_jax.losses import tiled
 
@@ -24,12 +24,16 @@ def measure(
     for n in sizes:
         rng = np.random.default_rng(0)
         z = sharding.put_batch(rng.standard_normal((n, 2, dim), np.float32), mesh)
-        compiled = {
-            name: jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(z).compile()
-            for name, loss in ways(temperature, mesh).items()
-        }
+        compiled: dict[str, jax.stages.Compiled] = {}
+
+        def call(name: str, loss: Callable, z: jax.Array = z, compiled: dict = compiled) -> None:
+            if name not in compiled:
+                lowered = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(z)
+                compiled[name] = compiled_to_fit(lowered)
+            jax.block_until_ready(compiled[name](z))
+
         own = {
-            name: timed(lambda run=run, z=z: jax.block_until_ready(run(z))) for name, run in compiled.items()
+            name: timed(functools.partial(call, name, loss)) for name, loss in ways(temperature, mesh).items()
         }
         with peers(peer, part="loss", n=n, dim=dim, temperature=temperature) as (others, said):
             found = contest(own | others, steps)
@@ -37,9 +41,9 @@ def measure(
         for name, times in found.items():
             if name in compiled and (memory := compiled[name].memory_analysis()):
                 times["memory_bytes"] = memory.temp_size_in_bytes
-            rate = n / times["seconds"]["median"]
+            speed = rate(n, times["seconds"])
             rows.append(
-                {"images": n, "name": name, "peer": name in others, "images_per_second": rate, **times}
+                {"images": n, "name": name, "peer": name in others, "images_per_second": speed, **times}
             )
     return {"part": "loss", "dim": dim, "temperature": temperature, "rows": rows, "notes": notes,
             **report.environment()}  # fmt: skip

@@ -108,8 +108,11 @@ def loss_part(n, dim, temperature):
     return name, go, notes
 
 
-def step_part(encoder, depth, stem, dtype, layers, dim, temperature, batch, size, channels):
-    """The train step as lightly's examples write it: a forward pass for each view, SGD with momentum."""
+def step_part(encoder, depth, stem, dtype, layers, dim, temperature, batch, size, channels, together):
+    """The train step, SGD with momentum, as lightly's examples write it: a forward pass for each view.
+
+    Or faster: both views `together`, the fused optimiser, and on CUDA small images by CUDA graphs.
+    """
     if encoder != "resnet" or depth not in (18, 34, 50, 101, 152):
         raise Missing(f"torchvision has no {encoder} of depth {depth}; choose config.model.encoder=resnet")
     vision = import_torchvision()
@@ -122,8 +125,10 @@ def step_part(encoder, depth, stem, dtype, layers, dim, temperature, batch, size
     model = nn.Sequential(backbone, projection_head(width, dim, layers)).to(DEVICE)
     model = model.to(memory_format=torch.channels_last)
     name, loss, notes = nt_xent(temperature)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
-    forward = torch.compile(model) if CUDA else model
+    sgd = {"lr": 0.06, "momentum": 0.9, "weight_decay": 5e-4, "fused": together}
+    optimizer = torch.optim.SGD(model.parameters(), **sgd)
+    mode = "reduce-overhead" if together and size <= 64 else "default"  # CUDA graphs: no launches to wait for
+    forward = torch.compile(model, mode=mode) if CUDA else model
     views = [torch.rand(batch, channels, size, size, device=DEVICE) for _ in range(2)]
     views = [view.to(memory_format=torch.channels_last) for view in views]
     half = torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == "bfloat16")
@@ -131,11 +136,11 @@ def step_part(encoder, depth, stem, dtype, layers, dim, temperature, batch, size
     def go():
         optimizer.zero_grad()
         with half:
-            z0, z1 = (forward(view) for view in views)
+            z0, z1 = forward(torch.cat(views)).chunk(2) if together else map(forward, views)
         loss(z0.float(), z1.float()).backward()
         optimizer.step()
 
-    return name, go, notes
+    return f"{name}, {'one forward' if together else 'two forwards'}", go, notes
 
 
 def projection_head(width, dim, layers):
@@ -249,11 +254,14 @@ def reset_peak():
     return read_status("VmRSS")
 
 
-def one_repeat(go):
-    """Seconds, CPU seconds and memory of a repeat; where `go` counts its items, the times are an item's."""
+def one_repeat(go, times):
+    """Seconds, CPU seconds and memory of a repeat, `times` in a row before the device is waited for.
+
+    The times are one's; where `go` counts its items, an item's.
+    """
     before = reset_peak()
     begin, cpu = time.perf_counter(), time.process_time()
-    items = go() or 1
+    items = sum(go() or 1 for _ in range(times))
     if CUDA:
         torch.cuda.synchronize()
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
@@ -284,13 +292,17 @@ def main():
         question = json.loads(line)
         try:
             if "go" in question:
-                reply = one_repeat(go)
+                reply = one_repeat(go, question["go"])
             else:
                 go, reply = answer(question)
         except Missing as missing:
             reply = {"missing": str(missing)}
+        except MemoryError as error:
+            reply = {"out_of_memory": f"out of memory: {error}"}
         except (RuntimeError, ValueError, ImportError, OSError) as error:
-            reply = {"error": str(error).strip().splitlines()[0]}
+            text = str(error).strip().splitlines()[0]
+            full = "out of memory" in text or "can't allocate memory" in text
+            reply = {"out_of_memory" if full else "error": text}
         print(json.dumps(reply), file=out, flush=True)
 
 

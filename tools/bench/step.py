@@ -1,5 +1,7 @@
 """The train step of any config: images a second, share of the device's peak, compile time, memory."""
 
+import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -9,8 +11,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bench import table
-from bench.contest import contest, peers, timed
+from bench import kernels, table
+from bench.contest import Reading, contest, peers, pipelined, rate, timed
 from bench.peak import matmul_rate
 from simclr_jax import config as cfg
 from simclr_jax import loop, report, sharding, train, validation
@@ -22,6 +24,8 @@ from simclr_jax.tasks import TASKS
 
 CLASSES = 10  # of the synthetic images
 WARM_UP = 2  # calls
+PIPELINED = 5  # calls of which the last alone is waited for
+TRACED = 2  # calls
 DATA = ("synthetic", "real")
 
 
@@ -34,12 +38,24 @@ class Built(NamedTuple):
     whole_fn: Callable  # the same of a batch at once: the compiler counts the FLOPs of a loop's body once
 
 
-def measure(config: ConfigDict, *, steps: int = 20, data: str = "synthetic", peer: str | None = None) -> dict:
-    """Steps from synthetic batches that are on the device, or through the config's input pipeline."""
+def measure(
+    config: ConfigDict,
+    *,
+    steps: int = 20,
+    data: str = "synthetic",
+    peer: str | None = None,
+    trace: bool = False,
+) -> dict:
+    """Steps from synthetic batches that are on the device, or through the config's input pipeline.
+
+    On an accelerator once more pipelined: not every step is waited for, as in training.
+    """
     config, real = config.copy_and_resolve_references(), data == "real"
     if real and peer:
         raise SimclrError("--peer: is compared on synthetic batches; leave out --data=real")
-    config.train.steps = (steps + WARM_UP) * (config.train.steps_per_call or 16)
+    accelerator = jax.default_backend() != "cpu"
+    rounds = (steps + WARM_UP) * (1 + PIPELINED * accelerator) + TRACED * trace
+    config.train.steps = rounds * (config.train.steps_per_call or 16)
     images = load(config) if real else synthetic_splits(config)
     mesh = sharding.make_mesh(config.mesh.devices)
     validation.validate_run(config, images.train.size, mesh.size)
@@ -58,19 +74,30 @@ def measure(config: ConfigDict, *, steps: int = 20, data: str = "synthetic", pee
     peak = matmul_rate(config.model.dtype)
     prefetch = Prefetch(inputs) if real else None
 
-    def call() -> None:
+    def call(times: int = 1) -> None:
         nonlocal state
-        state, numbers = compiled(state, *(prefetch.next() if real else fixed))
+        for _ in range(times):
+            state, numbers = compiled(state, *(prefetch.next() if real else fixed))
         jax.block_until_ready((state, numbers))
 
-    try:
-        with peers(peer, **peer_settings(config)) as (others, notes):
-            found = contest({"simclr_jax": timed(call, each), **others}, steps, WARM_UP)
-    finally:
+    def reading(times: int = 1) -> Reading:
+        return timed(functools.partial(call, times), each * times)()
+
+    with contextlib.ExitStack() as stack:
         if prefetch:
-            prefetch.close()
+            stack.callback(prefetch.close)
+        others, notes = {}, []
+        for together in (True, False) if peer else ():
+            more, said = stack.enter_context(peers(peer, **peer_settings(config), together=together))
+            others, notes = others | more, said
+        contenders = {"simclr_jax": reading, **others}
+        found = contest(pipelined(contenders, PIPELINED) if accelerator else contenders, steps, WARM_UP)
+        kinds = kernels.shares(lambda: call(TRACED)) if trace else None
     peak = mesh.size * max(peak, matmul_rate(config.model.dtype))
-    rows = [row(name, name in others, times, config.train.batch_size, flops) for name, times in found.items()]
+    ours = {"simclr_jax", "simclr_jax, pipelined"}
+    rows = [
+        row(name, name not in ours, times, config.train.batch_size, flops) for name, times in found.items()
+    ]
     stats, own = compiled.memory_analysis(), rows[0]
     own["memory_bytes"] = stats.temp_size_in_bytes if stats else None
     return {
@@ -86,6 +113,7 @@ def measure(config: ConfigDict, *, steps: int = 20, data: str = "synthetic", pee
         "compiled_flops_per_device": (compiled.cost_analysis() or {}).get("flops"),
         "peak_flops_per_second": peak,
         "rows": rows,
+        "kernels": kinds,
         "notes": notes,
         "config": config.to_dict(),
         **report.environment(),
@@ -94,9 +122,8 @@ def measure(config: ConfigDict, *, steps: int = 20, data: str = "synthetic", pee
 
 def row(name: str, is_peer: bool, times: dict, batch: int, flops: float | None) -> dict:
     """The figures of a contender; the model's FLOPs are the same for all of them."""
-    rate = batch / times["seconds"]["median"]
-    speed = flops / times["seconds"]["median"] if flops else None
-    return {"name": name, "peer": is_peer, "images_per_second": rate, "flops_per_second": speed, **times}
+    images, speed = rate(batch, times["seconds"]), rate(flops or 0, times["seconds"])
+    return {"name": name, "peer": is_peer, "images_per_second": images, "flops_per_second": speed, **times}
 
 
 def build(config: ConfigDict, images: splits.Splits, mesh: jax.sharding.Mesh) -> Built:
@@ -209,3 +236,5 @@ def show(result: dict) -> None:
             *result["notes"],
         ],
     )
+    if result["kernels"]:
+        kernels.show(result["kernels"])

@@ -31,8 +31,10 @@ def number(value: float | None) -> str:
     return f"{value:,.{digits}f}"
 
 
-def milliseconds(times: dict[str, float]) -> str:
-    """Median and range of {"median", "min", "max"} seconds, in ms."""
+def milliseconds(times: dict[str, float] | None) -> str:
+    """Median and range of {"median", "min", "max"} seconds, in ms; None: there was no room to measure."""
+    if times is None:
+        return "out of memory"
     median, low, high = (number(1e3 * times[key]) for key in ("median", "min", "max"))
     return f"{median} ({low} to {high})"
 
@@ -43,6 +45,6 @@ def megabytes(size: float | None) -> str:
 
 
 def times_peer(rows: Sequence[dict], own: dict, key: str) -> str:
-    """How many times the peer's `key` (more is better) a row of our own reaches; "" without a peer."""
-    peer = next((row for row in rows if row["peer"]), None)
-    return "" if peer is None or own["peer"] else f"{own[key] / peer[key]:.2f}×"
+    """How many times the best peer's `key` (more is better) a row of our own reaches; "" without a peer."""
+    best = max((row[key] for row in rows if row["peer"] and row[key]), default=None)
+    return "" if best is None or own["peer"] or not own[key] else f"{own[key] / best:.2f}×"
