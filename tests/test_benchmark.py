@@ -68,6 +68,15 @@ def test_bytes_of_a_written_program():
     assert found[[c.kind for c in found].index("all-gather")].source == "jit(step)/loss"
 
 
+def test_trips_that_the_condition_tells():
+    """TPU's compiler writes no count beside the loop."""
+    silent = HLO.replace(', backend_config={"known_trip_count":{"n":"7"}}', "")
+    text = silent.replace("ROOT %less", "%limit = s32[]{:T(128)} constant(5)\n  ROOT %less")
+    text = text.replace("compare(%carry.1, %carry.1)", "compare(%carry.1, %limit)")
+    moved = [hlo.bytes_by_kind(hlo.collectives(each))["collective-permute"] for each in (silent, text)]
+    assert moved == [4 * 16 * 4, 5 * 4 * 16 * 4]
+
+
 def test_images_are_told_from_kernels_and_embeddings():
     found = hlo.collectives(HLO)
     assert [c.kind for c in hlo.image_sized(found, (28, 28, 1), [(3, 3, 16, 32)])] == ["all-to-all"]

@@ -16,6 +16,7 @@ _OPERATION = re.compile(r"\s([a-z][a-z0-9\-]*)\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=\{?%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)')
+_CONSTANT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _FUSIONS = ("fusion", "reduce", "reduce-window", "scatter", "select-and-scatter", "sort", "map")
 _FREE = (  # no bytes of their own
@@ -166,16 +167,35 @@ def _arrays(text: str) -> tuple[Array, ...]:
     return tuple(Array(dtype, tuple(int(n) for n in shape.split(",") if n)) for dtype, shape in found)
 
 
+def _limits(instructions: list[_Instruction]) -> dict[str, int]:
+    """{condition of a loop: trips} where it is "counter < constant", which is all that TPU's compiler says.
+
+    Loops of JAX's scan, map and fori_loop from 0 count their trips so.
+    """
+    constants = {i.name: int(n[1]) for i in instructions if (n := _CONSTANT.search(i.line))}
+    found = {}
+    for each in instructions:
+        if each.operation == "compare" and "direction=LT" in each.line and "ROOT" in each.line:
+            of_both = [constants[name] for name in each.operands if name in constants]
+            if len(of_both) == 1:
+                found[each.computation] = of_both[0]
+    return found
+
+
 def _times(instructions: list[_Instruction]) -> dict[str, int]:
     """How often each computation runs: once, but for the bodies of loops, and what they call."""
     callers: dict[str, list[tuple[str, int]]] = {}
+    limits = _limits(instructions)
     for each in instructions:
         called = _CALLED.findall(each.line)
         for branches in _BRANCHES.findall(each.line):
             called += re.findall(r"%?([\w.\-]+)", branches)
-        trips = _TRIPS.search(each.line) if each.operation == "while" else None
+        trips = 1
+        if each.operation == "while":
+            told = _TRIPS.search(each.line)
+            trips = int(told[1]) if told else max((limits.get(name, 1) for name in called), default=1)
         for name in called:
-            callers.setdefault(name, []).append((each.computation, int(trips[1]) if trips else 1))
+            callers.setdefault(name, []).append((each.computation, trips))
     known: dict[str, int] = {}
 
     def times(name: str) -> int:
