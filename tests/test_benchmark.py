@@ -198,6 +198,9 @@ def test_loss_promises(capsys):
         assert row["memory_bytes"] > 0
         assert set(row["seconds"]) == {"median", "min", "max"}
     assert {"versions", "device", "dim", "temperature"} <= set(result)
+    for off in result["off_float64"].values():
+        assert off["value"] < 1e-6
+        assert off["gradient"] < 1e-5
     loss.show(result)
     assert "temporary MB" in capsys.readouterr().out
 

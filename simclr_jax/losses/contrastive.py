@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.lax import Precision
+from jax.lax import DotAlgorithmPreset, Precision
 
 Gather = Callable[[jax.Array], jax.Array]
+Exactness = Precision | DotAlgorithmPreset  # of matrix products
 Result = tuple[jax.Array, dict[str, jax.Array]]
 
 
@@ -30,12 +31,18 @@ def unit(z: jax.Array) -> jax.Array:
     return z * jax.lax.rsqrt(jnp.maximum(jnp.sum(z * z, axis=-1, keepdims=True), 1e-12))
 
 
-def compare(z: jax.Array, temperature: float, normalize: bool, gather: Gather) -> Pairs:
+def compare(
+    z: jax.Array,
+    temperature: float,
+    normalize: bool,
+    gather: Gather,
+    precision: Exactness = Precision.HIGHEST,
+) -> Pairs:
     """All pairs of embeddings `[n, 2, d]`, in at least float32; the arguments are `nt_xent`'s."""
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     rows = (unit(z) if normalize else z).reshape(2 * z.shape[0], -1)
     # HIGHEST: accelerators otherwise multiply float32 in lower precision.
-    logits = jnp.matmul(rows, gather(rows).T, precision=Precision.HIGHEST) / temperature
+    logits = jnp.matmul(rows, gather(rows).T, precision=precision) / temperature
     # Iotas of the full shape: of a vector of indices, the devices would gather each other's parts.
     row, column = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
     apart = row ^ column
@@ -70,6 +77,7 @@ def nt_xent(
     normalize: bool = True,
     one_view: bool = False,
     gather: Gather = lambda x: x,
+    precision: Exactness = Precision.HIGHEST,
 ) -> Result:
     """The normalised temperature-scaled cross entropy loss, NT-Xent.
 
@@ -88,12 +96,13 @@ def nt_xent(
         compared with view b alone (the paper's table 4, section 5.1).
       gather: applied to the embeddings that rows are compared with; on a mesh, a sharding
         constraint to replicated makes it the one all-gather of the step.
+      precision: of the product of rows and columns; below HIGHEST the loss is no longer exact to float32.
 
     Returns:
       the loss, and {contrast_accuracy, contrast_entropy}: over view a's n rows against view b's n
       columns, how often the positive is the most similar, and the entropy (nats) of the softmax.
     """
-    pairs = compare(z, temperature, normalize, gather)
+    pairs = compare(z, temperature, normalize, gather, precision)
     others = negatives(pairs, one_view) | (pairs.apart == 1)
     return jnp.mean(_log_sum_exp(pairs, others) - pairs.positive), metrics(pairs)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.lax import Precision
 from jax.sharding import Mesh
 
-from simclr_jax.losses.contrastive import Result, unit
+from simclr_jax.losses.contrastive import Exactness, Result, unit
 
 TILE = 2048  # rows and columns of a tile: 16 MB of float32 logits
 LOW = -1e30  # below every logit, and finite: -inf - -inf would be NaN
@@ -40,6 +40,7 @@ def nt_xent(
     axis: str = "data",
     tile: int = TILE,
     ring: bool = False,
+    precision: Exactness = Precision.HIGHEST,
 ) -> Result:
     """`contrastive.nt_xent` in tiles: same arguments, same value, gradient and metrics.
 
@@ -49,24 +50,36 @@ def nt_xent(
       mesh, axis: over whose devices the images are split.
       tile: rows and columns of the logits that exist at a time, on each device; even.
       ring: pass the columns round instead of gathering them: for embeddings that fill a device's memory.
+      precision: of the products of rows and columns.
     """
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     rows = (unit(z) if normalize else z).reshape(2 * z.shape[0], -1)
-    return _nt_xent(rows, float(temperature), mesh, axis, tile, ring)
+    return _nt_xent(rows, _How(float(temperature), mesh, axis, tile, ring, precision))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
-def _nt_xent(rows: jax.Array, temperature: float, mesh: Mesh, axis: str, tile: int, ring: bool) -> Result:
-    return _forward(rows, temperature, mesh, axis, tile, ring)[0]
+class _How(NamedTuple):
+    """The arguments of `nt_xent` that are no arrays."""
+
+    temperature: float
+    mesh: Mesh
+    axis: str
+    tile: int
+    ring: bool
+    precision: Exactness
 
 
-def _forward(rows, temperature, mesh, axis, tile, ring):
-    count = len(rows)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _nt_xent(rows: jax.Array, how: _How) -> Result:
+    return _forward(rows, how)[0]
+
+
+def _forward(rows, how):
+    count, temperature, axis = len(rows), how.temperature, how.axis
 
     def local(mine):
         first = jax.lax.axis_index(axis) * len(mine)
-        of_tile = functools.partial(_statistics, temperature, tile)
-        seen = _over_columns(of_tile, _nothing_seen(mine), mine, mine, axis, tile, ring)
+        of_tile = functools.partial(_statistics, how)
+        seen = _over_columns(of_tile, _nothing_seen(mine), mine, mine, how)
         lse = seen.top + jnp.log(seen.total)
         partner = mine.reshape(-1, 2, mine.shape[1])[:, ::-1].reshape(mine.shape)
         positive = jnp.sum(mine * partner, axis=1) / temperature
@@ -77,22 +90,22 @@ def _forward(rows, temperature, mesh, axis, tile, ring):
         return loss, accuracy, entropy, lse
 
     split, whole = jax.P(axis), jax.P()
-    loss, accuracy, entropy, lse = _on(mesh, local, (split,), (whole, whole, whole, split))(rows)
+    loss, accuracy, entropy, lse = _on(how.mesh, local, (split,), (whole, whole, whole, split))(rows)
     metrics = {"contrast_accuracy": accuracy, "contrast_entropy": entropy}
     return (loss, metrics), (rows, lse)
 
 
-def _backward(temperature, mesh, axis, tile, ring, kept, cotangents):
+def _backward(how, kept, cotangents):
     count = len(kept[0])
 
     def local(mine, lse):
-        of_tile, both = functools.partial(_gradient, temperature, tile), (mine, lse)
-        pulled = _over_columns(of_tile, jnp.zeros_like(mine), both, both, axis, tile, ring)
+        of_tile, both = functools.partial(_gradient, how), (mine, lse)
+        pulled = _over_columns(of_tile, jnp.zeros_like(mine), both, both, how)
         partner = mine.reshape(-1, 2, mine.shape[1])[:, ::-1].reshape(mine.shape)
-        return (pulled - 2 * partner) / (count * temperature)
+        return (pulled - 2 * partner) / (count * how.temperature)
 
-    split = jax.P(axis)
-    gradient = _on(mesh, local, (split, split), split)(*kept)
+    split = jax.P(how.axis)
+    gradient = _on(how.mesh, local, (split, split), split)(*kept)
     return (gradient * cotangents[0],)  # the metrics have no gradient
 
 
@@ -104,11 +117,12 @@ def _on(mesh: Mesh, function: Any, inputs: Any, outputs: Any) -> Any:
     return jax.shard_map(function, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
 
 
-def _over_columns(of_tile: Any, start: Any, mine: Any, columns: Any, axis: str, tile: int, ring: bool) -> Any:
+def _over_columns(of_tile: Any, start: Any, mine: Any, columns: Any, how: _How) -> Any:
     """`of_tile` of this device's rows and everyone's columns, from `start`; all `[rows of a device, ...]`."""
+    axis, tile = how.axis, how.tile
     devices, me = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
     rows = len(jax.tree.leaves(mine)[0])
-    if not ring:
+    if not how.ring:
         columns = jax.tree.map(lambda x: jax.lax.all_gather(x, axis, tiled=True), columns)
         return _by_tiles(of_tile, start, mine, me * rows, columns, jnp.int32(0), tile)
     to_next = [(i, (i + 1) % devices) for i in range(devices)]
@@ -153,8 +167,8 @@ def _scan_columns(step: Any, start: Any, columns: Any, tile: int) -> Any:
     return jax.lax.scan(lambda carry, each: (step(carry, *each), None), start, (tiles, begins))[0]
 
 
-def _logits(rows: jax.Array, columns: jax.Array, temperature: float) -> jax.Array:
-    return jnp.matmul(rows, columns.T, precision=Precision.HIGHEST) / temperature
+def _logits(rows: jax.Array, columns: jax.Array, how: _How) -> jax.Array:
+    return jnp.matmul(rows, columns.T, precision=how.precision) / how.temperature
 
 
 def _masked(first_row: jax.Array, first: jax.Array, within: jax.Array, shape: tuple, count: int) -> jax.Array:
@@ -169,11 +183,11 @@ def _nothing_seen(rows: jax.Array) -> _Running:
     return _Running(every, nothing(every), half, nothing(half), nothing(half), nothing(half, jnp.int32))
 
 
-def _statistics(temperature, tile, seen, rows, first_row, columns, first) -> _Running:
+def _statistics(how, seen, rows, first_row, columns, first) -> _Running:
     """What was `seen` of the rows before, and these columns."""
 
     def step(seen: _Running, part: jax.Array, within: jax.Array) -> _Running:
-        logits = _logits(rows, part, temperature)
+        logits = _logits(rows, part, how)
         masked = _masked(first_row, first, within, logits.shape, len(columns))
         logits = jnp.where(masked, -jnp.inf, logits)
         top = jnp.maximum(seen.top, jnp.max(logits, axis=1))
@@ -191,18 +205,18 @@ def _statistics(temperature, tile, seen, rows, first_row, columns, first) -> _Ru
             jnp.where(ab_top > seen.ab_top, best, seen.ab_best),
         )
 
-    return _scan_columns(step, seen, columns, tile)
+    return _scan_columns(step, seen, columns, how.tile)
 
 
-def _gradient(temperature, tile, pulled, rows_and_lse, first_row, columns_and_lse, first) -> jax.Array:
+def _gradient(how, pulled, rows_and_lse, first_row, columns_and_lse, first) -> jax.Array:
     """`pulled` + Σⱼ (Pᵢⱼ + Pⱼᵢ) zⱼ for the rows i of a tile; P: the softmax of each row without itself."""
     (rows, row_lse), count = rows_and_lse, len(columns_and_lse[0])
 
     def step(pulled: jax.Array, part: Any, within: jax.Array) -> jax.Array:
         columns, lse = part
-        logits = _logits(rows, columns, temperature)
+        logits = _logits(rows, columns, how)
         weight = jnp.exp(logits - row_lse[:, None]) + jnp.exp(logits - lse[None, :])
         weight = jnp.where(_masked(first_row, first, within, logits.shape, count), 0, weight)
-        return pulled + jnp.matmul(weight, columns, precision=Precision.HIGHEST)
+        return pulled + jnp.matmul(weight, columns, precision=how.precision)
 
-    return _scan_columns(step, pulled, columns_and_lse, tile)
+    return _scan_columns(step, pulled, columns_and_lse, how.tile)

@@ -1,17 +1,19 @@
 """NT-Xent's value and gradient, dense, in tiles and in a ring: time and temporary memory by batch size."""
 
 import functools
-import inspect
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from scipy.special import softmax
 
 from bench import table
 from bench.contest import compiled_to_fit, contest, peers, rate, timed
 from simclr_jax import losses, report, sharding
 from simclr_jax.losses import tiled
+
+EXACT_IMAGES = 512  # to compare with float64
 
 
 def measure(
@@ -45,18 +47,57 @@ def measure(
             rows.append(
                 {"images": n, "name": name, "peer": name in others, "images_per_second": speed, **times}
             )
-    return {"part": "loss", "dim": dim, "temperature": temperature, "rows": rows, "notes": notes,
-            **report.environment()}  # fmt: skip
+    off = exactness(temperature, mesh, dim)
+    notes = [
+        *(f"{k}: value {v['value']:.0e}, gradient {v['gradient']:.0e} off float64's" for k, v in off.items()),
+        *notes,
+    ]
+    return {"part": "loss", "dim": dim, "temperature": temperature, "rows": rows, "off_float64": off,
+            "notes": notes, **report.environment()}  # fmt: skip
 
 
 def ways(temperature: float, mesh: jax.sharding.Mesh) -> dict[str, Callable]:
-    """{name: loss of z [n, 2, d]}; "ring" where this version of the package has it."""
+    """{name: loss of z [n, 2, d]}; on a GPU also with products of three TF32 passes."""
     gather = lambda z: jax.lax.with_sharding_constraint(z, sharding.replicated(mesh))  # noqa: E731
+    dense = functools.partial(losses.nt_xent, temperature=temperature, gather=gather)
     in_tiles = functools.partial(tiled.nt_xent, temperature=temperature, mesh=mesh, axis=sharding.AXIS)
-    found = {"dense": lambda z: losses.nt_xent(z, temperature, gather=gather), "tiled": in_tiles}
-    if "ring" in inspect.signature(tiled.nt_xent).parameters:
-        found["ring"] = functools.partial(in_tiles, ring=True)
+    found = {"dense": dense, "tiled": in_tiles, "ring": functools.partial(in_tiles, ring=True)}
+    if jax.default_backend() == "gpu":
+        passes = {"precision": jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3}
+        found |= {
+            f"{name}, TF32 × 3": functools.partial(found[name], **passes) for name in ("dense", "tiled")
+        }
     return found
+
+
+def exactness(temperature: float, mesh: jax.sharding.Mesh, dim: int) -> dict[str, dict[str, float]]:
+    """{way: how far value and gradient are from float64's}, relative to the value and largest gradient."""
+    n, rng = EXACT_IMAGES, np.random.default_rng(0)
+    z = (rng.standard_normal((n, 1, dim)) + rng.standard_normal((n, 2, dim))).astype(np.float32)
+    value, gradient = in_float64(z.astype(np.float64), temperature)
+    found = {}
+    for name, loss in ways(temperature, mesh).items():
+        placed = sharding.put_batch(z, mesh)
+        (own_value, _), own = jax.jit(jax.value_and_grad(loss, has_aux=True))(placed)
+        found[name] = {
+            "value": abs(float(own_value) - value) / abs(value),
+            "gradient": float(np.abs(np.asarray(own) - gradient).max() / np.abs(gradient).max()),
+        }
+    return found
+
+
+def in_float64(z: np.ndarray, temperature: float) -> tuple[float, np.ndarray]:
+    """(value, gradient) of NT-Xent (SimCLR, equation 1) of z `[n, 2, d]` by hand."""
+    norm = np.linalg.norm(z, axis=-1, keepdims=True)
+    unit = (z / norm).reshape(-1, z.shape[-1])
+    logits, row = unit @ unit.T / temperature, np.arange(len(unit))
+    logits[row, row] = -np.inf
+    p = softmax(logits, axis=1)
+    value = float(-np.log(p[row, row ^ 1]).mean())
+    p[row, row ^ 1] -= 1
+    of_unit = ((p + p.T) @ unit / temperature / len(unit)).reshape(z.shape)
+    unit = unit.reshape(z.shape)
+    return value, (of_unit - unit * np.sum(unit * of_unit, axis=-1, keepdims=True)) / norm
 
 
 def show(result: dict) -> None:
