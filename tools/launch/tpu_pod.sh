@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # A run on a Cloud TPU slice of any number of hosts, from a laptop with gcloud. See `tpu_pod.sh help`.
+# The Cloud TPU API is in maintenance and does not know TPU7x: where you can choose, take gke_jobset.yaml.
 set -euo pipefail
 
 NAME=${NAME:-simclr}                                  # of the slice and of its queued resource
