@@ -225,7 +225,8 @@ def _to_hsv(red: jax.Array, green: jax.Array, blue: jax.Array) -> tuple[jax.Arra
 
 def _to_rgb(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> Planes:
     def channel(start: int) -> jax.Array:
-        k = jnp.mod(start + hue, 6)
+        k = start + hue
+        k -= 6 * jnp.floor(k / 6)  # jnp.mod took three quarters of the whole jitter's time on a CPU
         return value - value * saturation * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
     return channel(5), channel(3), channel(1)
