@@ -25,4 +25,5 @@ def get_config():
     c.train.batch_size = 1024
     c.checkpoint.every = config.duration(epochs=20)
     c.eval.every = config.duration(epochs=50)
+    c.eval.batch_size = 2048  # small images: an accelerator would wait for the next batch
     return c

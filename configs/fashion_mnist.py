@@ -26,4 +26,5 @@ def get_config():
     c.train.epochs = 100.0
     c.train.batch_size = 512
     c.checkpoint.every = config.duration(epochs=5)
+    c.eval.batch_size = 2048  # small images: an accelerator would wait for the next batch
     return c
