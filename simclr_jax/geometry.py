@@ -13,7 +13,9 @@ from jax.scipy.ndimage import map_coordinates
 from simclr_jax.errors import SimclrError
 
 RESIZES = ("bicubic", "bilinear")
-GATHERED = 64 * 64  # pixels of an image above which it is turned by gathers everywhere
+GATHERED = (
+    64 * 64
+)  # pixels; larger images are turned by gathers on TPUs, too: products grow with their square
 ATTEMPTS = 100  # to find a crop's box, the original's number
 
 

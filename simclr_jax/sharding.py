@@ -5,7 +5,7 @@ from the global view (`jax.jit` + `NamedSharding`), so one device and a pod run 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,9 +28,13 @@ def make_mesh(devices: int = 0) -> Mesh:
             f"config.mesh.devices={devices}: must be 0 with {jax.process_count()} processes, which share all "
             f"{len(available)}"
         )
-    chosen = available[: devices or None]
+    return mesh_of(available[: devices or None])
+
+
+def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
+    """A one-dimensional mesh over these devices, in the order that suits their links."""
     # Auto axes: with the default Explicit ones NT-Xent's product raises ShardingTypeError.
-    return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
+    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

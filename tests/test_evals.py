@@ -96,6 +96,26 @@ def test_fit_ignores_masked_rows_and_solves_every_l2():
         np.testing.assert_allclose(a[1], b[0], atol=2e-3)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_several_sets_at_once_are_each_by_itself(backend, monkeypatch):
+    """In a loop, as on CPUs, and side by side, as on accelerators."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    jax.clear_caches()
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 40, 6)).astype(np.float32)
+    y = (x @ rng.normal(size=(6, 3))).argmax(-1).astype(np.int32)
+    l2s, settings = [1e-3, 1e-1], {"classes": 3, "iterations": 200}
+    together = linear.fit(x, y, np.ones((3, 40), bool), l2s, **settings)
+    assert together["kernel"].shape == (2, 3, 6, 3)
+    for i in range(3):
+        alone = linear.fit(x[i], y[i], np.ones(40, bool), l2s, **settings)
+        jax.tree.map(
+            lambda several, one, i=i: np.testing.assert_allclose(several[:, i], one, atol=2e-3),
+            together,
+            alone,
+        )
+
+
 def test_standardize():
     x = np.random.default_rng(0).normal(5, 3, (100, 4)).astype(np.float32)
     x[:, 2] = 7

@@ -6,6 +6,7 @@ Parts, with their options:
   step      the train step of --config: images/s, share of the peak. --steps --data=synthetic|real --peer
             --trace: the kernels that take the time, on a GPU or TPU
   loss      NT-Xent's value and gradient, dense, tiled, ring. --sizes=1024,4096 --dim --steps --peer
+  passes    how exact NT-Xent stays with passes of low precision, emulated. --images=2048 --dim
   augment   augmentation on the device. --images=64 --steps --peer
   input     a folder of JPEGs to batches of views, by the core. --images=400 --batch=32 --steps --peer
   knn       exact weighted kNN. --bank=50000 --queries=2048 --dim=512 --k=200 --classes=10,1000 --steps --peer
@@ -14,9 +15,9 @@ Parts, with their options:
   startup   from the command to the first step of --config, cold and warm
   scaling   what the step of --config moves between 1 to 8 devices. --devices=1,2,4,8 --images_per_device=0
   pods      the step of --config compiled for TPU slices that are not here; needs libtpu.
-            --topology=v5e:4x8,v5p:2x2x2
+            --topology=v5e:2x2
   collectives  one row of scaling, for the devices that are here. --images_per_device=0
-  smoke     all of these but startup, tiny
+  smoke     most of these, tiny
 
 --steps is the number of timed repeats. --peer=PYTHON names the interpreter of an environment with torch,
 torchvision and lightly: theirs and ours then take turns.
@@ -41,6 +42,7 @@ from bench import (
     input,
     knn,
     loss,
+    passes,
     pods,
     scaling,
     smoke,
@@ -82,8 +84,8 @@ _count("steps", "timed repeats of each contender, after those to warm up")
 flags.DEFINE_boolean("trace", None, "step: print what kinds of kernels take the time")
 flags.DEFINE_enum("data", None, step.DATA, "step: where batches come from")
 _numbers("sizes", "loss: images a batch")
-_count("dim", "loss, knn: width of the embeddings")
-_count("images", "augment: images at a time; input: files")
+_count("dim", "loss, passes, knn: width of the embeddings")
+_count("images", "augment, passes: images at a time; input: files")
 _count("batch", "input: images a batch")
 _count("bank", "knn: features to search")
 _count("queries", "knn: features to classify")
@@ -105,6 +107,7 @@ class Part(NamedTuple):
 PARTS = {
     "step": Part(step.measure, step.show, needs_config=True),
     "loss": Part(loss.measure, loss.show),
+    "passes": Part(passes.measure, passes.show),
     "augment": Part(augment.measure, augment.show),
     "input": Part(input.measure, input.show),
     "knn": Part(knn.measure, knn.show),

@@ -111,19 +111,14 @@ def nearest(
     chunk = -(-min(query_chunk, len(queries)) // mesh.size) * mesh.size
     chunks = _chunks(sharding.put_same(bank, sharding.replicated(mesh)), bank_chunk, distance)
     parts = []
-    pending = None  # the device works on a chunk while the previous one is read back
-    for begin in [*range(0, len(queries), chunk), None]:
-        found = None
-        if begin is not None:
-            part = queries[begin : begin + chunk]
-            padded = np.pad(part, [(0, chunk - len(part)), (0, 0)])
-            placed = sharding.put_same(padded, sharding.by_batch(mesh))
-            found = _nearest(placed, chunks, len(bank), k, distance)
-        if pending is not None:
-            parts.append(sharding.gather(pending))
-        pending = found
-    similarity, index = (np.concatenate(x)[: len(queries)] for x in zip(*parts, strict=True))
-    return similarity, index
+    for begin in range(0, len(queries), chunk):
+        part = queries[begin : begin + chunk]
+        padded = np.pad(part, [(0, chunk - len(part)), (0, 0)])
+        placed = sharding.put_same(padded, sharding.by_batch(mesh))
+        found = sharding.gather(_nearest(placed, chunks, len(bank), k, distance))
+        parts.append([x[: len(part)] for x in found])
+    similarity, index = zip(*parts, strict=True)
+    return np.concatenate(similarity), np.concatenate(index)
 
 
 def vote(

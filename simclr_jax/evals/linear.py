@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.lax import Precision
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from simclr_jax import sharding
 
@@ -85,6 +85,9 @@ def fit(
     if start is None:
         start = {"kernel": np.zeros((*sets, features.shape[-1], classes)), "bias": np.zeros((*sets, classes))}
     weights = jax.tree.map(lambda x: np.asarray(x, dtype), start)
+    if isinstance(features, jax.Array) and isinstance(features.sharding, NamedSharding):
+        # As the weights that come out are placed, or all would be compiled twice.
+        weights = sharding.put_same(weights, sharding.replicated(features.sharding.mesh))
     descend = _descend_each if sets else _descend
     found = [None] * len(l2s)
     # One after the other: side by side, every line search would wait for the longest.

@@ -40,7 +40,7 @@ def score(
     linear_examples: int = 0,
     seed: int = 0,
     groups: np.ndarray | None = None,
-    begin: Callable[[str], None] = lambda what: None,
+    announce: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Score]:
     """{knn, linear_100, linear_1000, linear_all: Score} of one representation.
 
@@ -53,7 +53,7 @@ def score(
 
     Args:
       groups: of the training examples, as `hold_out` takes them.
-      begin: is told what comes next, one of PARTS.
+      announce: is told what comes next, one of PARTS.
     """
     held, rest = hold_out(len(train.labels), seed, groups)
     order = np.concatenate([held, rest])
@@ -65,7 +65,7 @@ def score(
         error = float(np.sqrt(p * (1 - p) / len(test.labels)))
         return Score(p, error, choice, ranking.alike(found, test.labels))
 
-    begin("kNN")
+    announce("kNN")
     settings = [(k, t) for k in K for t in TEMPERATURES]
     search = {"mesh": mesh, "classes": classes}
     tried = knn.evaluate(*train.rows(rest[:knn_bank]), *train.rows(held), settings=settings, **search)
@@ -80,11 +80,11 @@ def score(
     rng = np.random.default_rng(seed)
     for count in LABELS:
         if classes <= count <= len(rest):
-            begin(f"linear, {count:,} labels")
+            announce(f"linear, {count:,} labels")
             drawn = [rest[linear.balanced_draw(train.labels[rest], count, rng)] for _ in range(draws)]
             scores[f"linear_{count}"] = _few_labels(scaled, scaled_test, drawn, held, classes, iterations)
 
-    begin("linear, all labels")
+    announce("linear, all labels")
     rows, held = limited(held, rest, linear_examples)
     data = scaled.rows(rows)
     chosen = linear.fit_chosen(mesh, *data, held, L2, classes=classes, iterations=iterations)
@@ -131,7 +131,7 @@ def _few_labels(
 ) -> Score:
     """Probes on each draw (rows of the pool, `[count]`) with every l2; the best l2's mean."""
     draws = len(drawn)
-    few = pool.rows(np.stack(drawn))
+    few = jax.device_put(pool.rows(np.stack(drawn)))  # once, for all penalties
     everyone = np.ones(few.labels.shape, bool)
     fits = linear.fit(*few, everyone, L2, classes=classes, iterations=iterations)
     every = jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), fits)

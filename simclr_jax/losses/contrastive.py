@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.lax import DotAlgorithmPreset, Precision
+from jax.lax import Precision, PrecisionLike
 
 Gather = Callable[[jax.Array], jax.Array]
-Exactness = Precision | DotAlgorithmPreset  # of matrix products
 Result = tuple[jax.Array, dict[str, jax.Array]]
 
 
@@ -36,7 +35,7 @@ def compare(
     temperature: float,
     normalize: bool,
     gather: Gather,
-    precision: Exactness = Precision.HIGHEST,
+    precision: PrecisionLike = Precision.HIGHEST,
 ) -> Pairs:
     """All pairs of embeddings `[n, 2, d]`, in at least float32; the arguments are `nt_xent`'s."""
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
@@ -77,7 +76,7 @@ def nt_xent(
     normalize: bool = True,
     one_view: bool = False,
     gather: Gather = lambda x: x,
-    precision: Exactness = Precision.HIGHEST,
+    precision: PrecisionLike = Precision.HIGHEST,
 ) -> Result:
     """The normalised temperature-scaled cross entropy loss, NT-Xent.
 
@@ -96,7 +95,8 @@ def nt_xent(
         compared with view b alone (the paper's table 4, section 5.1).
       gather: applied to the embeddings that rows are compared with; on a mesh, a sharding
         constraint to replicated makes it the one all-gather of the step.
-      precision: of the product of rows and columns; below HIGHEST the loss is no longer exact to float32.
+      precision: of the product of rows and columns. HIGHEST is exact to float32; for others see
+        docs/benchmarks.md.
 
     Returns:
       the loss, and {contrast_accuracy, contrast_entropy}: over view a's n rows against view b's n

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.lax import Precision
+from jax.lax import Precision, PrecisionLike
 from jax.sharding import Mesh
 
-from simclr_jax.losses.contrastive import Exactness, Result, unit
+from simclr_jax.losses.contrastive import Result, unit
 
 TILE = 2048  # rows and columns of a tile: 16 MB of float32 logits
 LOW = -1e30  # below every logit, and finite: -inf - -inf would be NaN
@@ -40,7 +40,7 @@ def nt_xent(
     axis: str = "data",
     tile: int = TILE,
     ring: bool = False,
-    precision: Exactness = Precision.HIGHEST,
+    precision: PrecisionLike = Precision.HIGHEST,
 ) -> Result:
     """`contrastive.nt_xent` in tiles: same arguments, same value, gradient and metrics.
 
@@ -65,7 +65,7 @@ class _How(NamedTuple):
     axis: str
     tile: int
     ring: bool
-    precision: Exactness
+    precision: PrecisionLike
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

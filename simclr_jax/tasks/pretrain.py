@@ -118,7 +118,7 @@ class _Scoring:
         self._places = {each: i for i, each in enumerate(itertools.product(contenders, ("features", *PARTS)))}
         self._progress = Progress(0, len(self._places), 10, jax.process_index() == 0, "score")
 
-    def begin(self, who: str, part: str) -> None:
+    def announce(self, who: str, part: str) -> None:
         """All before this part of this contender is done."""
         self._progress.tell(f"{report.WHO[who]}: {part}")
         self._progress.step(self._places[who, part])
@@ -126,6 +126,11 @@ class _Scoring:
     def close(self) -> None:
         """Ends the bar."""
         self._progress.close()
+
+    def finish(self) -> None:
+        """All is done."""
+        self._progress.tell("")
+        self._progress.step(len(self._places))
 
 
 class _Evaluations:
@@ -186,12 +191,12 @@ class _Evaluations:
     def _scores_of(self, contenders, limit: int, shown: _Scoring) -> dict[str, float]:
         results = {}
         for who, (variables, at_most) in contenders.items():
-            shown.begin(who, "features")
+            shown.announce(who, "features")
             train, groups = self.grouped(variables, self.splits.train, min(limit, at_most or limit))
             found = score(
                 train,
                 self.features(variables, self.splits.test),
-                begin=functools.partial(shown.begin, who),
+                announce=functools.partial(shown.announce, who),
                 classes=self.classes,
                 mesh=self.mesh,
                 draws=self.config.eval.linear.draws,
@@ -209,6 +214,7 @@ class _Evaluations:
                         results[f"standard_errors/{metric}_{name}/{who}"] = error
                 for name, value in one.choice.items():
                     results[f"choices/{metric}/{who}/{name}"] = value
+        shown.finish()
         return results
 
     def figures(self, state, context: Context) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""What TPU chips can do at most, as their maker publishes it, and the least time that a step then takes.
+"""What TPU chips can do, as their maker publishes it, and the roofline of a step on them.
 
-No chip reaches these: a step takes at least as long as the slowest of its arithmetic, its memory's traffic
-and what it moves between chips.
+The roofline (Williams et al., 2009) is the slowest of a step's arithmetic, its memory's traffic and what it
+moves between chips, each at the published rate.
 """
 
 from typing import NamedTuple
@@ -25,8 +25,8 @@ CHIPS = {
 }
 
 
-def least_seconds(chip: Chip, chips: int, flops: float, traffic: float, moved: dict[str, int]) -> dict:
-    """Seconds of a step on `chips` by what bounds it: {compute, memory, links}.
+def roofline(chip: Chip, chips: int, flops: float, traffic: float, moved: dict[str, int]) -> dict:
+    """Seconds of a step on `chips` by what could bound it: {compute, memory, links}.
 
     Args:
       flops: of all chips.

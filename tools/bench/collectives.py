@@ -26,8 +26,6 @@ def measure(config: ConfigDict, *, images_per_device: int = 0) -> dict:
     if images_per_device:
         config.train.batch_size, config.train.microbatch = images_per_device * mesh.size, 0
     config.eval.batch_size = mesh.size  # of no account here
-    if config.start.workdir or config.task != "pretrain":
-        raise SimclrError(f"config.task={config.task!r}: give the config of a pretraining that starts afresh")
     try:
         validation.validate_run(config, config.train.batch_size, mesh.size)
     except SimclrError as error:
@@ -61,7 +59,12 @@ def lower(config: ConfigDict, mesh: Mesh) -> tuple[jax.stages.Lowered, Any, floa
 
     Args:
       mesh: its devices need not be here.
+
+    Raises:
+      SimclrError: the config begins with another run.
     """
+    if config.start.workdir or config.task != "pretrain":
+        raise SimclrError(f"config.task={config.task!r}: give the config of a pretraining that starts afresh")
     config.train.steps = config.train.steps or 1
     in_memory = config.augment.device == "all"
     images = synthetic_splits(config) if in_memory else _unread(config.train.batch_size)
@@ -87,8 +90,7 @@ def _whole_flops(config: ConfigDict, images: splits.Splits, state: Any, batch: A
     """FLOPs of the same step on one device of this machine, without loops."""
     config = config.copy_and_resolve_references()
     config.train.microbatch, config.loss.dense_mb = 0, 1e9
-    here = sharding.make_mesh(1) if jax.process_count() == 1 else sharding.make_mesh()
-    return model_flops(build(config, images, here), state, batch)
+    return model_flops(build(config, images, sharding.make_mesh(1)), state, batch)
 
 
 def _held(images: splits.Splits, devices: int) -> dict[str, Any]:

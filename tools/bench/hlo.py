@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ _TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)')
 _CONSTANT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _FUSIONS = ("fusion", "reduce", "reduce-window", "scatter", "select-and-scatter", "sort", "map")
+_SLICES, _UPDATE = ("dynamic-slice", "slice", "gather"), "dynamic-update-slice"
 _FREE = (  # no bytes of their own
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
 )  # fmt: skip
@@ -100,17 +102,62 @@ def repeats(text: str) -> float:
     The compiler's own count of bytes takes a loop's body once.
     """
     instructions = list(_instructions(text))
-    by_name, times = {i.name: i for i in instructions}, _times(instructions)
+    times, by_computation = _times(instructions), defaultdict(list)
+    for each in instructions:
+        by_computation[each.computation].append(each)
     inside = {name for i in instructions if i.operation in _FUSIONS for name in _CALLED.findall(i.line)}
     once = whole = 0
-    for each in instructions:
-        if each.operation in _FREE or each.computation in inside:
+    for name, body in by_computation.items():
+        if name in inside:
             continue
-        read = [a for name in each.operands if name in by_name for a in by_name[name].result]
-        size = sum(a.size for a in (*each.result, *read))
-        once += size
-        whole += size * times.get(each.computation, 1)
+        by_name = {i.name: i for i in body}
+        for each in body:
+            if each.operation not in _FREE and not each.operation.endswith(("-start", "-done")):
+                size = _size(each, by_name, by_computation)
+                once += size
+                whole += size * times.get(name, 1)
     return whole / once if once else 1.0
+
+
+def _size(each: _Instruction, by_name: dict[str, _Instruction], bodies: dict[str, list[_Instruction]]) -> int:
+    """Bytes that an instruction reads and writes; of an array that it only slices or updates, that part."""
+    given = [by_name[o].result for o in each.operands if o in by_name]
+    sizes, written = [sum(a.size for a in arrays) for arrays in given], sum(a.size for a in each.result)
+    if each.operation == "fusion":
+        body = [i for name in _CALLED.findall(each.line) for i in bodies.get(name, ())]
+        parts, root = _parts(body)
+        sizes = [parts.get(i, size) for i, size in enumerate(sizes)]
+        written = written if root is None else root
+    elif each.operation in _SLICES:
+        sizes = [written]
+    elif each.operation == _UPDATE:
+        sizes, written = sizes[1:], sizes[1]
+    return sum(sizes) + written
+
+
+def _parts(body: list[_Instruction]) -> tuple[dict[int, int], int | None]:
+    """What a fused computation reads and writes in part.
+
+    Returns:
+      ({number of a parameter that it only slices or updates in place: bytes read}, bytes of the update where
+      its root is one, else None).
+    """
+    by_name = {i.name: i for i in body}
+    named = {i.name: [o for o in i.operands if o in by_name] for i in body}
+
+    def size(name: str) -> int:
+        return sum(a.size for a in by_name[name].result)
+
+    found: dict[int, int] = {}
+    for parameter in (i for i in body if i.operation == "parameter"):
+        users = [i for i in body if parameter.name in named[i.name]]
+        first = users and all(named[i.name][0] == parameter.name for i in users)
+        if first and all(i.operation in _SLICES for i in users):
+            found[int(parameter.operands[0])] = sum(size(i.name) for i in users)
+        elif first and all(i.operation == _UPDATE for i in users):
+            found[int(parameter.operands[0])] = 0
+    root = next((i for i in body if "ROOT" in i.line), None)
+    return found, size(named[root.name][1]) if root and root.operation == _UPDATE else None
 
 
 def bytes_by_kind(found: list[Collective]) -> dict[str, int]:

@@ -1,23 +1,23 @@
 """The train step of a config as TPU's own compiler makes it for slices that are not here.
 
-Needs libtpu and no TPU: does it fit, what does a chip hold and move, how fast can it be at most. How fast it
-is, only a TPU can say.
+Needs libtpu and no TPU. Says whether the step fits, what a chip holds and moves, and the roofline's time. How
+fast the step is, only a TPU can say.
 """
 
+import contextlib
 import os
-import re
 import sys
 import time
+from collections.abc import Iterator
 
 import jax
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bench import chips, hlo, table
 from bench.collectives import lower
-from simclr_jax import report, sharding, validation
+from simclr_jax import memory_error, report, sharding, validation
 from simclr_jax.errors import SimclrError, one_line
 
 # Without these libtpu asks a cloud machine's metadata, for minutes, and lets one process in at a time.
@@ -57,16 +57,27 @@ def mesh_of(topology: str) -> Mesh:
         raise SimclrError(
             f"--topology={topology}: must be one of {', '.join(chips.CHIPS)}, a colon and a slice's shape"
         )
-    for name, value in ALONE.items():
-        os.environ.setdefault(name, value)
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        with _environment(ALONE):
+            devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:  # whatever libtpu makes of a name it does not know
         raise SimclrError(
-            f"--topology={topology}: {one_line(error)}; TPU's compiler must be installed (pip install "
-            "libtpu) and know the slice"
+            f"--topology={topology}: {one_line(error)}; TPU's compiler must be installed (pip install -e "
+            "'.[tpu]') and know the slice"
         ) from None
-    return Mesh(np.array(devices), (sharding.AXIS,), axis_types=(AxisType.Auto,))
+    return sharding.mesh_of(devices)
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Sets environment variables that are not set, within `with`."""
+    mine = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for name in mine:
+            del os.environ[name]
 
 
 def compiled(config: ConfigDict, topology: str, mesh: Mesh) -> dict:
@@ -74,28 +85,28 @@ def compiled(config: ConfigDict, topology: str, mesh: Mesh) -> dict:
     config = config.copy_and_resolve_references()
     # Of no account here.
     config.mesh.devices, config.train.steps_per_call, config.eval.batch_size = 0, 1, mesh.size
-    validation.validate_run(config, config.train.batch_size, mesh.size)
+    try:
+        validation.validate_run(config, config.train.batch_size, mesh.size)
+    except SimclrError as error:
+        raise SimclrError(f"{error}; or give another --topology") from None
     begin = time.perf_counter()
     lowered, params, flops = lower(config, mesh)
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        found = memory_error.shortage(error)
+        if found is None:
             raise
-        used = re.search(r"Used (\S+) of (\S+) hbm", str(error))
-        return {
-            "fits": False,
-            "needed": used[1] if used else None,
-            "why": f"needs {used[1]} of {used[2]}" if used else one_line(error),
-            "compile_seconds": time.perf_counter() - begin,
-        }
+        return {"fits": False, "needed_bytes": found.needed, "why": one_line(error),
+                "compile_seconds": time.perf_counter() - begin}  # fmt: skip
     seconds = time.perf_counter() - begin
-    text, memory = program.as_text(), program.memory_analysis()
-    found = hlo.collectives(text)
-    traffic = (program.cost_analysis() or {})["bytes accessed"] * hlo.repeats(text)
-    moved = hlo.bytes_by_kind(found)
+    text, memory, cost = program.as_text(), program.memory_analysis(), program.cost_analysis()
+    if not (memory and cost and flops):
+        raise SimclrError(f"--topology={topology}: this version of libtpu tells nothing of its program")
+    collectives = hlo.collectives(text)
+    traffic, moved = cost["bytes accessed"] * hlo.repeats(text), hlo.bytes_by_kind(collectives)
     chip = chips.CHIPS[topology.partition(":")[0]]
-    least = chips.least_seconds(chip, mesh.size, flops, traffic, moved)
+    roofline = chips.roofline(chip, mesh.size, flops, traffic, moved)
     return {
         "fits": True,
         "compile_seconds": seconds,
@@ -105,11 +116,11 @@ def compiled(config: ConfigDict, topology: str, mesh: Mesh) -> dict:
         "traffic_bytes": traffic,
         "flops": flops,
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "collectives": {kind: sum(c.times for c in found if c.kind == kind) for kind in hlo.KINDS},
+        "collectives": {kind: sum(c.times for c in collectives if c.kind == kind) for kind in hlo.KINDS},
         "bytes": moved,
-        "least_seconds": least,
-        "bound": max(least, key=least.get),
-        "images_per_second_at_most": config.train.batch_size / max(least.values()),
+        "roofline_seconds": roofline,
+        "bound": max(roofline, key=roofline.get),
+        "images_per_second_by_roofline": config.train.batch_size / max(roofline.values()),
     }
 
 
@@ -120,15 +131,16 @@ def show(result: dict) -> None:
     split = f" in microbatches of {train['microbatch']:,}" if train["microbatch"] else ""
     columns = (
         "slice", "chips", "state + temporary, GB", "of", "traffic, GB", "collectives", "moved, MB",
-        "at least, ms", "bound by", "images/s at most", "compiled in, s",
+        "roofline, ms", "bound by", "images/s by it", "compiled in, s",
     )  # fmt: skip
     table.show(
         f"train step: {network} {model['width']:g}×, batch {result['batch_size']:,}{split}, compiled",
         columns,
         [_row(r) for r in result["rows"]],
         [
-            "of one chip and one step, but for images/s; traffic: of its memory, as the compiler counts it",
-            "at least: the slowest of arithmetic, memory and links at published rates; no step is that fast",
+            "of one chip and one step, but for images/s; nothing was run",
+            "traffic: of a chip's memory, as the compiler counts it, with what stays on the chip in between",
+            "roofline: the slowest of arithmetic, that traffic and the links, at published rates",
         ],
     )
 
@@ -136,12 +148,14 @@ def show(result: dict) -> None:
 def _row(r: dict) -> tuple:
     took = table.number(r["compile_seconds"])
     if not r["fits"]:
-        return r["topology"], r["chips"], "does not fit", r["why"], *[""] * 6, took
+        needed = f"needs {table.number(r['needed_bytes'] / 1e9)}" if r["needed_bytes"] else "does not fit"
+        of = table.number(chips.CHIPS[r["topology"].partition(":")[0]].memory / 1e9)
+        return r["topology"], r["chips"], needed, of, *[""] * 6, took
     kinds = " + ".join(f"{n} {kind}" for kind, n in r["collectives"].items() if n)
-    held, least = (r["argument_bytes"], r["temporary_bytes"]), r["least_seconds"]
+    held, bound = (r["argument_bytes"], r["temporary_bytes"]), r["roofline_seconds"][r["bound"]]
     return (
         r["topology"], r["chips"], " + ".join(table.number(x / 1e9) for x in held),
         table.number(r["memory_bytes"] / 1e9), table.number(r["traffic_bytes"] / 1e9), kinds,
-        table.number(sum(r["bytes"].values()) / 1e6), table.number(1e3 * least[r["bound"]]), r["bound"],
-        table.number(r["images_per_second_at_most"]), took,
+        table.number(sum(r["bytes"].values()) / 1e6), table.number(1e3 * bound), r["bound"],
+        table.number(r["images_per_second_by_roofline"]), took,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from bench import kernels, table
 from bench.contest import Reading, contest, peers, pipelined, rate, timed
 from bench.peak import matmul_rate
 from simclr_jax import config as cfg
-from simclr_jax import loop, report, sharding, train, validation
+from simclr_jax import loop, memory_error, report, sharding, train, validation
 from simclr_jax.data import memory, sources, splits
 from simclr_jax.data.prefetch import Prefetch
 from simclr_jax.errors import SimclrError
@@ -53,6 +53,8 @@ def measure(
     config, real = config.copy_and_resolve_references(), data == "real"
     if real and peer:
         raise SimclrError("--peer: is compared on synthetic batches; leave out --data=real")
+    if trace and jax.default_backend() != "gpu":
+        raise SimclrError("--trace: reads the kernels of GPUs; leave it out here")
     accelerator = jax.default_backend() != "cpu"
     rounds = (steps + WARM_UP) * (1 + PIPELINED * accelerator) + TRACED * trace
     config.train.steps = rounds * (config.train.steps_per_call or 16)
@@ -68,7 +70,8 @@ def measure(
 
     begin = time.perf_counter()
     program = built.step_fn if each == 1 else repeated(built.step_fn)
-    compiled = jax.jit(program, donate_argnums=0).lower(state, *fixed).compile()
+    with memory_error.explained(memory_error.training, config):
+        compiled = jax.jit(program, donate_argnums=0).lower(state, *fixed).compile()
     compile_seconds = time.perf_counter() - begin
     flops = model_flops(built, state, batch_shapes(config))
     peak = matmul_rate(config.model.dtype)
@@ -89,14 +92,14 @@ def measure(
         others, notes = {}, []
         for together in (True, False) if peer else ():
             more, said = stack.enter_context(peers(peer, **peer_settings(config), together=together))
-            others, notes = others | more, said
+            others, notes = others | more, [*notes, *(note for note in said if note not in notes)]
         contenders = {"simclr_jax": reading, **others}
         found = contest(pipelined(contenders, PIPELINED) if accelerator else contenders, steps, WARM_UP)
         kinds = kernels.shares(lambda: call(TRACED)) if trace else None
     peak = mesh.size * max(peak, matmul_rate(config.model.dtype))
-    ours = {"simclr_jax", "simclr_jax, pipelined"}
     rows = [
-        row(name, name not in ours, times, config.train.batch_size, flops) for name, times in found.items()
+        row(name, not name.startswith("simclr_jax"), times, config.train.batch_size, flops)
+        for name, times in found.items()
     ]
     stats, own = compiled.memory_analysis(), rows[0]
     own["memory_bytes"] = stats.temp_size_in_bytes if stats else None
@@ -122,7 +125,7 @@ def measure(
 
 def row(name: str, is_peer: bool, times: dict, batch: int, flops: float | None) -> dict:
     """The figures of a contender; the model's FLOPs are the same for all of them."""
-    images, speed = rate(batch, times["seconds"]), rate(flops or 0, times["seconds"])
+    images, speed = rate(batch, times["seconds"]), rate(flops, times["seconds"]) if flops else None
     return {"name": name, "peer": is_peer, "images_per_second": images, "flops_per_second": speed, **times}
 
 

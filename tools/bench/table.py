@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from bench.contest import PIPELINED
+
 
 def show(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = ()
@@ -45,6 +47,10 @@ def megabytes(size: float | None) -> str:
 
 
 def times_peer(rows: Sequence[dict], own: dict, key: str) -> str:
-    """How many times the best peer's `key` (more is better) a row of our own reaches; "" without a peer."""
-    best = max((row[key] for row in rows if row["peer"] and row[key]), default=None)
+    """How many times the best peer's `key` (more is better) a row of our own reaches; "" without a peer.
+
+    Pipelined rows are compared with pipelined ones.
+    """
+    like = [row for row in rows if row["name"].endswith(PIPELINED) == own["name"].endswith(PIPELINED)]
+    best = max((row[key] for row in like if row["peer"] and row[key]), default=None)
     return "" if best is None or own["peer"] or not own[key] else f"{own[key] / best:.2f}×"
