@@ -13,9 +13,7 @@ from jax.scipy.ndimage import map_coordinates
 from simclr_jax.errors import SimclrError
 
 RESIZES = ("bicubic", "bilinear")
-GATHERED = (
-    64 * 64
-)  # pixels; larger images are turned by gathers on TPUs, too: products grow with their square
+GATHERED = 64 * 64  # pixels; above, TPUs gather as well: the products grow with the square of it
 ATTEMPTS = 100  # to find a crop's box, the original's number
 
 
