@@ -2,8 +2,10 @@
 
     python -m simclr_jax.main --config=configs/fashion_mnist.py --config.data.download=True
 
-Hardware: one GPU. Time: not measured yet. On CPU add --config.model.encoder=cnn.
-Expected: no published figure for SimCLR; compare with the baselines in the table it prints.
+Hardware: one GPU. Time: an H100 makes 45,800 images/s in bfloat16, so about 2 minutes of training. On CPU add
+--config.model.encoder=cnn.
+Expected: no published figure for SimCLR. After 40 epochs with jitter 0.5 and temperature 0.2 kNN was 86.6 % on that
+H100 (raw pixels about 85.5 %); what it is with these has not been measured.
 """
 
 from simclr_jax import config
@@ -16,10 +18,10 @@ def get_config():
     c.data.channels = 1
     c.augment.device = "all"  # the images live on the accelerator
     c.augment.crop_area = (0.3, 1.0)
-    c.augment.jitter_strength = 0.5
+    c.augment.jitter_strength = 1.0  # gray images have brightness and contrast alone; see docs/ablations.md
     c.model.depth = 18
     c.model.stem = "cifar"
-    c.loss.temperature = 0.2
+    c.loss.temperature = 0.1
     c.optimizer.learning_rate = 0.2  # the author's advice for small images: sqrt scaling, 64 dimensions
     c.optimizer.scaling = "sqrt"
     c.model.projection_dim = 64
