@@ -51,6 +51,13 @@ SLOW = (  # cases of tests whose other cases are quick; make test-all runs them
     "test_geometry.py::test_views_are_distributed_as_the_hosts[bilinear]",
     "test_microbatch.py::test_equal_to_the_whole_batch_with_grouped_batch_norm[1]",
     "test_storage.py::test_a_disk_that_fails_during_a_run[read-only-checkpoints]",
+    "test_storage.py::test_a_disk_that_fails_during_a_run[read-only-.]",
+    "test_signals.py::test_in_every_phase_of_a_run[step",
+    "test_evaluate.py::test_little_to_score[train0",
+    "test_formats.py::test_a_run_notes_its_window[all]",
+    "test_tasks.py::test_stopped_and_resumed_is_never_stopped[supervised]",
+    "test_tiled.py::test_training_chooses_it_above_the_budget[8]",
+    "test_checkpoints.py::test_a_damaged_file_gives_the_same_numbers_or_is_told[truncated]",
 )
 
 

@@ -491,6 +491,7 @@ def patients(tmp_path, n=60):
     return f"list:{tmp_path / 'list.csv'}"
 
 
+@pytest.mark.slow
 def test_choices_are_made_between_patients(workdir, tmp_path, monkeypatch):
     """No image of the hold-out is of a patient whose other images are learned from."""
     sides = {"knn": [], "lbfgs": []}

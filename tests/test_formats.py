@@ -553,6 +553,7 @@ def bad(path, n, bad):
     return path
 
 
+@pytest.mark.slow
 def test_too_many_bad_files_end_the_run(tmp_path, capsys):
     images = bad(tmp_path / "set", 40, range(0, 40, 4))
     config = tiny_config(data__source=f"folder:{images}", data__holdout=0.0,

@@ -37,6 +37,7 @@ def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_the_same_images_as_through_tf_data(tmp_path):
     """Without augmentation both ways train on the same numbers; over an epoch's end, with 80 images of 16."""
     host = tiny_config(**PLAIN)
@@ -63,6 +64,7 @@ def test_gather_brings_every_row_to_its_device():
     assert "u8[40" not in take.as_text()
 
 
+@pytest.mark.slow
 def test_calls_of_any_length_make_the_same_run(tmp_path):
     """Logging cuts 12 steps into calls of other lengths; a call that is interrupted does too."""
     held = {"augment__device": "all", "train__steps_per_call": 5}
@@ -122,6 +124,7 @@ runpy.run_module("simclr_jax.main", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.slow
 def test_where_tensorflow_is_not_installed(tmp_path):
     """A run with its evaluations and TensorBoard's file; other sources say what is missing."""
     images, labels = tiny_arrays()

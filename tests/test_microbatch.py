@@ -52,6 +52,7 @@ def test_equal_to_the_whole_batch_with_grouped_batch_norm(devices):
         assert apart(cached[0], other) > 1e-2
 
 
+@pytest.mark.slow
 def test_activations_are_of_one_microbatch():
     """ResNet-18 at 32 px: 4096 images in microbatches of 256 need what 256 need, but for the input itself."""
 

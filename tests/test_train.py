@@ -47,6 +47,7 @@ def start(devices, **overrides):
 # ---- one device, eight devices --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_float64_losses_are_equal_on_one_and_eight_devices(tmp_path):
     with jax.enable_x64(True):
         for devices in (1, 8):
@@ -288,6 +289,7 @@ def test_free_fields_may_change(tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_rows_past_the_restored_step_are_cut(tmp_path):
     run(tmp_path, train__steps=12)
     whole = rows(tmp_path)

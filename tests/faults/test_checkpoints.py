@@ -183,6 +183,7 @@ def test_a_summary_of_another_shape_is_written_anew(copy, text):
     assert json.loads((workdir / "summary.json").read_text())["steps"] == summary["steps"] == 12
 
 
+@pytest.mark.slow
 def test_a_workdir_of_schema_4_resumes_loads_and_says_that_it_has_no_checksums(tmp_path, capsys):
     stored = Path(__file__).parents[1] / "fixtures" / "schema4"
     workdir = shutil.copytree(stored, tmp_path / "run")

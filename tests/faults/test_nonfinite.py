@@ -53,6 +53,7 @@ def test_replay_says_what_is_missing(tmp_path):
         replay.replay(tmp_path)
 
 
+@pytest.mark.slow
 def test_nothing_is_applied_after_the_first_bad_step_within_a_call():
     """Five steps a call; the third batch of images is poisoned through the learning rate's schedule."""
     config = tiny_config(augment__device="all", train__steps_per_call=5)
