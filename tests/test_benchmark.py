@@ -84,6 +84,14 @@ def test_images_are_told_from_kernels_and_embeddings():
     assert len(hlo.image_sized(found, (28, 28, 1), [])) == 2  # a kernel that is no parameter's is suspect
 
 
+def test_images_in_words_are_told_as_well():
+    """A run from memory sends 28 · 28 bytes as 196 words."""
+    sent = [
+        hlo.Collective("reduce-scatter", (hlo.Array("u32", shape),), 1, "") for shape in ((64, 196), (196,))
+    ]
+    assert hlo.image_sized(sent, (28, 28, 1), []) == sent[:1]
+
+
 def test_no_image_moves_in_the_train_step():
     result = collectives.measure(tiny_config(mesh__devices=8))
     assert result["image_sized"] == []

@@ -45,4 +45,9 @@ def test_the_same_version_is_equal_to_the_bit(tmp_path):
     assert (code, error) == (2, ["error: 1 of 1 cases differ"])
     assert "losses from step 4 on" in said
     assert run(f"--compare={file}", "--cases=nothing")[0] == 2
+    assert run(f"--write={file}", "--cases=")[0] == 2
+    assert run(f"--write={file}/in_a_file.json", "--cases=quickstart")[0] == 2
+    for text in ("no json", "{}", json.dumps({**found, "jax": "0.0"})):
+        file.write_text(text)
+        assert run(f"--compare={file}", "--cases=quickstart")[0] == 2
     assert run()[2] == ["error: give either --write=FILE or --compare=FILE"]

@@ -4,7 +4,7 @@
 
 Parts, with their options:
   step      the train step of --config: images/s, share of the peak. --steps --data=synthetic|real --peer
-            --trace: the kernels that take the time, on a GPU or TPU
+            --trace: the kinds of kernels that take the time of a GPU
   loss      NT-Xent's value and gradient, dense, tiled, ring. --sizes=1024,4096 --dim --steps --peer
   passes    how exact NT-Xent stays with passes of low precision, emulated. --images=2048 --dim
   augment   augmentation on the device. --images=64 --steps --peer
@@ -14,13 +14,14 @@ Parts, with their options:
   checksums  a checkpoint of --config's model and optimiser saved and read, with and without. --steps
   startup   from the command to the first step of --config, cold and warm
   scaling   what the step of --config moves between 1 to 8 devices. --devices=1,2,4,8 --images_per_device=0
-  pods      the step of --config compiled for TPU slices that are not here; needs libtpu.
+  pods      the step of --config compiled for TPU slices that are not here, as v5e:4x8; needs libtpu.
             --topology=v5e:2x2
   collectives  one row of scaling, for the devices that are here. --images_per_device=0
   smoke     most of these, tiny
 
---steps is the number of timed repeats. --peer=PYTHON names the interpreter of an environment with torch,
-torchvision and lightly: theirs and ours then take turns.
+step, heads, checksums, startup, scaling, pods and collectives need --config. --steps is the number of timed
+repeats. --peer=PYTHON names the interpreter of an environment with torch, torchvision and lightly: theirs and
+ours then take turns.
 """
 
 import inspect

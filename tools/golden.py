@@ -26,12 +26,12 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, metrics, paths, train
+from simclr_jax import checkpoint, metrics, paths, storage, train
 from simclr_jax import config as cfg
 from simclr_jax import main as command
 from simclr_jax.data import splits
 from simclr_jax.data.splits import Splits
-from simclr_jax.errors import SimclrError
+from simclr_jax.errors import SimclrError, one_line
 
 WRITE = flags.DEFINE_string("write", None, "file to write the checksums to")
 COMPARE = flags.DEFINE_string("compare", None, "file to compare with")
@@ -188,6 +188,24 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
+def read(name: str) -> dict[str, Any]:
+    """The cases of a file that --write made.
+
+    Raises:
+      SimclrError: it is not one, or another version of JAX made it.
+    """
+    try:
+        found = json.loads(Path(paths.local(name, "--compare")).read_text())
+        cases, version = found["cases"], found["jax"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SimclrError(f"--compare={name}: not a file that --write made ({one_line(error)})") from None
+    if version != jax.__version__:
+        raise SimclrError(
+            f"--compare={name}: made with jax {version}, this is {jax.__version__}; write it anew"
+        )
+    return cases
+
+
 def main(argv: list[str]) -> None:
     """Runs the cases, and writes or compares."""
     del argv
@@ -195,14 +213,17 @@ def main(argv: list[str]) -> None:
     if bool(WRITE.value) == bool(COMPARE.value):
         raise SimclrError("give either --write=FILE or --compare=FILE")
     every = cases()
-    wanted = CASES_FLAG.value or list(every)
+    wanted = list(every) if CASES_FLAG.value is None else CASES_FLAG.value
+    if not wanted:
+        raise SimclrError(f"--cases: must name some of {', '.join(every)}")
     if unknown := [name for name in wanted if name not in every]:
         raise SimclrError(f"--cases={unknown[0]}: must be among {', '.join(every)}")
-    before = {}
-    if COMPARE.value:
-        before = json.loads(Path(paths.local(COMPARE.value, "--compare")).read_text())["cases"]
-        if missing := [name for name in wanted if name not in before]:
-            raise SimclrError(f"--compare={COMPARE.value}: has no case {missing[0]}; write it again")
+    before = read(COMPARE.value) if COMPARE.value else {}
+    if missing := [name for name in wanted if before and name not in before]:
+        raise SimclrError(f"--compare={COMPARE.value}: has no case {missing[0]}; --cases={','.join(before)}")
+    if WRITE.value:
+        where = Path(paths.local(WRITE.value, "--write"))
+        storage.probe(str(where.parent))
     now, differ = {}, 0
     for name in wanted:
         # Runs print; here the cases alone are of interest.
@@ -216,7 +237,6 @@ def main(argv: list[str]) -> None:
             said = f"{len(now[name]['arrays'])} arrays"
         print(f"{name}: {said}", flush=True)
     if WRITE.value:
-        where = Path(paths.local(WRITE.value, "--write"))
         where.write_text(json.dumps({"jax": jax.__version__, "cases": now}, indent=1) + "\n")
         print(where)
     if differ:

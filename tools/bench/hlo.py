@@ -171,12 +171,16 @@ def image_sized(
     """Those that carry images or feature maps.
 
     That is an array at least as large as one `image (h, w, c)` that has four axes or more, or three with h
-    and w among them, or an axis of a whole flattened image; but not the shape of a parameter.
+    and w among them, or an axis of a whole flattened image; but not the shape of a parameter. Runs from
+    memory send images four bytes to a word of 32 bits.
     """
     own = {tuple(sorted(shape)) for shape in parameters}
     pixels = math.prod(image)
+    words = -(-pixels // 4)
 
     def carries(array: Array) -> bool:
+        if array.dtype == "u32" and words in array.shape and len(array.shape) > 1:
+            return True
         rank, neighbours = len(array.shape), itertools.pairwise(array.shape)
         like_images = rank >= 4 or pixels in array.shape or (rank == 3 and image[:2] in neighbours)
         return math.prod(array.shape) >= pixels and like_images and tuple(sorted(array.shape)) not in own

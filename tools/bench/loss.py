@@ -1,6 +1,7 @@
 """NT-Xent's value and gradient, dense, in tiles and in a ring: time and temporary memory by batch size."""
 
 import functools
+import sys
 from collections.abc import Callable
 
 import jax
@@ -24,7 +25,7 @@ def measure(
     """A row for each number of images in `sizes` and each way to compute the loss."""
     mesh, temperature = sharding.make_mesh(config.mesh.devices), config.loss.temperature
     off = exactness(temperature, mesh, dim)
-    rows, notes = [], []
+    rows, notes, full = [], [], []
     for n in sizes:
         rng = np.random.default_rng(0)
         z = sharding.put_batch(rng.standard_normal((n, 2, dim), np.float32), mesh)
@@ -36,12 +37,14 @@ def measure(
                 compiled[name] = compiled_to_fit(lowered)
             jax.block_until_ready(compiled[name](z))
 
+        print(f"loss: {n:,} images ...", file=sys.stderr, flush=True)
         own = {
             name: timed(functools.partial(call, name, loss)) for name, loss in ways(temperature, mesh).items()
         }
         with peers(peer, part="loss", n=n, dim=dim, temperature=temperature) as (others, said):
             found = contest(own | others, steps)
         notes = said
+        full += [f"{n:,}, {k}: {v['out_of_memory']}" for k, v in found.items() if "out_of_memory" in v]
         for name, times in found.items():
             if name in compiled and (memory := compiled[name].memory_analysis()):
                 times["memory_bytes"] = memory.temp_size_in_bytes
@@ -51,6 +54,7 @@ def measure(
             )
     notes = [
         *(f"{k}: value {v['value']:.0e}, gradient {v['gradient']:.0e} off float64's" for k, v in off.items()),
+        *full,
         *notes,
     ]
     return {"part": "loss", "dim": dim, "temperature": temperature, "rows": rows, "off_float64": off,

@@ -5,6 +5,7 @@ fast the step is, only a TPU can say.
 """
 
 import contextlib
+import importlib.util
 import os
 import sys
 import time
@@ -55,15 +56,16 @@ def mesh_of(topology: str) -> Mesh:
     generation = topology.partition(":")[0]
     if generation not in chips.CHIPS:
         raise SimclrError(
-            f"--topology={topology}: must be one of {', '.join(chips.CHIPS)}, a colon and a slice's shape"
+            f"--topology={topology}: must be one of {', '.join(chips.CHIPS)} and a slice, like v5e:4x8"
         )
+    if importlib.util.find_spec("libtpu") is None:
+        raise SimclrError("pods: TPU's compiler is missing; pip install -e '.[tpu]'")
     try:
         with _environment(ALONE):
             devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:  # whatever libtpu makes of a name it does not know
         raise SimclrError(
-            f"--topology={topology}: {one_line(error)}; TPU's compiler must be installed (pip install -e "
-            "'.[tpu]') and know the slice"
+            f"--topology={topology}: TPU's compiler knows no such slice ({one_line(error)}); v5e:4x8 is one"
         ) from None
     return sharding.mesh_of(devices)
 
