@@ -86,7 +86,10 @@ def photometric(views: jax.Array, position: jax.Array, seed: int, **colour: Any)
 
 def _view_keys(seed: int, position: jax.Array, views: int) -> jax.Array:
     """A key `[n, views]` for every view."""
-    of_view = lambda p, v: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p), v)  # noqa: E731
+
+    def of_view(p, v):
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p), v)
+
     numbers = jnp.arange(views, dtype=jnp.uint32)
     return jax.vmap(jax.vmap(of_view, (None, 0)), (0, None))(position, numbers)
 

@@ -20,8 +20,8 @@ from simclr_jax.errors import DamagedError, SimclrError
 SCHEMA = 5  # of config.json; raise it when a field is added, renamed or changes its meaning
 FILE = "config.json"
 
-# What may differ between a run and its resumption: it does not decide the trained parameters, but for how
-# float32 rounds on another mesh or in another program (steps_per_call 1, or more).
+# Fields that may differ between a run and its resumption: they do not change the parameters beyond float32
+# rounding (another mesh, or another program: steps_per_call 1 or more).
 FREE = (
     "checkpoint",
     "compile_cache",
@@ -222,8 +222,8 @@ def default() -> ConfigDict:
         2.0,
         5.0,
         10.0,
-    )  # of the others, each with ..., () for none
-    linear.decays = (0.0, 1e-5, 1e-4, 1e-3)  # ... each of these
+    )  # learning rates to sweep, each with every decay; () turns the sweep off
+    linear.decays = (0.0, 1e-5, 1e-4, 1e-3)
     evaluation.finetune = finetuning = ConfigDict()  # protocol finetune (paper, B.5)
     finetuning.shares = (0.01, 0.1, 1.0)  # of the labels, balanced over the classes
     finetuning.epochs = (60.0, 30.0, 30.0)  # for each share

@@ -138,7 +138,10 @@ def rotate_and_scale(image: jax.Array, angle: jax.Array, scale: jax.Array) -> ja
 
 def read_by_gathers(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """The image `[h, w, c]` between its pixels, at rows and columns `[a, b]`: `[a, b, c]`, bilinear."""
-    turn = lambda channel: map_coordinates(channel, [rows, columns], order=1, mode="constant")  # noqa: E731
+
+    def turn(channel):
+        return map_coordinates(channel, [rows, columns], order=1, mode="constant")
+
     return jax.vmap(turn, 2, 2)(image)
 
 

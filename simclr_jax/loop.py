@@ -114,7 +114,7 @@ class Loop:
     def _compile(
         self, state: TrainState, step_fn: Callable, inputs: Iterator[tuple]
     ) -> tuple[Callable, Iterator[tuple]]:
-        """The program of a call, and the inputs, the first of which has told its shapes."""
+        """The program of a call, and the inputs again: the first one is read for its shapes."""
         arguments = next(inputs)
         with self.out.clock.phase("compile"):
             compiled = program(self.task, step_fn).lower(state, *arguments).compile()

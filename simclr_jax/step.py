@@ -90,12 +90,13 @@ def whole_gradient(task: Task, state: TrainState, batch: Any, rng: jax.Array) ->
 def cached_gradient(
     task: Task, state: TrainState, batch: Any, rng: jax.Array, count: int
 ) -> tuple[Any, Any, Any]:
-    """The same with the activations of one of `count` microbatches at a time (GradCache, arXiv 2101.06983).
+    """Like `whole_gradient`, but stores the activations of one of `count` microbatches at a time.
 
-    The outputs of all are computed and kept, the loss of the whole batch gives their cotangents, and each
-    microbatch is computed again to pull its own back: the exact gradient of the full batch's loss. BatchNorm
-    sees one microbatch at a time, as with that many groups. Microbatch m is images m, m + count, ...: which
-    moves no data between devices.
+    GradCache (Gao et al., arXiv 2101.06983). The first pass computes the outputs of all microbatches and
+    keeps them. The loss of the whole batch gives their cotangents. The second pass computes each microbatch
+    again and pulls its cotangent back. The sum is the exact gradient of the whole batch's loss. BatchNorm
+    sees one microbatch at a time, as with `count` groups. Microbatch m holds the images m, m + count, ...:
+    no data moves between devices.
     """
 
     def split(x: jax.Array) -> jax.Array:

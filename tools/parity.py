@@ -248,7 +248,10 @@ def training(ref) -> Iterator[Row]:
 def distill(ref) -> Iterator[Row]:
     """SimCLRv2's distillation loss and its gradient."""
     for temperature in (1, 2):
-        loss = lambda s, t=temperature: distillation(s, ref["distill/teacher"], float(t))  # noqa: E731
+
+        def loss(s, t=temperature):
+            return distillation(s, ref["distill/teacher"], float(t))
+
         value, gradient = jax.jit(jax.value_and_grad(loss))(ref["distill/student"])
         expected = ref[f"distill/T{temperature}/loss"]
         yield Row(f"distillation loss, T = {temperature}, relative", apart(value / expected, 1), 1e-6)

@@ -70,7 +70,7 @@ class Deep(NamedTuple):
       full: the values that are black and white, where the config says nothing else.
       alpha: `[h, w]` uint8 or None.
       inverted: whether the lowest value is white.
-      frames: how many there are, of which this is the first.
+      frames: how many the file has; this is the first.
     """
 
     values: np.ndarray

@@ -18,7 +18,7 @@ KEPT_SHARE = 10  # larger ones too, where a tenth of them occurs
 
 
 class Labels(NamedTuple):
-    """A number for each image (-1: none), what the numbers mean, and what to tell of how they were read."""
+    """A number for each image (-1: none), the numbers' meaning, and notes on how the labels were read."""
 
     ids: np.ndarray  # [n] int32
     classes: tuple[str, ...]  # () where no image has a label
@@ -42,10 +42,10 @@ def number(
     classes: Sequence[str] | None = None,
     own_names: bool = False,
 ) -> Labels:
-    """Class numbers of `labels`, of which there must be one for each of `examples` images.
+    """Class numbers of `labels`; there must be one label for each of `examples` images.
 
-    Numbers below KEPT_BELOW, or of which many occur, are class numbers and stay. Other numbers, and names,
-    are numbered in their order; the numbers or names are the classes' names then.
+    Numbers below KEPT_BELOW are class numbers and stay; so do larger ones where a tenth of them occurs. Other
+    numbers, and names, are numbered in their order; they become the classes' names.
 
     Args:
       where: the file or array, to begin a line with.

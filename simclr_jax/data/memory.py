@@ -152,8 +152,8 @@ def batches(
 def gather(held: dict[str, jax.Array], batch: dict[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
     """The batch {image, label, position} by the numbers {index, position}, from what `put` holds.
 
-    Every device offers the rows it has; a sum with zeros, scattered, brings each where it belongs. For a
-    moment every device has room for the images of the whole batch, as bytes.
+    Every device offers the rows that it has, and zeros for the rest; a reduce-scatter delivers each row to
+    its device. For a moment every device holds the images of the whole batch, as bytes.
     """
 
     def local(mine: jax.Array, wanted: jax.Array) -> jax.Array:

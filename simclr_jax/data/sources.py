@@ -246,7 +246,10 @@ def from_files(
 
         def attempt(k):
             at = (index + k // 2) % n
-            second = lambda: (decode.by_python(rescue, at), tensors()[1][at], at)  # noqa: E731
+
+            def second():
+                return (decode.by_python(rescue, at), tensors()[1][at], at)
+
             return tf.cond(tf.equal(k % 2, 0), lambda: load(at), second)
 
         candidates = tf.data.Dataset.range(2 * min(n, AHEAD)).map(attempt)

@@ -151,9 +151,10 @@ def _intervals(confusion: np.ndarray, resamples: int, seed: int) -> dict[str, li
     truth, predicted = np.nonzero(confusion)
     counts = confusion[truth, predicted].astype(np.int64)
     n, classes, cells = counts.sum(), len(confusion), len(counts)
-    one = lambda rows, chosen: csr_array(  # noqa: E731
-        (np.ones(len(chosen), np.int64), (rows[chosen], chosen)), (classes, cells)
-    )
+
+    def one(rows, chosen):
+        return csr_array((np.ones(len(chosen), np.int64), (rows[chosen], chosen)), (classes, cells))
+
     of_truth, of_prediction = (one(rows, np.arange(cells)) for rows in (truth, predicted))
     of_hits = one(truth, np.flatnonzero(truth == predicted))
     rng = np.random.default_rng(seed)
@@ -165,7 +166,10 @@ def _intervals(confusion: np.ndarray, resamples: int, seed: int) -> dict[str, li
         top1.append(hits.sum(axis=0) / n)
         f1 = 2 * hits / np.maximum(named, 1)
         macro_f1.append(f1.sum(axis=0) / np.count_nonzero(named, axis=0))
-    bounds = lambda x: np.percentile(np.concatenate(x), [2.5, 97.5]).tolist()  # noqa: E731
+
+    def bounds(x):
+        return np.percentile(np.concatenate(x), [2.5, 97.5]).tolist()
+
     right = int(np.trace(confusion))
     sure = right in (0, n)  # whatever is drawn is then the same, however few images there are
     wilson = binomtest(right, int(n)).proportion_ci(method="wilson")

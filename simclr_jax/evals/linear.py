@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from simclr_jax import sharding
 
-ALONE = 64 << 20  # bytes of features that one device is faster with than many, which have to add up
+ALONE = 64 << 20  # bytes of features below which one device beats many: it needs no all-reduce
 
 
 def standardize(features: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
@@ -111,7 +111,10 @@ def _descend(start, features, labels, mask, l2, iterations, tolerance):
         store_grad=True,
     )
     optimizer = optax.lbfgs(memory_size=10, linesearch=search)
-    f = lambda weights: objective(weights, features, labels, mask, l2)  # noqa: E731
+
+    def f(weights):
+        return objective(weights, features, labels, mask, l2)
+
     value_and_grad = optax.value_and_grad_from_state(f)
 
     def step(carry):

@@ -91,7 +91,10 @@ def neighbourhood(subject: Subject) -> dict[str, Any]:
         shown.append(
             ["outliers.png", "Training images least like any other: mean similarity to their 10 nearest"]
         )
-    name = lambda i: train.names[at[i]] if train.names else int(at[i])  # noqa: E731
+
+    def name(i):
+        return train.names[at[i]] if train.names else int(at[i])
+
     return {
         "near_duplicates": [[name(i), name(j), s] for i, j, s in twins],
         "outliers": [[name(i), s] for i, s in odd],

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 
 def _setting(name: str, depth: int, batch: int | None, epochs: int) -> dict[str, Any]:
-    """A setting of which something is published; batch None: of any."""
+    """A setting with a published accuracy; batch None: any batch size."""
     known = {"source": f"tfds:{name}", "depth": depth, "epochs": epochs}
     return known if batch is None else {**known, "batch": batch}
 

@@ -78,7 +78,7 @@ def evaluate(
     Args:
       workdir: of a run, trained here or converted.
       protocols: names of PROTOCOLS, run in the order of that dict.
-      config: the run's own with what is wanted otherwise.
+      config: the run's own, with changes.
       step: of its checkpoints; 0: the newest.
       transfer: sources of labelled images for the protocol of that name.
       splits: the images, where the config's source is "arrays".

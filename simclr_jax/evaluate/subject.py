@@ -259,7 +259,10 @@ class Subject:
         everywhere = sharding.replicated(self.mesh)
         if who == "simclr":
             return sharding.put_same(self.encoder.variables, everywhere)
-        fresh = lambda key: simclr.init(self.encoder.model, key, self.images.sample())  # noqa: E731
+
+        def fresh(key):
+            return simclr.init(self.encoder.model, key, self.images.sample())
+
         return jax.jit(fresh, out_shardings=everywhere)(jax.random.key(self.config.seed))
 
     # ---- pictures --------------------------------------------------------------------------------

@@ -144,9 +144,15 @@ def _by_tiles(
     count = len(jax.tree.leaves(mine)[0])
     size = min(tile, count)
     tiles = -(-count // size)  # the last one is filled up
-    split = lambda x: _filled(x, size).reshape(tiles, -1, *x.shape[1:])  # noqa: E731
+
+    def split(x):
+        return _filled(x, size).reshape(tiles, -1, *x.shape[1:])
+
     # What is kept of pairs of rows, as of their view a, is half as long.
-    halves = lambda x: split(jnp.repeat(x, count // len(x), axis=0))[:, :: count // len(x)]  # noqa: E731
+
+    def halves(x):
+        return split(jnp.repeat(x, count // len(x), axis=0))[:, :: count // len(x)]
+
     begins = first + size * jnp.arange(tiles, dtype=jnp.int32)
     each = (jax.tree.map(halves, start), jax.tree.map(split, mine), begins)
     found = jax.lax.map(lambda e: of_tile(*e, columns, first_column), each)

@@ -14,8 +14,8 @@ def batch_norm(train: bool, groups: int = 1, **fields: Any) -> nn.Module:
     """Normalises x `[n, ..., c]` by channel (Ioffe & Szegedy, arXiv 1502.03167).
 
     Args:
-      train: by the mean and the biased variance of the batch, of which the moving ones take a tenth;
-        otherwise by the moving ones.
+      train: True normalises by the batch's mean and biased variance, and moves the moving statistics a tenth
+        of the way to them. False normalises by the moving statistics.
       groups: contiguous parts of the batch, each normalised by itself, as the original does on that many
         replicas without `global_bn`. A number, not "one a device": the result does not depend on them.
       fields: use_bias, scale_init, dtype, param_dtype and name.

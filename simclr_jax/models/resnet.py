@@ -24,12 +24,12 @@ DEPTHS = {
     200: ((3, 24, 36, 3), True),
 }
 VARIANTS = ("original", "torch")
-# stem: (kernel, stride, padding on each side or None for the original's fixed padding)
-# What a rematerialised block keeps: JAX's policy.
+# remat_keep: JAX's policy, which says what a rematerialised block keeps
 REMAT_KEEPS = {
     "inputs": None,
     "convolutions": lambda primitive, *_, **__: primitive.name == "conv_general_dilated",
 }
+# stem: (kernel, stride, padding on each side or None for the original's fixed padding)
 STEMS = {"imagenet": (7, 2, None), "cifar": (3, 1, None), "cifar_pad2": (3, 1, 2)}
 
 
@@ -183,7 +183,10 @@ class ResNet(nn.Module):
         """
         frozen = min(frozen, len(self.blocks))
         conv = partial(_conv, dtype=self.dtype, param_dtype=self.param_dtype)
-        width = lambda features: max(1, round(features * self.width))  # noqa: E731
+
+        def width(features):
+            return max(1, round(features * self.width))
+
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def moves(part: int) -> bool:

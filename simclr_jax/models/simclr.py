@@ -79,7 +79,7 @@ def part(path: str) -> int:
 
 
 def last_maps(endpoints: dict[str, jax.Array]) -> jax.Array:
-    """The last block group's output `[n, h, w, k]`, of which the encoder's `pool` makes the features."""
+    """The last block group's output `[n, h, w, k]`; the encoder's `pool` turns it into the features."""
     groups = [name for name in endpoints if re.fullmatch(r"block_group\d+", name)]
     return endpoints[max(groups, key=lambda name: int(name.removeprefix("block_group")))]
 

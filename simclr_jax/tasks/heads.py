@@ -40,8 +40,9 @@ class Heads(NamedTuple):
 def heads_of(config: ConfigDict, train: Source) -> Heads:
     """The standard classifier; then every rate × decay without the hold-out; then all those with it.
 
-    The hold-out chooses among the second; test sees the same one of the third. Without rates, and with images
-    that are read in sequence (TFRecord), of which none can be held out, the standard classifier is alone.
+    The hold-out chooses among the second; test sees the same one of the third. The standard classifier is
+    alone where there are no rates, or where images are read in sequence (TFRecord) and none can be held
+    out.
     """
     linear = config.eval.linear
     rates, decays = (x.ravel() for x in np.meshgrid(linear.rates, linear.decays, indexing="ij"))

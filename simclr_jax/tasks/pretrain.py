@@ -98,7 +98,10 @@ def _contrastive_loss(config: ConfigDict, mesh: Mesh) -> Callable:
         return lambda z, label: tiled.nt_xent(z, fields["temperature"], **options)
     dense = losses.create(name, **fields)
     # With the columns replicated the step has one all-gather and moves no images.
-    gather = lambda z: jax.lax.with_sharding_constraint(z, sharding.replicated(mesh))  # noqa: E731
+
+    def gather(z):
+        return jax.lax.with_sharding_constraint(z, sharding.replicated(mesh))
+
     return functools.partial(dense, gather=gather)
 
 

@@ -1,4 +1,4 @@
-"""The contract between the train loop and what is trained."""
+"""The contract between the train loop and a task."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from etils import epath
 
 
 class Context(NamedTuple):
-    """What an evaluation may need beside the state."""
+    """Arguments of an evaluation beside the state."""
 
     step: int
     workdir: epath.Path
@@ -28,8 +28,10 @@ class Task(NamedTuple):
     evals: Mapping[str, tuple[int, Callable]]  # name -> (every n steps; 0: at the end, fn)
     #   fn(state, Context) -> flat dict of floats
     classes: tuple[str, ...] = ()  # of the classifier, where there is one
-    start: Callable = lambda variables: variables  # the initial ones -> those of another run; not compiled
-    fixed: Callable = dict  # -> what a step reads beside params and none changes, on the mesh (a teacher)
-    fetch: Callable = lambda fixed, batch: batch  # what input gave -> the batch, from what lives in fixed
+    start: Callable = lambda variables: variables  # initial variables -> another run's; not compiled
+    fixed: Callable = (
+        dict  # -> constant arrays on the mesh that every step reads; not checkpointed (a teacher)
+    )
+    fetch: Callable = lambda fixed, batch: batch  # (fixed, what `input` gave) -> the batch
     steps_per_call: int = 1  # of the compiled program, at most
     preview: Callable = lambda workdir, batch: None  # draws the first host batch, before training

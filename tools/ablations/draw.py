@@ -74,7 +74,10 @@ def table(groups: dict[str, dict[tuple, list[float]]]) -> None:
 def temperature(path: Path, rows: list[Row]) -> None:
     """Table 5: normalised and not, over the temperature."""
     names = {"True": "normalised", "False": "not normalised"}
-    key = lambda row: (names[row["loss.normalize"]], float(row["loss.temperature"]))  # noqa: E731
+
+    def key(row):
+        return (names[row["loss.normalize"]], float(row["loss.temperature"]))
+
     groups = {metric: grouped(rows, key, metric) for metric in METRICS}
     figure = new(figsize=(9.2, 3.2))
     panels = figure.subplots(1, 2)
@@ -89,7 +92,10 @@ def temperature(path: Path, rows: list[Row]) -> None:
 
 def projection(path: Path, rows: list[Row]) -> None:
     """Figure 8: the heads over the dimension; none has no dimension and is a level."""
-    key = lambda row: (row["model.projection"], int(row["model.projection_dim"] or 0))  # noqa: E731
+
+    def key(row):
+        return (row["model.projection"], int(row["model.projection_dim"] or 0))
+
     groups = {metric: grouped(rows, key, metric) for metric in METRICS}
     figure = new(figsize=(9.2, 3.2))
     panels = figure.subplots(1, 2)

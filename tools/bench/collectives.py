@@ -97,7 +97,10 @@ def _held(images: splits.Splits, devices: int) -> dict[str, Any]:
     """The shapes of what `memory.put` puts on the devices."""
     size = -(-images.train.size // devices) * devices
     image, label = (x[0] for x in images.train.fetch(np.zeros(1, int)))
-    of = lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype)  # noqa: E731
+
+    def of(x):
+        return jax.ShapeDtypeStruct((size, *x.shape), x.dtype)
+
     return {"images": {"image": of(image), "label": of(label)}}
 
 

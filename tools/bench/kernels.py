@@ -81,7 +81,10 @@ def kind(name: str) -> str:
 
 def show(found: dict[str, Any]) -> None:
     """A table of kinds, and one of the kernels that take the most."""
-    share = lambda x: f"{100 * x:.1f} %"  # noqa: E731
+
+    def share(x):
+        return f"{100 * x:.1f} %"
+
     title = f"kernels: {table.number(1e3 * found['seconds'])} ms on the devices"
     table.show(title, ("kind", "of the time"), [(k, share(x)) for k, x in found["kinds"].items()])
     columns = ("kernel", "calls", "of the time")

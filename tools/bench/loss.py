@@ -63,7 +63,10 @@ def measure(
 
 def ways(temperature: float, mesh: jax.sharding.Mesh) -> dict[str, Callable]:
     """{name: loss of z [n, 2, d]}; on a GPU that has TF32 also with products of three passes."""
-    gather = lambda z: jax.lax.with_sharding_constraint(z, sharding.replicated(mesh))  # noqa: E731
+
+    def gather(z):
+        return jax.lax.with_sharding_constraint(z, sharding.replicated(mesh))
+
     dense = functools.partial(losses.nt_xent, temperature=temperature, gather=gather)
     in_tiles = functools.partial(tiled.nt_xent, temperature=temperature, mesh=mesh, axis=sharding.AXIS)
     found = {"dense": dense, "tiled": in_tiles, "ring": functools.partial(in_tiles, ring=True)}
