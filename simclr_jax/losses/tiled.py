@@ -145,12 +145,11 @@ def _by_tiles(
     size = min(tile, count)
     tiles = -(-count // size)  # the last one is filled up
 
-    def split(x):
+    def split(x: jax.Array) -> jax.Array:
         return _filled(x, size).reshape(tiles, -1, *x.shape[1:])
 
-    # What is kept of pairs of rows, as of their view a, is half as long.
-
-    def halves(x):
+    def halves(x: jax.Array) -> jax.Array:
+        # Arrays that have one entry for a pair of rows are half as long.
         return split(jnp.repeat(x, count // len(x), axis=0))[:, :: count // len(x)]
 
     begins = first + size * jnp.arange(tiles, dtype=jnp.int32)

@@ -97,9 +97,9 @@ def _contrastive_loss(config: ConfigDict, mesh: Mesh) -> Callable:
         options = {"normalize": fields["normalize"], "mesh": mesh, "axis": sharding.AXIS, "ring": ring}
         return lambda z, label: tiled.nt_xent(z, fields["temperature"], **options)
     dense = losses.create(name, **fields)
-    # With the columns replicated the step has one all-gather and moves no images.
 
-    def gather(z):
+    def gather(z: jax.Array) -> jax.Array:
+        # With the columns replicated the step has one all-gather and moves no images.
         return jax.lax.with_sharding_constraint(z, sharding.replicated(mesh))
 
     return functools.partial(dense, gather=gather)

@@ -29,9 +29,7 @@ class Task(NamedTuple):
     #   fn(state, Context) -> flat dict of floats
     classes: tuple[str, ...] = ()  # of the classifier, where there is one
     start: Callable = lambda variables: variables  # initial variables -> another run's; not compiled
-    fixed: Callable = (
-        dict  # -> constant arrays on the mesh that every step reads; not checkpointed (a teacher)
-    )
+    fixed: Callable = dict  # -> constant arrays on the mesh that steps read; not checkpointed (a teacher)
     fetch: Callable = lambda fixed, batch: batch  # (fixed, what `input` gave) -> the batch
     steps_per_call: int = 1  # of the compiled program, at most
     preview: Callable = lambda workdir, batch: None  # draws the first host batch, before training
