@@ -25,7 +25,10 @@ NUMBERS = sorted(WORDS)
 def start(*words, **more):
     environment = os.environ | {"XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, env=environment, **piped, **more)
+    # Tests that run in the background are deaf to Ctrl-C, and so would be what they start.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    command = [sys.executable, *map(str, words)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **piped, **heard, **more)
 
 
 def until(process, text, timeout=240):
@@ -41,7 +44,11 @@ def until(process, text, timeout=240):
 
 def ended(process, number, timeout=60):
     """What is said once a signal has come; with the right exit code, and no traceback."""
-    said = process.communicate(timeout=timeout)[0]
+    try:
+        said = process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()  # it would compute on beside the other tests
+        raise
     assert process.returncode == 128 + number, said
     assert "Traceback" not in said
     return said
