@@ -25,10 +25,13 @@ NUMBERS = sorted(WORDS)
 def start(*words, **more):
     environment = os.environ | {"XLA_FLAGS": QUICK, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    # Tests that run in the background are deaf to Ctrl-C, and so would be what they start.
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     command = [sys.executable, *map(str, words)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **piped, **heard, **more)
+    # Tests that run in the background are deaf to Ctrl-C, and so would be what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, **piped, **more)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def until(process, text, timeout=240):
