@@ -40,6 +40,7 @@ CASES_FLAG = flags.DEFINE_list("cases", None, "cases to run; left out: all")
 STEPS, BATCH = 12, 16
 TRAIN, TEST = 160, 80  # digits
 LAUNCH = Path(__file__).parent / "launch" / "local.py"
+DEFAULTS = Path(__file__).parent / "bench" / "defaults.py"
 
 
 def small(**overrides: Any) -> ConfigDict:
@@ -113,43 +114,36 @@ def following(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def two_processes(folder: Path) -> dict[str, Any]:
     """The quickstart on two processes of one device each, all digits."""
-    ours = cfg.flatten(small(mesh__devices=0))
-    defaults = cfg.flatten(cfg.default())
-    config = folder.with_suffix(".py")
-    changed = {name: value for name, value in ours.items() if defaults[name] != value}
-    lines = [f"    cfg.set_field(c, {name!r}, {value!r})" for name, value in changed.items()]
-    config.write_text(
-        "\n".join(
-            [
-                "from simclr_jax import config as cfg",
-                "def get_config():",
-                "    c = cfg.default()",
-                *lines,
-                "    return c",
-            ]
-        )
-    )
-    run = [sys.executable, "-m", "simclr_jax.main", f"--config={config}", f"--workdir={folder}"]
-    launched = [sys.executable, str(LAUNCH), "--processes=2", "--devices=1", "--", *run]
-    done = subprocess.run(launched, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SimclrError(f"two_processes: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    ours, defaults = cfg.flatten(small(mesh__devices=0)), cfg.flatten(cfg.default())
+    fields = [f"--config.{name}={value}" for name, value in ours.items() if defaults[name] != value]
+    options = [f"--config={DEFAULTS}", *fields, f"--workdir={folder}"]
+    run = [sys.executable, "-m", "simclr_jax.main", *options]
+    command_line("two_processes", str(LAUNCH), "--processes=2", "--devices=1", "--", *run)
     return sums(folder)
 
 
 def evaluated(folder: Path) -> dict[str, Any]:
     """The predictions of an evaluation of the quickstart, all digits."""
     train.run(small(), folder)
-    options = [f"--workdir={folder}", "--protocols=features,knn,lbfgs"]
-    evaluation = [sys.executable, "-m", "simclr_jax.evaluate", *options]
-    done = subprocess.run(evaluation, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SimclrError(f"evaluation: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+    command_line(
+        "evaluation", "-m", "simclr_jax.evaluate", f"--workdir={folder}", "--protocols=features,knn,lbfgs"
+    )
     found = {}
     for path in sorted(folder.glob("**/predictions/*.npz")):
         with np.load(path) as arrays:
             found |= {f"{path.stem}/{name}": checksum(arrays[name]) for name in arrays.files}
     return {"arrays": found}
+
+
+def command_line(case: str, *words: str) -> None:
+    """Runs Python with these words, for a case.
+
+    Raises:
+      SimclrError: it fails; the case, and the last line that was said.
+    """
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SimclrError(f"{case}: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
 
 
 def sums(folder: Path) -> dict[str, Any]:

@@ -179,9 +179,10 @@ def fit_chosen(
     data = [features, labels]
     if filling:
         data = [np.pad(x, [(0, filling)] + [(0, 0)] * (x.ndim - 1)) for x in data]
+    arrays = [*data, rest, everyone]
     # Not bound to a device where it is alone, as the weights that come out are not: or all is compiled twice.
-    put = (lambda x, where: jax.device_put(x)) if alone else sharding.put_same
-    *data, rest, everyone = put([*data, rest, everyone], sharding.by_batch(mesh))
+    placed = jax.device_put(arrays) if alone else sharding.put_same(arrays, sharding.by_batch(mesh))
+    *data, rest, everyone = placed
     settings = {"classes": classes, "iterations": iterations}
     tried = fit(*data, rest, l2s, **settings)
     accuracy, loss = (np.asarray(x) for x in evaluate(tried, features[held], labels[held]))

@@ -16,7 +16,13 @@ K = (1, 5, 10, 20, 50, 100, 200)
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5)
 HOLDOUT, HOLDOUT_MOST = 0.2, 20_000  # of the training examples
 LABELS = (100, 1000)
-PARTS = ("kNN", *(f"linear, {count:,} labels" for count in LABELS), "linear, all labels")
+
+
+def _part(count: int) -> str:
+    return f"linear, {count:,} labels"
+
+
+PARTS = ("kNN", *map(_part, LABELS), "linear, all labels")  # in this order
 
 
 class Score(NamedTuple):
@@ -65,7 +71,7 @@ def score(
         error = float(np.sqrt(p * (1 - p) / len(test.labels)))
         return Score(p, error, choice, ranking.alike(found, test.labels))
 
-    announce("kNN")
+    announce(PARTS[0])
     settings = [(k, t) for k in K for t in TEMPERATURES]
     search = {"mesh": mesh, "classes": classes}
     tried = knn.evaluate(*train.rows(rest[:knn_bank]), *train.rows(held), settings=settings, **search)
@@ -80,11 +86,11 @@ def score(
     rng = np.random.default_rng(seed)
     for count in LABELS:
         if classes <= count <= len(rest):
-            announce(f"linear, {count:,} labels")
+            announce(_part(count))
             drawn = [rest[linear.balanced_draw(train.labels[rest], count, rng)] for _ in range(draws)]
             scores[f"linear_{count}"] = _few_labels(scaled, scaled_test, drawn, held, classes, iterations)
 
-    announce("linear, all labels")
+    announce(PARTS[-1])
     rows, held = limited(held, rest, linear_examples)
     data = scaled.rows(rows)
     chosen = linear.fit_chosen(mesh, *data, held, L2, classes=classes, iterations=iterations)

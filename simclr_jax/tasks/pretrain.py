@@ -119,7 +119,8 @@ class _Scoring:
 
     def __init__(self, contenders: Iterable[str]):
         self._places = {each: i for i, each in enumerate(itertools.product(contenders, ("features", *PARTS)))}
-        self._progress = Progress(0, len(self._places), 10, jax.process_index() == 0, "score")
+        first = jax.process_index() == 0
+        self._progress = Progress(0, len(self._places), enabled=first, unit="score")
 
     def announce(self, who: str, part: str) -> None:
         """All before this part of this contender is done."""

@@ -25,6 +25,11 @@ CHIPS = {
 }
 
 
+def of(topology: str) -> Chip | None:
+    """The chip of a topology, v5e:4x8; None where its generation is not among these."""
+    return CHIPS.get(topology.partition(":")[0])
+
+
 def roofline(chip: Chip, chips: int, flops: float, traffic: float, moved: dict[str, int]) -> dict:
     """Seconds of a step on `chips` by what could bound it: {compute, memory, links}.
 

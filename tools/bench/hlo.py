@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -54,7 +54,7 @@ class Collective(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes of one device's arrays, over all times."""
-        return self.times * sum(array.size for array in self.arrays)
+        return self.times * _bytes(self.arrays)
 
 
 class _Instruction(NamedTuple):
@@ -90,7 +90,7 @@ def collectives(text: str) -> list[Collective]:
         if each.operation.endswith("-done"):
             begun = next((by_name[o] for o in each.operands if o in by_name), each)
         given = tuple(a for o in begun.operands if o in by_name for a in by_name[o].result)
-        arrays = max(each.result, given, key=lambda side: sum(a.size for a in side))
+        arrays = max(each.result, given, key=_bytes)
         source = re.search(r'op_name="([^"]*)"', begun.line)
         found.append(Collective(kind, arrays, times.get(each.computation, 1), source[1] if source else ""))
     return found
@@ -121,8 +121,7 @@ def repeats(text: str) -> float:
 
 def _size(each: _Instruction, by_name: dict[str, _Instruction], bodies: dict[str, list[_Instruction]]) -> int:
     """Bytes that an instruction reads and writes; of an array that it only slices or updates, that part."""
-    given = [by_name[o].result for o in each.operands if o in by_name]
-    sizes, written = [sum(a.size for a in arrays) for arrays in given], sum(a.size for a in each.result)
+    sizes, written = [_bytes(by_name[o].result) for o in each.operands if o in by_name], _bytes(each.result)
     if each.operation == "fusion":
         body = [i for name in _CALLED.findall(each.line) for i in bodies.get(name, ())]
         parts, root = _parts(body)
@@ -145,19 +144,18 @@ def _parts(body: list[_Instruction]) -> tuple[dict[int, int], int | None]:
     by_name = {i.name: i for i in body}
     named = {i.name: [o for o in i.operands if o in by_name] for i in body}
 
-    def size(name: str) -> int:
-        return sum(a.size for a in by_name[name].result)
-
     found: dict[int, int] = {}
     for parameter in (i for i in body if i.operation == "parameter"):
         users = [i for i in body if parameter.name in named[i.name]]
         first = users and all(named[i.name][0] == parameter.name for i in users)
         if first and all(i.operation in _SLICES for i in users):
-            found[int(parameter.operands[0])] = sum(size(i.name) for i in users)
+            found[int(parameter.operands[0])] = sum(_bytes(i.result) for i in users)
         elif first and all(i.operation == _UPDATE for i in users):
             found[int(parameter.operands[0])] = 0
     root = next((i for i in body if "ROOT" in i.line), None)
-    return found, size(named[root.name][1]) if root and root.operation == _UPDATE else None
+    if root and root.operation == _UPDATE:
+        return found, _bytes(by_name[named[root.name][1]].result)
+    return found, None
 
 
 def bytes_by_kind(found: list[Collective]) -> dict[str, int]:
@@ -186,6 +184,10 @@ def image_sized(
         return math.prod(array.shape) >= pixels and like_images and tuple(sorted(array.shape)) not in own
 
     return [c for c in found if any(map(carries, c.arrays))]
+
+
+def _bytes(arrays: Iterable[Array]) -> int:
+    return sum(array.size for array in arrays)
 
 
 def _instructions(text: str) -> Iterator[_Instruction]:

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from scipy.special import softmax
 
-from bench import table
+from bench import passes, table
 from bench.contest import compiled_to_fit, contest, peers, rate, timed
 from simclr_jax import losses, report, sharding
 from simclr_jax.losses import tiled
@@ -71,9 +70,10 @@ def ways(temperature: float, mesh: jax.sharding.Mesh) -> dict[str, Callable]:
     in_tiles = functools.partial(tiled.nt_xent, temperature=temperature, mesh=mesh, axis=sharding.AXIS)
     found = {"dense": dense, "tiled": in_tiles, "ring": functools.partial(in_tiles, ring=True)}
     if float(getattr(mesh.devices.flat[0], "compute_capability", 0)) >= TF32_FROM:
-        passes = {"precision": jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3}
+        three = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
         found |= {
-            f"{name}, TF32 × 3": functools.partial(found[name], **passes) for name in ("dense", "tiled")
+            f"{name}, TF32 × 3": functools.partial(found[name], precision=three)
+            for name in ("dense", "tiled")
         }
     return found
 
@@ -82,29 +82,20 @@ def exactness(temperature: float, mesh: jax.sharding.Mesh, dim: int) -> dict[str
     """{way: how far value and gradient are from float64's}, relative to the value and largest gradient."""
     n, rng = -(-EXACT_IMAGES // mesh.size) * mesh.size, np.random.default_rng(0)
     z = (rng.standard_normal((n, 1, dim)) + rng.standard_normal((n, 2, dim))).astype(np.float32)
-    value, gradient = in_float64(z.astype(np.float64), temperature)
-    found = {}
+    exact, found = in_float64(z.astype(np.float64), temperature), {}
+    placed = sharding.put_batch(z, mesh)
     for name, loss in ways(temperature, mesh).items():
-        placed = sharding.put_batch(z, mesh)
-        (own_value, _), own = jax.jit(jax.value_and_grad(loss, has_aux=True))(placed)
-        found[name] = {
-            "value": abs(float(own_value) - value) / abs(value),
-            "gradient": float(np.abs(np.asarray(own) - gradient).max() / np.abs(gradient).max()),
-        }
+        (value, _), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(placed)
+        found[name] = passes.off((float(value), np.asarray(gradient)), exact)
     return found
 
 
 def in_float64(z: np.ndarray, temperature: float) -> tuple[float, np.ndarray]:
-    """(value, gradient) of NT-Xent (SimCLR, equation 1) of z `[n, 2, d]` by hand."""
+    """(value, gradient) of NT-Xent (SimCLR, equation 1) of z `[n, 2, d]`, not normalised."""
     norm = np.linalg.norm(z, axis=-1, keepdims=True)
-    unit = (z / norm).reshape(-1, z.shape[-1])
-    logits, row = unit @ unit.T / temperature, np.arange(len(unit))
-    logits[row, row] = -np.inf
-    p = softmax(logits, axis=1)
-    value = float(-np.log(p[row, row ^ 1]).mean())
-    p[row, row ^ 1] -= 1
-    of_unit = ((p + p.T) @ unit / temperature / len(unit)).reshape(z.shape)
-    unit = unit.reshape(z.shape)
+    unit = z / norm
+    value, of_unit = passes.nt_xent(unit.reshape(-1, z.shape[-1]), temperature, None)
+    of_unit = of_unit.reshape(z.shape)
     return value, (of_unit - unit * np.sum(unit * of_unit, axis=-1, keepdims=True)) / norm
 
 

@@ -30,19 +30,20 @@ def measure(config: ConfigDict, *, images: int = 2048, dim: int = 128) -> dict:
         z = shared * rng.normal(size=(images, 1, dim)) + rng.normal(size=(images, 2, dim))
         z = z.reshape(-1, dim) / np.linalg.norm(z, axis=-1).reshape(-1, 1)
         z = z.astype(np.float32)
-        value, gradient = nt_xent(z.astype(np.float64), temperature, None)
+        exact = nt_xent(z.astype(np.float64), temperature, None)
         for name, how in WAYS.items():
-            own_value, own = nt_xent(z, temperature, how)
-            rows.append(
-                {
-                    "views": views,
-                    "products": name,
-                    "value": abs(own_value - value) / abs(value),
-                    "gradient": float(np.abs(own - gradient).max() / np.abs(gradient).max()),
-                }
-            )
+            rows.append({"views": views, "products": name, **off(nt_xent(z, temperature, how), exact)})
     return {"part": "passes", "images": images, "dim": dim, "temperature": temperature, "rows": rows,
             **report.environment()}  # fmt: skip
+
+
+def off(found: tuple[float, np.ndarray], exact: tuple[float, np.ndarray]) -> dict[str, float]:
+    """How far (value, gradient) are from the exact ones, relative to the value and the largest gradient."""
+    (value, gradient), (exact_value, exact_gradient) = found, exact
+    return {
+        "value": abs(value - exact_value) / abs(exact_value),
+        "gradient": float(np.abs(gradient - exact_gradient).max() / np.abs(exact_gradient).max()),
+    }
 
 
 def nt_xent(z: np.ndarray, temperature: float, how: tuple[int, int] | None) -> tuple[float, np.ndarray]:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from bench import chips, hlo, table
 from bench.collectives import lower
+from bench.step import network_name
 from simclr_jax import memory_error, report, sharding, validation
 from simclr_jax.errors import SimclrError, one_line
 
@@ -53,8 +54,7 @@ def measure(config: ConfigDict, *, topology: tuple[str, ...] = ("v5e:2x2",)) -> 
 
 def mesh_of(topology: str) -> Mesh:
     """The mesh of a slice that need not be here."""
-    generation = topology.partition(":")[0]
-    if generation not in chips.CHIPS:
+    if chips.of(topology) is None:
         raise SimclrError(
             f"--topology={topology}: must be one of {', '.join(chips.CHIPS)} and a slice, like v5e:4x8"
         )
@@ -91,7 +91,7 @@ def compiled(config: ConfigDict, topology: str, mesh: Mesh) -> dict:
         validation.validate_run(config, config.train.batch_size, mesh.size)
     except SimclrError as error:
         raise SimclrError(f"{error}; or give another --topology") from None
-    begin = time.perf_counter()
+    chip, begin = chips.of(topology), time.perf_counter()
     lowered, params, flops = lower(config, mesh)
     try:
         program = lowered.compile()
@@ -99,15 +99,19 @@ def compiled(config: ConfigDict, topology: str, mesh: Mesh) -> dict:
         found = memory_error.shortage(error)
         if found is None:
             raise
-        return {"fits": False, "needed_bytes": found.needed, "why": one_line(error),
-                "compile_seconds": time.perf_counter() - begin}  # fmt: skip
+        return {
+            "fits": False,
+            "compile_seconds": time.perf_counter() - begin,
+            "memory_bytes": chip.memory,
+            "needed_bytes": found.needed,
+            "why": one_line(error),
+        }
     seconds = time.perf_counter() - begin
     text, memory, cost = program.as_text(), program.memory_analysis(), program.cost_analysis()
     if not (memory and cost and flops):
         raise SimclrError(f"--topology={topology}: this version of libtpu tells nothing of its program")
     collectives = hlo.collectives(text)
     traffic, moved = cost["bytes accessed"] * hlo.repeats(text), hlo.bytes_by_kind(collectives)
-    chip = chips.CHIPS[topology.partition(":")[0]]
     roofline = chips.roofline(chip, mesh.size, flops, traffic, moved)
     return {
         "fits": True,
@@ -129,14 +133,14 @@ def compiled(config: ConfigDict, topology: str, mesh: Mesh) -> dict:
 def show(result: dict) -> None:
     """A row a slice."""
     model, train = result["config"]["model"], result["config"]["train"]
-    network = f"ResNet-{model['depth']}" if model["encoder"] == "resnet" else model["encoder"].upper()
+    network, batch = f"{network_name(model)} {model['width']:g}×", f"batch {result['batch_size']:,}"
     split = f" in microbatches of {train['microbatch']:,}" if train["microbatch"] else ""
     columns = (
         "slice", "chips", "state + temporary, GB", "of", "traffic, GB", "collectives", "moved, MB",
         "roofline, ms", "bound by", "images/s by it", "compiled in, s",
     )  # fmt: skip
     table.show(
-        f"train step: {network} {model['width']:g}×, batch {result['batch_size']:,}{split}, compiled",
+        f"train step: {network}, {batch}{split}, compiled",
         columns,
         [_row(r) for r in result["rows"]],
         [
@@ -148,16 +152,15 @@ def show(result: dict) -> None:
 
 
 def _row(r: dict) -> tuple:
-    took = table.number(r["compile_seconds"])
+    took, of = table.number(r["compile_seconds"]), table.number(r["memory_bytes"] / 1e9)
     if not r["fits"]:
         needed = f"needs {table.number(r['needed_bytes'] / 1e9)}" if r["needed_bytes"] else "does not fit"
-        of = table.number(chips.CHIPS[r["topology"].partition(":")[0]].memory / 1e9)
         return r["topology"], r["chips"], needed, of, *[""] * 6, took
     kinds = " + ".join(f"{n} {kind}" for kind, n in r["collectives"].items() if n)
     held, bound = (r["argument_bytes"], r["temporary_bytes"]), r["roofline_seconds"][r["bound"]]
     return (
         r["topology"], r["chips"], " + ".join(table.number(x / 1e9) for x in held),
-        table.number(r["memory_bytes"] / 1e9), table.number(r["traffic_bytes"] / 1e9), kinds,
+        of, table.number(r["traffic_bytes"] / 1e9), kinds,
         table.number(sum(r["bytes"].values()) / 1e6), table.number(1e3 * bound), r["bound"],
         table.number(r["images_per_second_by_roofline"]), took,
     )  # fmt: skip

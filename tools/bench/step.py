@@ -209,15 +209,19 @@ def peer_settings(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def network_name(model: dict[str, Any]) -> str:
+    """ResNet-50, or CNN, of a config's model."""
+    return f"ResNet-{model['depth']}" if model["encoder"] == "resnet" else model["encoder"].upper()
+
+
 def show(result: dict) -> None:
     """The table."""
     config, device, peak = result["config"], result["device"], result["peak_flops_per_second"]
     model = config["model"]
-    network = f"ResNet-{model['depth']}" if model["encoder"] == "resnet" else model["encoder"].upper()
     side = config["data"]["image_size"]
     rows = result["rows"]
     table.show(
-        f"train step: {network}, {side} px, batch {result['batch_size']:,}, {model['dtype']}, "
+        f"train step: {network_name(model)}, {side} px, batch {result['batch_size']:,}, {model['dtype']}, "
         f"{result['data']} data, {device['count']} × {device['kind']}",
         ("", "images/s", "ms (range)", "TFLOP/s", "of the peak", "temporary MB", "× peer"),
         [
