@@ -6,8 +6,8 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from simclr_jax import config as cfg
 from simclr_jax import optim, recipe
+from simclr_jax.config import every_steps
 from simclr_jax.data.sources import Source
 from simclr_jax.resolve import Run
 from simclr_jax.state import TrainState
@@ -40,7 +40,7 @@ def describe(run: Run, task: Task, state: TrainState) -> None:
     print(f"mesh: {mesh.size} × {kind}, {share} images on each")
     done = f", going on after step {first}" if first else ""
     periods = ", ".join(
-        f"{name} every {cfg.every_steps(node.every, train.size, config.train.batch_size) or 'never'}"
+        f"{name} every {every_steps(node.every, train.size, config.train.batch_size) or 'never'}"
         for name, node in (("log", config.log), ("save", config.checkpoint), ("evaluate", config.eval))
     )
     print(f"steps: {run.steps:,}{done}; {periods}".replace("every never", "never"))

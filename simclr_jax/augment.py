@@ -30,7 +30,7 @@ def random_views(
     resize: str = "bicubic",
     flip: float = 0.5,
     rotation: float = 0.0,
-    scaling: tuple[float, float] = (1.0, 1.0),
+    zoom: tuple[float, float] = (1.0, 1.0),
     **colour: Any,
 ) -> jax.Array:
     """Views `[n, views, size, size, c]` in [0, 1]: the whole of SimCLR's pipeline (appendix A).
@@ -43,7 +43,7 @@ def random_views(
       seed, crop_area, ...: the fields of a config; `colour` those of `photometric`.
     """
     height, width = images.shape[1:3]
-    plain = not rotation and tuple(scaling) == (1.0, 1.0)
+    plain = not rotation and tuple(zoom) == (1.0, 1.0)
     radians = math.radians(rotation)
 
     def one(image: jax.Array, key: jax.Array) -> jax.Array:
@@ -51,8 +51,8 @@ def random_views(
         u = jax.random.uniform(for_rest, (3,))
         image = image.astype(jnp.float32) / 255
         if not plain:
-            zoom = scaling[0] + (scaling[1] - scaling[0]) * u[2]
-            image = geometry.rotate_and_scale(image, radians * (2 * u[1] - 1), zoom)
+            factor = zoom[0] + (zoom[1] - zoom[0]) * u[2]
+            image = geometry.rotate_and_scale(image, radians * (2 * u[1] - 1), factor)
         box = {"area": crop_area, "aspect": crop_aspect, "min_covered": crop_min_covered}
         begin, extent = geometry.crop_box(for_box, height, width, **box)
         rows = geometry.resampling(height, size, begin[0], extent[0], resize)

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from simclr_jax import orbax_threads, paths, report, sharding, storage
+from simclr_jax import orbax_threads, paths, run_summary, sharding, storage
 from simclr_jax.errors import DamagedError, DivergedError, Preempted, SimclrError, StorageError, one_line
 from simclr_jax.state import TrainState
 
@@ -249,7 +249,7 @@ def read_parameters(directory: epath.PathLike, step: int = 0) -> tuple[int, Any,
         saved, damaged = newest(directory, parts)
         for error in damaged if jax.process_index() == 0 else ():
             print(f"note: {error}; taking the one of step {saved.step}")
-    tree = report.nest(saved.arrays)
+    tree = run_summary.nest(saved.arrays)
     return saved.step, tree["params"], tree.get("model_state", {})
 
 

@@ -11,7 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import checkpoint, geometry, paths, sharding
-from simclr_jax import config as cfg
+from simclr_jax.config import load_config
 from simclr_jax.data import formats
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import simclr
@@ -147,7 +147,7 @@ def load(workdir: epath.PathLike, step: int = 0) -> Encoder:
 
 def read(workdir: epath.PathLike, step: int = 0) -> tuple[ConfigDict, dict[str, Any], int, dict[str, Any]]:
     """(config, what config.json says of the images, step, variables) of a run."""
-    config, data = cfg.load(workdir)
+    config, data = load_config(workdir)
     step, params, model_state = checkpoint.read_parameters(paths.expand(workdir) / "checkpoints", step)
     return config, data, step, {"params": params, **model_state}
 

@@ -212,7 +212,7 @@ def embedding(
     classes: Sequence[str],
     method: str = "t-SNE",
 ) -> None:
-    """A map of features, points `[n, 2]` (see `evals.embedding`), coloured by label."""
+    """A map of features, points `[n, 2]` (see `measures.embedding`), coloured by label."""
     figure = new(figsize=(7, 6))
     axes = figure.subplots()
     import matplotlib

@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simclr_jax import announce, checkpoint, memory_error, metrics, nonfinite, sharding
-from simclr_jax import config as cfg
 from simclr_jax import workdir as folder
+from simclr_jax.config import every_steps
 from simclr_jax.data.prefetch import Prefetch
 from simclr_jax.errors import Preempted, SimclrError
 from simclr_jax.resolve import Run
@@ -45,8 +45,8 @@ class Loop:
     def __init__(self, run: Run, task: Task, outlets: Outlets):
         self.run, self.task, self.out = run, task, outlets
         examples, batch = run.splits.train.size, run.config.train.batch_size
-        self.log_every = cfg.every_steps(run.config.log.every, examples, batch)
-        self.save_every = cfg.every_steps(run.config.checkpoint.every, examples, batch)
+        self.log_every = every_steps(run.config.log.every, examples, batch)
+        self.save_every = every_steps(run.config.checkpoint.every, examples, batch)
         self.hunger, self.collapse = announce.Hunger(run.config), announce.Collapse()
         self.waiting: Log | None = None
 

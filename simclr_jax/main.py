@@ -11,9 +11,9 @@ if __name__ == "__main__":  # before what takes a second to import
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from simclr_jax import command, paths, validation
-from simclr_jax import config as cfg
+from simclr_jax import command, paths
 from simclr_jax.command import fail
+from simclr_jax.config import adopt_start, check_field, checks, default, flatten
 from simclr_jax.errors import SimclrError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -46,7 +46,7 @@ usage: python -m simclr_jax.main --config=FILE [--workdir=DIR] [--resume=force]
   --process      {process}
 
 The same command goes on where a run stopped. Fields, with their defaults (explained in
-simclr_jax/config.py; of a duration, steps win over examples, and examples over epochs):
+simclr_jax/config/fields.py; of a duration, steps win over examples, and examples over epochs):
 
 {fields}"""
 
@@ -56,7 +56,7 @@ OPTIONS = ("config", "workdir", "resume", "coordinator", "processes", "process")
 def show_help() -> None:
     """Prints the options and every field of the config."""
     texts = {name: flags.FLAGS[name].help for name in OPTIONS}
-    fields = "\n".join(f"  --config.{field}={value}" for field, value in cfg.flatten(cfg.default()).items())
+    fields = "\n".join(f"  --config.{field}={value}" for field, value in flatten(default()).items())
     print(HELP.format(fields=fields, **texts))
 
 
@@ -71,7 +71,7 @@ def parse(argv: list[str], words: int = 0) -> list[str]:
             raise SimclrError("--config is missing: for example --config=configs/quickstart.py")
         for name in names:
             if name.startswith("config."):
-                cfg.check_field(name.removeprefix("config."))
+                check_field(name.removeprefix("config."))
         rest = flags.FLAGS(list(map(_at_home, argv)))
         if len(rest) > 1 + words:
             raise SimclrError(f"{rest[1 + words]!r}: not understood; options start with --")
@@ -104,13 +104,17 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     with command.ends(GOES_ON):
         workdir = paths.expand(WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
-        validation.validate(cfg.adopt_start(CONFIG.value, workdir))
-        from simclr_jax import distributed, report, train  # late: --help and a wrong field answer at once
+        checks.validate(adopt_start(CONFIG.value, workdir))
+        from simclr_jax import (  # late: --help and a wrong field answer at once
+            distributed,
+            run_summary,
+            train,
+        )
 
         distributed.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         summary = train.run(CONFIG.value, workdir, force=RESUME.value == "force")
         if distributed.first():
-            report.show(summary, workdir)
+            run_summary.show(summary, workdir)
 
 
 if __name__ == "__main__":

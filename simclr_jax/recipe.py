@@ -2,16 +2,16 @@
 
 from ml_collections import ConfigDict
 
-from simclr_jax import config as cfg
 from simclr_jax import optim
+from simclr_jax.config import count_steps, duration, total_steps
 
 SHARE = 10  # a warm-up takes a tenth of the run, in the paper's recipes that or less
 
 
 def lengths(config: ConfigDict, examples: int) -> tuple[int, int]:
     """(steps of the warm-up, steps of the run) on `examples` training images."""
-    warmup = cfg.count_steps(config.optimizer.warmup, examples, config.train.batch_size)
-    return warmup, cfg.total_steps(config, examples)
+    warmup = count_steps(config.optimizer.warmup, examples, config.train.batch_size)
+    return warmup, total_steps(config, examples)
 
 
 def settle(
@@ -39,7 +39,7 @@ def settle(
     if tenth:  # the finest unit wins: what was asked for stays on record
         config.optimizer.warmup.steps = tenth
     else:
-        config.optimizer.warmup.update(cfg.duration())
+        config.optimizer.warmup.update(duration())
     line = (
         f"warm-up: the {_steps(warmup)} of config.optimizer.warmup do not fit a run of {_steps(total)}; "
         f"it takes a tenth of the run, {_steps(tenth)}"

@@ -9,10 +9,19 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, encoder, files, lock, paths, recipe, sharding, validation
-from simclr_jax import config as cfg
+from simclr_jax import checkpoint, encoder, files, lock, paths, recipe, sharding
 from simclr_jax import workdir as folder
 from simclr_jax.checkpoint import Saved
+from simclr_jax.config import (
+    CONFIG_FILE,
+    SCHEMA,
+    adopt_start,
+    checks,
+    going_on,
+    load_config,
+    to_json,
+    total_steps,
+)
 from simclr_jax.data import notes as data_notes
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data import survey
@@ -56,13 +65,13 @@ class Run(NamedTuple):
         """Writes config.json; nothing is written before the run is known to work."""
         if jax.process_index():
             return
-        path = self.workdir / cfg.FILE
+        path = self.workdir / CONFIG_FILE
         if path.exists():
             try:
-                cfg.load(self.workdir)
+                load_config(self.workdir)
             except DamagedError:
-                print(f"moved the damaged {cfg.FILE} to {files.set_aside(path, self.workdir)}")
-        files.write(path, cfg.to_json(self.config, {**self.identity, "classes": list(classes)}))
+                print(f"moved the damaged {CONFIG_FILE} to {files.set_aside(path, self.workdir)}")
+        files.write(path, to_json(self.config, {**self.identity, "classes": list(classes)}))
 
 
 @contextlib.contextmanager
@@ -87,8 +96,8 @@ def resolved(
       SimclrError: the config makes no sense, another run holds the workdir, or what is there is another's.
     """
     workdir = paths.expand(workdir)
-    config = cfg.adopt_start(config, workdir)
-    validation.validate(config)
+    config = adopt_start(config, workdir)
+    checks.validate(config)
     if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
         raise SimclrError("config.model.dtype='float64': set JAX_ENABLE_X64=1")
     mesh = sharding.make_mesh(config.mesh.devices)
@@ -98,7 +107,7 @@ def resolved(
         if reading := splits.train.reading:  # percentiles have been measured
             config.data.window = reading.window
     try:
-        validation.validate_run(config, splits.train.size, mesh.size)
+        checks.validate_run(config, splits.train.size, mesh.size)
     except SimclrError:  # what was left out may explain it
         for line in data_notes.describe(splits) if jax.process_index() == 0 else ():
             print(line)
@@ -118,15 +127,15 @@ def _resolve(config: ConfigDict, workdir: epath.Path, splits: Splits, mesh: Mesh
     trained = bool(checkpoint.saved_steps(workdir / "checkpoints"))
     if not sharding.agreed(int(trained)):
         raise SimclrError(f"--workdir={workdir}: the processes see other checkpoints there; share the folder")
-    config, settled = recipe.settle(config, examples, cfg.going_on(workdir))
+    config, settled = recipe.settle(config, examples, going_on(workdir))
     if force:
         config = config.copy_and_resolve_references()
         with contextlib.suppress(DamagedError):  # it is written anew; one of a newer version is not
-            if (workdir / cfg.FILE).is_file():
-                cfg.load(workdir)
+            if (workdir / CONFIG_FILE).is_file():
+                load_config(workdir)
     else:
         config = folder.compare(workdir, config, identity, trained)
-    steps = cfg.total_steps(config, examples)
+    steps = total_steps(config, examples)
     saved, damaged, notes = _newest(workdir / "checkpoints")
     if saved is None:
         config = encoder.pin_steps(config)
@@ -136,7 +145,7 @@ def _resolve(config: ConfigDict, workdir: epath.Path, splits: Splits, mesh: Mesh
             "another --workdir"
         )
     told = (*data_notes.describe(splits), *notes, *settled)
-    if trained and files.read_json(workdir / cfg.FILE).get("schema", cfg.SCHEMA) < 5:
+    if trained and files.read_json(workdir / CONFIG_FILE).get("schema", SCHEMA) < 5:
         told += survey.other_before(splits)
     return Run(config, workdir, splits, mesh, identity, steps, saved, damaged, told)
 

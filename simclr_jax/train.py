@@ -26,13 +26,13 @@ from simclr_jax import (
     metrics,
     nonfinite,
     optim,
-    report,
     resolve,
+    run_summary,
     sharding,
     storage,
 )
-from simclr_jax import config as cfg
 from simclr_jax import workdir as folder
+from simclr_jax.config import count_steps, every_steps, microbatches
 from simclr_jax.data import memory
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import Preempted, StorageError, UnreadableImagesError
@@ -89,7 +89,7 @@ def run(
         if run.first == run.steps:
             run.write_config(task.classes)
         else:
-            step_fn = make_step(task, optimizer, rate, run.config.seed, cfg.microbatches(run.config))
+            step_fn = make_step(task, optimizer, rate, run.config.seed, microbatches(run.config))
             state, rates = train(run, task, state, step_fn, clock, on_eval)
         results: dict[str, float] = {}
         summary: dict[str, Any] = {}
@@ -167,7 +167,7 @@ def build_optimizer(
     name, scaling = fields.pop("name"), fields.pop("scaling")
     peak = optim.scaled_rate(fields.pop("learning_rate"), scaling, config.train.batch_size)
     fields.pop("warmup")
-    warmup = cfg.count_steps(config.optimizer.warmup, examples, config.train.batch_size)
+    warmup = count_steps(config.optimizer.warmup, examples, config.train.batch_size)
     rate = optim.schedule(peak, warmup, steps)
     return optim.create(name, rate, trainable=task.trainable, **fields), rate
 
@@ -204,7 +204,7 @@ def use_compile_cache(where: str) -> None:
 def check_room(run: Run, state: TrainState) -> None:
     """Raises SimclrError where the run's checkpoints will not fit."""
     kept = len(checkpoint.saved_steps(run.checkpoints)) - len(run.damaged)
-    every = cfg.every_steps(run.config.checkpoint.every, run.splits.train.size, run.config.train.batch_size)
+    every = every_steps(run.config.checkpoint.every, run.splits.train.size, run.config.train.batch_size)
     saves = 1 if not every else math.ceil((run.steps - run.first) / every)
     storage.check_room(run.workdir, checkpoint.size(state), kept, run.config.checkpoint.keep, saves)
 
@@ -259,7 +259,7 @@ def summarize(
     rows = metrics.read_rows(run.workdir)
     unreadable = note_unreadable(run)
     # A finished run that is only evaluated again keeps what it measured while it trained.
-    before = files.read_json(run.workdir / report.FILE) if run.first == run.steps else {}
+    before = files.read_json(run.workdir / run_summary.FILE) if run.first == run.steps else {}
     kept = {name: before[name] for name in ("seconds", "rates") if isinstance(before.get(name), dict)}
     seconds = {**kept.get("seconds", {}), **{k: round(v, 2) for k, v in clock.all().items()}}
     summary = {
@@ -267,13 +267,13 @@ def summarize(
         "steps": run.steps,
         "resumed_from": run.first,
         "last": rows[-1] if rows else {},
-        **report.nest(results),
+        **run_summary.nest(results),
         "rates": rates or kept.get("rates", {}),
         "seconds": seconds,
         "unreadable_files": {"count": len(unreadable), "names": unreadable},
         "files_read_by_pillow": _count_by_pillow(run.splits),
-        **report.environment(),
+        **run_summary.environment(),
     }
     if first_process:
-        files.write(run.workdir / report.FILE, json.dumps(summary, indent=2) + "\n")
+        files.write(run.workdir / run_summary.FILE, json.dumps(summary, indent=2) + "\n")
     return summary

@@ -9,8 +9,8 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import config as cfg
 from simclr_jax import files, paths
+from simclr_jax.config import CONFIG_FILE, adopt_old_behaviour, differences, load_config
 from simclr_jax.errors import DamagedError, SimclrError
 from simclr_jax.text import printable
 
@@ -79,34 +79,34 @@ def compare(workdir: epath.Path, config: ConfigDict, data: dict[str, Any], train
     Raises:
       SimclrError: what is there was made by another config or from other images.
     """
-    path = workdir / cfg.FILE
+    path = workdir / CONFIG_FILE
     config = config.copy_and_resolve_references()
     if not path.exists():
         if trained:
             raise SimclrError(
-                f"{workdir} has checkpoints but no {cfg.FILE}: choose another --workdir, or write it anew "
+                f"{workdir} has checkpoints but no {CONFIG_FILE}: choose another --workdir, or write it anew "
                 "with --resume=force"
             )
         return config
     try:
-        old, old_data = cfg.load(workdir)
+        old, old_data = load_config(workdir)
     except DamagedError as error:
         raise DamagedError(
             f"{error}; bring it back from a copy, choose another --workdir, or write it anew with "
             "--resume=force"
         ) from None
-    cfg.adopt_old_behaviour(config, files.read_text(path))
-    changed = cfg.differences(old, config)
+    adopt_old_behaviour(config, files.read_text(path))
+    changed = differences(old, config)
     changed += [
         f"training images, {name}: {old_data.get(name)!r} -> {value!r}"
         for name, value in data.items()
         if old_data and old_data.get(name) != value
     ]
     if changed:
-        differences = "\n  ".join(changed)
+        lines = "\n  ".join(changed)
         remedy = "go on all the same" if trained else "begin it anew (nothing is trained there yet)"
         raise SimclrError(
-            f"{workdir} holds a run that differs in:\n  {differences}\n"
+            f"{workdir} holds a run that differs in:\n  {lines}\n"
             f"Choose another --workdir, or {remedy} with --resume=force"
         )
     return config

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax import config as cfg
 from simclr_jax import train
-from simclr_jax.convert import run
+from simclr_jax.config import default, duration, set_field
+from simclr_jax.convert import workdir as conversion
 from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.models import simclr
@@ -94,7 +94,7 @@ def copy(finished, tmp_path):
 
 def tiny_config(**overrides):
     """A few seconds of training on 12×12 images; overrides are dotted fields with __ for dots."""
-    c = cfg.default()
+    c = default()
     c.data.source = "arrays"
     c.data.image_size = 12
     c.data.channels = 1
@@ -106,13 +106,13 @@ def tiny_config(**overrides):
     c.optimizer.name = "adamw"
     c.optimizer.scaling = "none"
     c.optimizer.learning_rate = 3e-3
-    c.optimizer.warmup = cfg.duration(steps=2)
+    c.optimizer.warmup = duration(steps=2)
     c.train.steps = 12
     c.train.batch_size = 16
     c.mesh.devices = 1
-    c.log.every = cfg.duration(steps=1)
-    c.checkpoint.every = cfg.duration(steps=4)
-    c.eval.every = cfg.duration()
+    c.log.every = duration(steps=1)
+    c.checkpoint.every = duration(steps=4)
+    c.eval.every = duration()
     c.eval.batch_size = 32
     c.eval.final = False
     c.eval.figures = False
@@ -120,7 +120,7 @@ def tiny_config(**overrides):
     c.eval.linear.iterations = 20
     c.compile_cache = ""
     for name, value in overrides.items():
-        cfg.set_field(c, name.replace("__", "."), value)
+        set_field(c, name.replace("__", "."), value)
     return c
 
 
@@ -138,7 +138,7 @@ def untrained_run(workdir, config, classes=4):
     model, side = simclr.create(**config.model, classes=classes), config.data.image_size
     images = np.zeros((2, side, side, config.data.channels), model.encoder.dtype)
     variables = jax.jit(lambda key: simclr.init(model, key, images))(jax.random.key(5))
-    run.write(workdir, config, jax.device_get(variables), step=7, origin="random")
+    conversion.write(workdir, config, jax.device_get(variables), step=7, origin="random")
     return workdir
 
 

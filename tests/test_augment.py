@@ -34,7 +34,7 @@ PLAIN = Options(flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0)
 def test_a_view_depends_on_its_key_alone(tf, channels):
     x = tf.constant(image(c=channels))
     key = lambda *k: host_augment.view_key(k[0], tf.constant(k[1], tf.int64), k[2])  # noqa: E731
-    options = Options(rotation=20.0, scaling=(0.8, 1.2))
+    options = Options(rotation=20.0, zoom=(0.8, 1.2))
     view = lambda *k: host_augment.random_view(x, key(*k), 16, options).numpy()  # noqa: E731
     first = view(3, 2**33 + 5, 0)
     assert first.shape == (16, 16, channels)

@@ -13,8 +13,8 @@ import pytest
 from bench import chips, collectives, contest, hlo, kernels, loss, passes, pods, table
 from conftest import tiny_config
 
-from simclr_jax import config as cfg
 from simclr_jax import sharding
+from simclr_jax.config import default
 from simclr_jax.errors import SimclrError
 
 TOOL = Path(__file__).parent.parent / "tools" / "benchmark.py"
@@ -258,7 +258,7 @@ def test_a_step_compiled_for_tpus(capsys):
 
 
 def test_loss_promises(capsys):
-    config = cfg.default()
+    config = default()
     config.mesh.devices = 1
     result = loss.measure(config, sizes=(16,), dim=8, steps=1)
     names = [row["name"] for row in result["rows"]]
@@ -390,7 +390,7 @@ def test_parts_of_a_number_add_up():
 
 
 def test_three_tf32_passes_are_as_exact_as_float32(capsys):
-    config = cfg.default()
+    config = default()
     result = passes.measure(config, images=256, dim=32)
     off = {(row["views"], row["products"]): row["gradient"] for row in result["rows"]}
     for views in passes.VIEWS:
@@ -402,7 +402,7 @@ def test_three_tf32_passes_are_as_exact_as_float32(capsys):
 def test_one_that_does_not_fit_is_a_row_and_the_others_go_on(monkeypatch, capsys):
     """Logits of 65,536 images would take 69 GB: here a machine with 1 MB free."""
     monkeypatch.setattr(contest.memory_error, "host_free", lambda: 1_000_000)
-    config = cfg.default()
+    config = default()
     config.mesh.devices = 1
     result = loss.measure(config, sizes=(512,), dim=8, steps=1)
     rows = {row["name"]: row for row in json.loads(json.dumps(result))["rows"]}

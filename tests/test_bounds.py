@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import tiny_config, tiny_splits
 
-from simclr_jax import bounds, train, validation
-from simclr_jax import config as cfg
+from simclr_jax import train
+from simclr_jax.config import bounds, check_field, checks, default, flatten, set_field
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import resnet, simclr
 
@@ -37,9 +37,9 @@ def refused(field, value):
     """The line that refuses a value, given through Python."""
     config = tiny_config()
     with config.ignore_type():
-        cfg.set_field(config, field, value)
+        set_field(config, field, value)
     with pytest.raises(SimclrError) as error:
-        validation.validate(config)
+        checks.validate(config)
     text = str(error.value)
     assert text.startswith(f"config.{field}=")
     assert "\n" not in text
@@ -54,8 +54,8 @@ def test_a_value_that_no_machine_holds_is_refused_with_a_reason(field):
 
 def numeric():
     """The fields of numbers and of tuples of numbers."""
-    for field, value in cfg.flatten(cfg.default()).items():
-        if isinstance(value, tuple) and field not in validation.PATTERNS:
+    for field, value in flatten(default()).items():
+        if isinstance(value, tuple) and field not in checks.PATTERNS:
             yield field, (1e300,)
         elif type(value) in (int, float):
             yield field, type(value)(10**300)
@@ -74,7 +74,7 @@ def test_every_number_has_a_bound(field, value):
 
 def test_bounds_are_of_fields_that_there_are():
     for field in bounds.BOUNDS:
-        cfg.check_field(field)
+        check_field(field)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -84,8 +84,8 @@ def test_numbers_of_a_tuple_are_finite(field, value):
 
 
 def test_defaults_lie_far_within():
-    bounds.check(cfg.flatten(cfg.default()))
-    bounds.check_together(cfg.flatten(cfg.default()))
+    bounds.check(flatten(default()))
+    bounds.check_together(flatten(default()))
 
 
 @pytest.mark.parametrize(
@@ -102,15 +102,15 @@ def test_defaults_lie_far_within():
 )  # fmt: skip
 def test_what_is_too_much_together_is_refused(fields, named):
     with pytest.raises(SimclrError, match=rf"^config\.{named}=\S+: must be smaller: "):
-        validation.validate(tiny_config(**fields))
+        checks.validate(tiny_config(**fields))
 
 
 def test_the_largest_published_models_are_let_through():
     for depth, width, batch, size in ((152, 3.0, 4096, 224), (200, 4.0, 4096, 224), (50, 1.0, 65536, 224)):
-        c = cfg.default()
+        c = default()
         c.data.source, c.model.depth, c.model.width, c.model.sk_ratio = "tfds:x", depth, width, 0.0625
         c.train.batch_size, c.data.image_size, c.model.projection_layers = batch, size, 3
-        validation.validate(c)
+        checks.validate(c)
 
 
 MODELS = (
@@ -122,14 +122,14 @@ MODELS = (
 
 @pytest.mark.parametrize("fields", MODELS, ids=str)
 def test_parameters_are_counted_without_the_model(fields):
-    config = cfg.default()
+    config = default()
     for name, value in fields.items():
-        cfg.set_field(config, f"model.{name}", value)
+        set_field(config, f"model.{name}", value)
     model = simclr.create(**config.model, classes=0)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: simclr.init(model, jax.random.key(0), x), images)["params"]
     true = sum(np.prod(x.shape) for x in jax.tree.leaves(shapes))
-    assert bounds.parameters(cfg.flatten(config)) == pytest.approx(true, rel=0.1)
+    assert bounds.parameters(flatten(config)) == pytest.approx(true, rel=0.1)
     assert bounds.BLOCKS == resnet.DEPTHS
 
 
@@ -138,7 +138,7 @@ def test_parameters_are_counted_without_the_model(fields):
 def test_a_workdir_that_is_no_text_is_one_line(field, value, tmp_path):
     config = tiny_config()
     with config.ignore_type():
-        cfg.set_field(config, field, value)
+        set_field(config, field, value)
     with pytest.raises(SimclrError, match=rf"^config\.{field}=.*: must be the path of a run"):
         train.run(config, tmp_path / "run", splits=tiny_splits())
     assert not (tmp_path / "run").exists()
@@ -146,36 +146,36 @@ def test_a_workdir_that_is_no_text_is_one_line(field, value, tmp_path):
 
 def test_steps_that_the_images_make_too_many_are_refused():
     config = tiny_config(train__steps=0, train__epochs=1e6, train__batch_size=2)
-    validation.validate_run(config, examples=1000, devices=1)
+    checks.validate_run(config, examples=1000, devices=1)
     with pytest.raises(SimclrError, match=r"comes to 2,500,000,001 steps, must be at most 2,147,483,647"):
-        validation.validate_run(config, examples=5000, devices=1)
+        checks.validate_run(config, examples=5000, devices=1)
 
 
 @pytest.mark.parametrize("device", ["none", "photometric", "all"])
 def test_more_images_than_the_device_counts_are_refused(device):
     config = tiny_config(augment__device=device, train__steps=2**21, train__batch_size=2048)
-    validation.validate_run(config, examples=4096, devices=1)
+    checks.validate_run(config, examples=4096, devices=1)
     config.train.steps += 1
     if device == "none":  # the host counts in 64 bits
-        validation.validate_run(config, examples=4096, devices=1)
+        checks.validate_run(config, examples=4096, devices=1)
         return
     with pytest.raises(SimclrError, match=r"2,097,153 steps of 2,048 images .* at most 4,294,967,296: "):
-        validation.validate_run(config, examples=4096, devices=1)
+        checks.validate_run(config, examples=4096, devices=1)
 
 
 # ---- one image ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", validation.LOSSES)
+@pytest.mark.parametrize("loss", checks.LOSSES)
 def test_a_batch_of_one_image_teaches_a_contrastive_loss_nothing(loss):
     with pytest.raises(SimclrError, match=r"^config\.train\.batch_size=1: must be 2 or more for"):
-        validation.validate(tiny_config(train__batch_size=1, loss__name=loss))
-    validation.validate(tiny_config(train__batch_size=2, train__microbatch=1, loss__name=loss))
+        checks.validate(tiny_config(train__batch_size=1, loss__name=loss))
+    checks.validate(tiny_config(train__batch_size=2, train__microbatch=1, loss__name=loss))
 
 
-@pytest.mark.parametrize("task", ["supervised", "distill", "heads"])
+@pytest.mark.parametrize("task", ["supervised", "distill", "linear_sweep"])
 def test_a_batch_of_one_image_is_enough_where_there_are_labels(task):
-    validation.validate(tiny_config(train__batch_size=1, task=task))
+    checks.validate(tiny_config(train__batch_size=1, task=task))
 
 
 @pytest.mark.parametrize(
@@ -189,4 +189,4 @@ def test_a_batch_of_one_image_is_enough_where_there_are_labels(task):
 )
 def test_the_remedy_of_a_batch_larger_than_the_images_can_be_followed(examples, devices, remedy):
     with pytest.raises(SimclrError, match=rf"larger than the training set \({examples} images\); {remedy}$"):
-        validation.validate_run(tiny_config(train__batch_size=16), examples, devices)
+        checks.validate_run(tiny_config(train__batch_size=16), examples, devices)

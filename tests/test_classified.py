@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from sklearn import metrics
 
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals import classified, ranking
+from simclr_jax.measures import classified, ranking
 
 
 def predictions(n, classes, sharpness=2.0, seed=0, labels=None):

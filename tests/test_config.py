@@ -6,11 +6,12 @@ import json
 import pytest
 from conftest import tiny_config
 
-from simclr_jax import augment, geometry, losses, models, optim, tasks, validation
+from simclr_jax import augment, geometry, losses, models, optim, tasks
 from simclr_jax import config as cfg
+from simclr_jax.config import checks, stored
 from simclr_jax.data import host_augment
 from simclr_jax.errors import SimclrError
-from simclr_jax.models import heads, resnet
+from simclr_jax.models import projection, resnet
 from simclr_jax.tasks import images
 
 BAD = {
@@ -59,27 +60,27 @@ BAD = {
 def test_bad_value_is_one_line_that_names_field_and_value(field):
     config = tiny_config(**{field.replace(".", "__"): BAD[field]})
     with pytest.raises(SimclrError) as error:
-        validation.validate(config)
+        checks.validate(config)
     text = str(error.value)
     assert text.startswith(f"config.{field}={BAD[field]!r}: must be ")
     assert "\n" not in text
 
 
 def test_good_configs_pass():
-    validation.validate(tiny_config())
-    validation.validate(tiny_config(data__source="tfds:cifar10", data__image_size=32))
+    checks.validate(tiny_config())
+    checks.validate(tiny_config(data__source="tfds:cifar10", data__image_size=32))
 
 
 @pytest.mark.parametrize("kind", ["tfds", "folder", "npz"])
 def test_source_without_name_says_what_to_type(kind):
     with pytest.raises(SimclrError, match=f"--config.data.source={kind}:"):
-        validation.validate(tiny_config(data__source=f"{kind}:"))
+        checks.validate(tiny_config(data__source=f"{kind}:"))
 
 
 def test_image_too_small_for_the_stem():
     with pytest.raises(SimclrError, match="32 or more for the imagenet stem"):
-        validation.validate(tiny_config(model__encoder="resnet", data__image_size=28))
-    validation.validate(tiny_config(model__encoder="resnet", model__stem="cifar", data__image_size=28))
+        checks.validate(tiny_config(model__encoder="resnet", data__image_size=28))
+    checks.validate(tiny_config(model__encoder="resnet", model__stem="cifar", data__image_size=28))
 
 
 def test_unknown_field_and_wrong_type():
@@ -89,35 +90,35 @@ def test_unknown_field_and_wrong_type():
     with config.unlocked(), config.ignore_type():
         config.train.batch_size = "many"
     with pytest.raises(SimclrError, match=r"train\.batch_size='many': must be a whole number"):
-        validation.validate(config)
+        checks.validate(config)
     with config.unlocked(), config.ignore_type():
         config.train.batch_size = 16
         config.loss.temprature = 1.0
     with pytest.raises(SimclrError, match=r"config\.loss\.temprature: no such field; did you mean"):
-        validation.validate(config)
+        checks.validate(config)
 
 
 def test_batch_must_fit_devices_and_data():
     config = tiny_config(train__batch_size=12)
-    validation.validate_run(config, examples=100, devices=4)
+    checks.validate_run(config, examples=100, devices=4)
     with pytest.raises(SimclrError, match=r"train\.batch_size=12: must be divisible by the 8 dev"):
-        validation.validate_run(config, examples=100, devices=8)
+        checks.validate_run(config, examples=100, devices=8)
     with pytest.raises(SimclrError, match=r"larger than the training set \(10 images\)"):
-        validation.validate_run(config, examples=10, devices=1)
+        checks.validate_run(config, examples=10, devices=1)
 
 
 def test_names_are_those_of_the_constructors():
-    assert set(validation.TASKS) == set(tasks.TASKS)
-    assert set(validation.ENCODERS) == set(models.ENCODERS)
-    assert set(validation.DEPTHS) == set(resnet.DEPTHS)
-    assert set(validation.PROJECTIONS) == set(heads.PROJECTIONS)
-    assert set(validation.STEMS) == set(resnet.STEMS)
-    assert set(validation.VARIANTS) == set(resnet.VARIANTS)
-    assert set(validation.RESIZES) == set(geometry.RESIZES)
-    assert set(validation.REMAT_KEEPS) == set(resnet.REMAT_KEEPS)
-    assert set(validation.LOSSES) == set(losses.LOSSES)
-    assert set(validation.OPTIMIZERS) == set(optim.OPTIMIZERS)
-    for scaling in validation.SCALINGS:
+    assert set(checks.TASKS) == set(tasks.TASKS)
+    assert set(checks.ENCODERS) == set(models.ENCODERS)
+    assert set(checks.DEPTHS) == set(resnet.DEPTHS)
+    assert set(checks.PROJECTIONS) == set(projection.PROJECTIONS)
+    assert set(checks.STEMS) == set(resnet.STEMS)
+    assert set(checks.VARIANTS) == set(resnet.VARIANTS)
+    assert set(checks.RESIZES) == set(geometry.RESIZES)
+    assert set(checks.REMAT_KEEPS) == set(resnet.REMAT_KEEPS)
+    assert set(checks.LOSSES) == set(losses.LOSSES)
+    assert set(checks.OPTIMIZERS) == set(optim.OPTIMIZERS)
+    for scaling in checks.SCALINGS:
         optim.scaled_rate(1.0, scaling, 64)
 
 
@@ -155,11 +156,23 @@ def test_differences_name_only_what_decides_the_result():
     assert cfg.differences(old, new) == ["config.loss.temperature: 0.5 -> 0.25"]
 
 
+def test_renamed_fields():
+    """An older config.json is read under today's names; on a command line the new name is told."""
+    tree = json.loads(cfg.to_json(tiny_config(), {}))
+    tree["config"]["augment"]["scaling"] = [0.8, 1.2]
+    del tree["config"]["augment"]["zoom"]
+    tree |= {"schema": 5, "config": {**tree["config"], "task": "heads"}}
+    old, _ = cfg.from_json(json.dumps(tree))
+    assert (old.augment.zoom, old.task) == ((0.8, 1.2), "linear_sweep")
+    with pytest.raises(SimclrError, match=r"config\.augment\.scaling: is config\.augment\.zoom now"):
+        cfg.check_field("augment.scaling")
+
+
 def test_older_workdir_keeps_its_behaviour(monkeypatch):
     """A field added later, whose default changed the behaviour, has its old value in old workdirs."""
     tree = json.loads(cfg.to_json(tiny_config(), {}))
     del tree["config"]["augment"]["crop_min_covered"]
-    monkeypatch.setattr(cfg, "OLD_BEHAVIOUR", {"augment.crop_min_covered": 0.25})
+    monkeypatch.setattr(stored, "OLD_BEHAVIOUR", {"augment.crop_min_covered": 0.25})
     old, _ = cfg.from_json(json.dumps(tree))
     assert old.augment.crop_min_covered == 0.25
     now = tiny_config()

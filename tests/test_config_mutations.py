@@ -10,13 +10,13 @@ import jax
 import pytest
 from test_structure import CONFIGS, load_config, small_teacher, traced_step
 
-from simclr_jax import config as cfg
-from simclr_jax import encoder, sharding, validation
+from simclr_jax import encoder, sharding
+from simclr_jax.config import checks, default, every_steps, flatten, from_json, to_json
 from simclr_jax.errors import SimclrError
 
 EXAMPLES, DEVICES = 100_000, 8  # of the run that is imagined
 QUICK = ("quickstart", "ablation", "mnist")  # configs whose step is traced in a second or two
-NAMES = [value for value in vars(validation).values() if isinstance(value, tuple)]  # that fields may take
+NAMES = [value for value in vars(checks).values() if isinstance(value, tuple)]  # that fields may take
 EXTREMES = (-1, 0, 1, 2, 3, 2**31 - 1, 2**31, 2**63, 10**30, -0.0, 1e-300, 1e-30, 1e300, math.nan, math.inf,
             -math.inf)  # fmt: skip
 STRANGE = (None, "", "x", "../x", "a/b", "/abs", "..", "line\nbreak", "\0", "☃", "nan", "1", "(", True, False,
@@ -58,7 +58,7 @@ def mutated(path, rng):
         config.data.source = "folder:/images"
     if config.start.workdir or config.task != "pretrain":  # of another run: architecture and image size
         config.start.workdir, config.data.image_size, config.data.channels = "", 224, 3
-    flat, changes = cfg.flatten(cfg.default()), {}
+    flat, changes = flatten(default()), {}
     for field in rng.sample(sorted(flat), rng.choice([1, 1, 2, 3])):
         *parents, name = field.split(".")
         node = functools.reduce(lambda node, parent: node[parent], parents, config)
@@ -71,20 +71,20 @@ def mutated(path, rng):
 def outcome(config):
     """ "a step", or the one line that a run of `config` ends with before its images are read."""
     try:
-        validation.validate(config)
+        checks.validate(config)
         if config.model.dtype == "float64":  # refused by the run, where JAX has no float64
             return "float64"
         mesh = sharding.make_mesh(config.mesh.devices)
-        validation.validate_run(config, EXAMPLES, mesh.size)
+        checks.validate_run(config, EXAMPLES, mesh.size)
         state, after, _ = traced_step(config, EXAMPLES, mesh.size)
     except SimclrError as error:
         return str(error)
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (state, after)]
     assert shapes[0] == shapes[1]
     for node in (config.log, config.checkpoint, config.eval):
-        assert cfg.every_steps(node.every, EXAMPLES, config.train.batch_size) >= 0
-    text = cfg.to_json(config, {})
-    assert cfg.flatten(cfg.from_json(text)[0]) == cfg.flatten(config)
+        assert every_steps(node.every, EXAMPLES, config.train.batch_size) >= 0
+    text = to_json(config, {})
+    assert flatten(from_json(text)[0]) == flatten(config)
     assert "NaN" not in text
     json.loads(text)
     return "a step"

@@ -12,7 +12,8 @@ from conftest import tiny_config, tiny_splits
 import simclr_jax
 from simclr_jax import train
 from simclr_jax.convert import __main__ as command
-from simclr_jax.convert import google_tf, infer, names, run
+from simclr_jax.convert import google_tf, infer, names
+from simclr_jax.convert import workdir as conversion
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import simclr
@@ -152,8 +153,8 @@ def test_the_layer_that_the_classifier_reads(folder, layer, tmp_path):
 )
 @pytest.mark.parametrize("kind", ["tf1", "tf2"])
 def test_every_architecture_is_inferred_from_its_shapes(fields, kind):
-    config = run.config_of(fields)
-    wanted = run.expected(config, 7)
+    config = conversion.config_of(fields)
+    wanted = conversion.expected(config, 7)
     shapes = {getattr(leaf, kind): shape for leaf, shape in wanted.items()}
     shuffled = dict(sorted(shapes.items()))  # a checkpoint has no order
     if kind == "tf1":
@@ -163,7 +164,7 @@ def test_every_architecture_is_inferred_from_its_shapes(fields, kind):
         found = google_tf.object_based(suffixed, None)
     inferred, classes = infer.infer(found, "it")
     assert classes == 7
-    again = run.expected(inferred, classes)
+    again = conversion.expected(inferred, classes)
     assert {getattr(leaf, kind): shape for leaf, shape in again.items()} == shapes
     names_ = ("depth", "blocks", "width", "stem", "sk_ratio", "se_ratio", "projection")
     assert {f: inferred.model[f] for f in names_} == {f: config.model[f] for f in names_}
@@ -172,13 +173,13 @@ def test_every_architecture_is_inferred_from_its_shapes(fields, kind):
 def test_a_classifier_in_the_middle_of_the_head_goes_there_and_back(tmp_path):
     """A fine-tuned model has no more of the projection head than its classifier reads."""
     fields = {"depth": 18, "blocks": (1, 1, 1, 1), "width": 0.125, "stem": "cifar", "projection_layers": 3}
-    config = run.config_of({**fields, "probe_layer": 1}, task="supervised")
-    wanted = run.expected(config, 5)
+    config = conversion.config_of({**fields, "probe_layer": 1}, task="supervised")
+    wanted = conversion.expected(config, 5)
     rng = np.random.default_rng(0)
     variables: dict = {}
     for leaf, shape in wanted.items():
         names.put(variables, leaf.path, rng.random(shape, np.float32))
-    run.write(tmp_path / "run", config, variables, step=5, origin="")
+    conversion.write(tmp_path / "run", config, variables, step=5, origin="")
     prefix = google_tf.export(tmp_path / "run", tmp_path / "back").splitlines()[-1]
     assert "head_contrastive/nl_1/dense/kernel" not in variables_of(prefix)
     google_tf.convert(prefix, tmp_path / "again")
@@ -397,12 +398,12 @@ def test_what_is_no_checkpoint(tmp_path):
 
 def test_what_the_original_lacks_does_not_go_out(tmp_path):
     for field, value in (("encoder", "cnn"), ("variant", "torch"), ("stem", "cifar_pad2")):
-        config = run.config_of({"depth": 18, "width": 0.125, field: value, "projection": "none"})
+        config = conversion.config_of({"depth": 18, "width": 0.125, field: value, "projection": "none"})
         model, images = simclr.create(**config.model), np.zeros((2, 64, 64, 3), np.float32)
         shapes = jax.eval_shape(lambda m=model, x=images: m.init(jax.random.key(0), x, train=False))
         variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         where = tmp_path / field
-        run.write(where, config, variables, step=1, origin="")
+        conversion.write(where, config, variables, step=1, origin="")
         with pytest.raises(SimclrError, match=rf"model\.{field}="):
             google_tf.export(where, tmp_path / "out")
         assert not (tmp_path / "out").exists()

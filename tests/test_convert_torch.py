@@ -18,8 +18,9 @@ from safetensors.numpy import load_file, save_file
 
 import simclr_jax
 from simclr_jax.convert import __main__ as command
-from simclr_jax.convert import names, run
+from simclr_jax.convert import names
 from simclr_jax.convert import torch as convert_torch
+from simclr_jax.convert import workdir as conversion
 from simclr_jax.errors import SimclrError
 
 FIXTURE = Path(__file__).parent / "fixtures" / "torch_resnet.npz"
@@ -233,14 +234,14 @@ def test_torch_to_workdir_to_torch(tmp_path, bottleneck):
 def random_workdir(path, task="pretrain", classes=0, mean=(), **model):
     """A workdir of random variables: (2, 1, 1, 1) blocks at an eighth of the width."""
     fields = {"blocks": (2, 1, 1, 1), "width": 0.125, "projection_dim": 16, "probe": bool(classes)}
-    config = run.config_of({**fields, **model}, task=task, image_size=40)
+    config = conversion.config_of({**fields, **model}, task=task, image_size=40)
     if mean:
         config.data.mean, config.data.std = mean, STD
     variables = {}
-    for leaf, shape in run.expected(config, classes).items():
+    for leaf, shape in conversion.expected(config, classes).items():
         array = array_of(leaf.torch, shape[::-1]).transpose()
         names.put(variables, leaf.path, np.ascontiguousarray(array))
-    run.write(path, config, variables, step=3, origin="random")
+    conversion.write(path, config, variables, step=3, origin="random")
     return path
 
 
@@ -485,7 +486,7 @@ def test_export_refuses(tmp_path, monkeypatch):
 
 
 def test_cnn_has_no_place(tmp_path):
-    config = run.config_of({"encoder": "cnn"})
+    config = conversion.config_of({"encoder": "cnn"})
     with pytest.raises(SimclrError, match="only ResNets"):
         names.leaves(config.model, {})
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import QUICK, tiny_arrays, tiny_config
 
 from simclr_jax import checkpoint, command, distributed, metrics, train
-from simclr_jax import config as cfg
+from simclr_jax.config import to_json
 from simclr_jax.errors import SimclrError
 
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ class Pair:
 
     def __init__(self, config, workdir, tmp_path):
         file = tmp_path / "config.py"
-        file.write_text(CONFIG.format(text=cfg.to_json(config, {})))
+        file.write_text(CONFIG.format(text=to_json(config, {})))
         launcher = ROOT / "tools" / "launch" / "local.py"
         command = [sys.executable, str(launcher), "--processes=2", "--devices=2", "--grace=60", "--"]
         command += [sys.executable, "-m", "simclr_jax.main", f"--config={file}", f"--workdir={workdir}"]

@@ -14,16 +14,16 @@ import pytest
 from conftest import QUICK, tiny_arrays, tiny_config, untrained_run
 from PIL import Image
 
-from simclr_jax import config as cfg
 from simclr_jax import encoder, sharding
+from simclr_jax.config import default
 from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals import classified, knn, linear
 from simclr_jax.evaluate import __main__ as command
-from simclr_jax.evaluate import compare, frozen, page, published, run, summary
+from simclr_jax.evaluate import compare, frozen, page, published, report, run
 from simclr_jax.evaluate.subject import Subject
+from simclr_jax.measures import classified, knn, linear
 
 ROOT = Path(__file__).parent.parent
 FAST = ("features", "knn", "lbfgs", "linear", "classifier")
@@ -86,7 +86,7 @@ def test_the_report_and_that_what_was_found_is_kept(workdir, monkeypatch, capsys
     assert {"tensors.tsv", "metadata.tsv", "sprite.png", "projector_config.pbtxt"} <= {
         path.name for path in (workdir / "eval" / "projector").iterdir()
     }
-    text = "\n".join(summary.table(made))
+    text = "\n".join(report.table(made))
     assert "kNN, k = 200, T = 0.1" in text
     assert "untrained encoder" in text
 
@@ -447,7 +447,7 @@ def test_one_in_fifty(workdir, tmp_path):
             assert one["auroc"] == {"value": 0.5}
             assert one["average_precision"]["value"] == pytest.approx(0.5)
     assert "balanced accuracy 50.0 %, AUROC 0.500, average precision 0.500" in made["verdict"]
-    text = summary.table(made)
+    text = report.table(made)
     line = next(line for line in text if line.startswith("every class alike"))
     assert line.split("  ")[-1].strip() == "average precision"
     assert sum("0.500" in line for line in text) == len(made["rows"])
@@ -472,7 +472,7 @@ def test_classes_that_the_test_images_lack_are_told(workdir):
 
 def test_test_images_of_one_class_are_told():
     measured = classified.evaluate(np.eye(3)[[1, 1, 2]], np.array([1, 1, 1]))
-    told = summary.left_out({"knn": {"metrics": {"kNN": measured}}})
+    told = report.left_out({"knn": {"metrics": {"kNN": measured}}})
     assert told == "All test images are of one class: no AUROC, no average precision."
     assert set(frozen.cell(measured)) == {"value", "low", "high", "balanced_accuracy"}
 
@@ -597,7 +597,7 @@ def test_mistakes(words, line, fresh, capsys):
 
 
 def test_published_figures_are_of_the_same_setting():
-    config = cfg.default()
+    config = default()
     config.data.source = "tfds:imagenet2012"
     assert published.figures(config)["sgd"] == {
         "value": pytest.approx(0.646),
@@ -614,10 +614,10 @@ def test_the_verdict():
         cells = {who: {"value": v, "low": v - 0.02, "high": v + 0.02} for who, v in values.items()}
         return [{"id": "lbfgs", "title": "linear", "cells": cells}]
 
-    good = summary.verdict(row(simclr=0.9, untrained=0.8, raw_pixels=0.89), None, "")
+    good = report.verdict(row(simclr=0.9, untrained=0.8, raw_pixels=0.89), None, "")
     assert good.startswith("linear: 90.0 % of the test images right (95 %: 88.0 to 92.0)")
     assert "better than the untrained encoder" in good
     assert "not clearly better than raw pixels" in good
-    bad = summary.verdict(row(simclr=0.5, untrained=0.8), {"simclr": {"collapsed": True}}, "")
+    bad = report.verdict(row(simclr=0.5, untrained=0.8), {"simclr": {"collapsed": True}}, "")
     assert "COLLAPSED" in bad
     assert "WORSE than the untrained encoder" in bad

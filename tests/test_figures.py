@@ -12,11 +12,11 @@ import pytest
 from conftest import tiny_config, tiny_splits
 from PIL import Image
 
-from simclr_jax import figures, report, train
+from simclr_jax import figures, run_summary, train
 from simclr_jax.data.splits import Splits
-from simclr_jax.evals import embedding
 from simclr_jax.evaluate import charts, page
 from simclr_jax.evaluate.subject import Subject
+from simclr_jax.measures import embedding
 from simclr_jax.tasks import pretrain
 
 # Names that matplotlib takes for something else, or warns of.
@@ -176,13 +176,13 @@ def test_the_table_shows_what_counts_every_class_alike_where_accuracy_hides_it()
                 "linear_all_auroc": {"simclr": 0.04},
             },
         }
-        return [line.split("  ") for line in report.table(summary).splitlines()]
+        return [line.split("  ") for line in run_summary.table(summary).splitlines()]
 
     assert len(table(0.975)) == 2
     lines = [[word.strip() for word in line if word] for line in table(0.5)]
     assert lines[2:] == [["balanced accuracy", "50.0", "50.0"], ["AUROC", "0.500 ± 0.040", "0.500"]]
     test = {"images": 50, "top1": 0.98, "top1_standard_error": 0.02, "balanced_accuracy": 0.5, "auroc": 0.5}
-    assert report.table({"test": test}).endswith("top-1 98.0 ± 2.0  balanced accuracy 50.0  AUROC 0.500")
+    assert run_summary.table({"test": test}).endswith("top-1 98.0 ± 2.0  balanced accuracy 50.0  AUROC 0.500")
 
 
 def named(splits, classes):
@@ -194,7 +194,7 @@ def finished(tmp_path, capsys, classes=("$0_to_$50", "_b", "c\nd", "\u65e5" * 99
     config = tiny_config(train__steps=3, eval__final=True, eval__figures=True, eval__baselines=False)
     summary = train.run(config, tmp_path, splits=named(tiny_splits(n=240), classes))
     assert json.loads((tmp_path / "summary.json").read_text())["scores"] == summary["scores"]
-    assert "linear, all labels" in report.table(summary)
+    assert "linear, all labels" in run_summary.table(summary)
     return capsys.readouterr()
 
 

@@ -11,8 +11,8 @@ import tifffile
 from conftest import tiny_config
 from PIL import Image, ImageOps
 
-from simclr_jax import config as cfg
 from simclr_jax import encoder, train
+from simclr_jax.config import adopt_start, flatten, load_config, set_field, to_json
 from simclr_jax.data import decode, formats, memory, notes, pipeline, splits
 from simclr_jax.data.formats import Reading
 from simclr_jax.data.tf import load as tensorflow
@@ -452,14 +452,14 @@ STARTED = {"data__intensity": "percentiles", "data__window": (100.0, 3000.0), "d
 ])  # fmt: skip
 @pytest.mark.parametrize("role", ["start.workdir", "distill.teacher"])
 def test_pixels_are_those_of_the_start_or_the_teacher(tmp_path, role, mine, expected):
-    (tmp_path / "config.json").write_text(cfg.to_json(tiny_config(**STARTED), {}))
+    (tmp_path / "config.json").write_text(to_json(tiny_config(**STARTED), {}))
     config = tiny_config(task="distill" if role.startswith("distill") else "supervised", **mine)
-    cfg.set_field(config, role, str(tmp_path))
+    set_field(config, role, str(tmp_path))
     if isinstance(expected, str):
         with pytest.raises(SimclrError, match=expected):
-            cfg.adopt_start(config)
+            adopt_start(config)
     else:
-        adopted = cfg.flatten(cfg.adopt_start(config))
+        adopted = flatten(adopt_start(config))
         assert {name: adopted[name.replace("__", ".")] for name in expected} == expected
 
 
@@ -478,7 +478,7 @@ def test_a_run_notes_its_window(tmp_path, device, capsys):
     options = {"data__source": f"folder:{tmp_path / 'set'}", "data__intensity": "percentiles",
                "augment__device": device, "train__batch_size": 8, "eval__figures": False}  # fmt: skip
     train.run(tiny_config(**options, train__steps=1), tmp_path / "run")
-    stored, _ = cfg.load(tmp_path / "run")
+    stored, _ = load_config(tmp_path / "run")
     low, high = stored.data.window
     assert 0 <= low < 30
     assert 3800 < high < 4096
@@ -486,7 +486,7 @@ def test_a_run_notes_its_window(tmp_path, device, capsys):
     Image.fromarray(np.full((16, 16), 60_000, np.uint16)).save(tmp_path / "set" / "a" / "0.png")
     # It goes on with the same window.
     train.run(tiny_config(**options, train__steps=2), tmp_path / "run", force=True)
-    assert cfg.load(tmp_path / "run")[0].data.window == (low, high)
+    assert load_config(tmp_path / "run")[0].data.window == (low, high)
 
 
 def test_every_road_shows_the_same_pixels(tmp_path):

@@ -88,7 +88,7 @@ def test_views_are_distributed_as_the_hosts(tf, resize):
     """Mean, spread, left-right and top-bottom contrast of 2,000 views of one photo-like image."""
     smooth = np.cumsum(np.cumsum(noise(24, 20, seed=5) - 0.45, axis=0), axis=1)
     x = (255 * (smooth - smooth.min()) / np.ptp(smooth)).astype(np.uint8)
-    options = host_augment.Options(rotation=20.0, scaling=(0.9, 1.2), blur_kernel=0.3, resize=resize)
+    options = host_augment.Options(rotation=20.0, zoom=(0.9, 1.2), blur_kernel=0.3, resize=resize)
 
     def host(i):
         return host_augment.random_view(tf.constant(x), host_augment.view_key(0, i, 0), 12, options)

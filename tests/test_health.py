@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial.distance import pdist
 
 from simclr_jax import data
-from simclr_jax.evals import health
+from simclr_jax.measures import health
 from simclr_jax.models import simclr
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from simclr_jax import figures, sharding
-from simclr_jax.evals import curation, embedding
+from simclr_jax.measures import curation, embedding
 
 
 @pytest.fixture(scope="module", params=[1, 8])
@@ -170,7 +170,7 @@ def test_projector(tmp_path, channels, most, monkeypatch):
 
 
 def test_nothing_here_imports_tensorflow():
-    code = "import sys, simclr_jax.evals.embedding; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, simclr_jax.measures.embedding; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

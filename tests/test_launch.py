@@ -13,8 +13,8 @@ import pytest
 from absl import flags
 
 from simclr_jax import command as exits
-from simclr_jax import config as cfg
 from simclr_jax import main as command
+from simclr_jax.config import default, flatten
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "tools" / "launch"
@@ -379,7 +379,7 @@ def test_launch_files_name_only_what_exists():
     """Flags of the command, fields of the config, configs, and files of this folder."""
     known = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(command.__name__)}
     known.add("config")
-    fields = set(cfg.flatten(cfg.default()))
+    fields = set(flatten(default()))
     for path in LAUNCH.iterdir():
         if not path.is_file():
             continue

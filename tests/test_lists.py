@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from simclr_jax import validation
+from simclr_jax.config import checks
 from simclr_jax.data import notes, splits
-from simclr_jax.data.holdout import held_out
+from simclr_jax.data.holdout import holdout_rows
 from simclr_jax.errors import SimclrError
 
 
@@ -126,7 +126,7 @@ def test_no_list(tmp_path):
 
 
 def test_lists_are_named_where_sources_are():
-    assert "list:FILE" in validation.SOURCES
+    assert "list:FILE" in checks.SOURCES
 
 
 # ---- splits and groups --------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_a_group_on_both_sides_of_the_lists_own_splits_is_told(tmp_path):
 
 
 def test_without_groups_the_hold_out_is_what_it_was():
-    kept, held = held_out(20, 0.2)
+    kept, held = holdout_rows(20, 0.2)
     assert held.tolist() == [6, 8, 14, 19]
     assert sorted([*kept, *held]) == list(range(20))
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_config
 
 from simclr_jax import announce, metrics
-from simclr_jax.evals import health
+from simclr_jax.measures import health
 from simclr_jax.tasks import pretrain
 
 

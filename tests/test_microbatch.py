@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import tiny_config, tiny_splits
 
-from simclr_jax import config as cfg
-from simclr_jax import sharding, step, train, validation
+from simclr_jax import sharding, step, train
+from simclr_jax.config import checks, total_steps
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import resnet
 from simclr_jax.tasks import TASKS
@@ -18,7 +18,7 @@ def prepared(devices=1, **fields):
     config = tiny_config(mesh__devices=devices, **fields)
     mesh, splits = sharding.make_mesh(devices), tiny_splits()
     task = TASKS[config.task](config, splits, mesh)
-    optimizer, rate = train.build_optimizer(config, 80, cfg.total_steps(config, 80), task)
+    optimizer, rate = train.build_optimizer(config, 80, total_steps(config, 80), task)
     state = train.init_state(task, optimizer, 0, mesh)
     return task, state, optimizer, rate, sharding.put_batch(next(task.input(0)), mesh)
 
@@ -87,11 +87,11 @@ def test_a_run_in_microbatches(tmp_path):
     assert np.isfinite(summary["last"]["loss"])
     for microbatch, message in ((3, "a divisor of"), (-4, "a divisor of")):
         with pytest.raises(SimclrError, match=rf"train\.microbatch={microbatch}: must be 0 or {message}"):
-            validation.validate(tiny_config(train__microbatch=microbatch))
+            checks.validate(tiny_config(train__microbatch=microbatch))
     with pytest.raises(SimclrError, match=r"train\.microbatch=4: must be divisible by the 8 devices"):
-        validation.validate_run(config, 80, 8)
+        checks.validate_run(config, 80, 8)
     with pytest.raises(SimclrError, match=r"divisible by config\.model\.norm_groups=8"):
-        validation.validate(tiny_config(train__microbatch=4, model__norm_groups=8))
+        checks.validate(tiny_config(train__microbatch=4, model__norm_groups=8))
 
 
 @pytest.mark.parametrize("keep", resnet.REMAT_KEEPS)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from simclr_jax import sharding
-from simclr_jax.models import heads, resnet, simclr
+from simclr_jax.models import projection, resnet, simclr
 from simclr_jax.models.norm import batch_norm
 
 
@@ -99,13 +99,13 @@ def test_projection_heads(kind, dense):
 
 
 def test_dense_layers_start_at_the_originals_scale():
-    head = heads.Projection(layers=2, dim=128)
+    head = projection.Projection(layers=2, dim=128)
     params = head.init(jax.random.key(0), jnp.zeros((2, 512)), train=True)["params"]
     assert float(jnp.std(params["dense0"]["kernel"])) == pytest.approx(0.01, rel=0.02)
 
 
 def test_statistics_use_biased_variance_and_momentum_0_9():
-    head = heads.Projection(layers=1, dim=4)
+    head = projection.Projection(layers=1, dim=4)
     x = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
     variables = head.init(jax.random.key(0), x, train=True)
     _, state = head.apply(variables, x, train=True, mutable=["batch_stats"])

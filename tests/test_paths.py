@@ -12,9 +12,9 @@ import pytest
 from conftest import tiny_arrays, tiny_config, untrained_run
 from etils import epath
 
-from simclr_jax import config as cfg
 from simclr_jax import encoder, main, metrics, paths, wandb_run, workdir
-from simclr_jax.convert import run as conversion
+from simclr_jax.config import adopt_start
+from simclr_jax.convert import workdir as conversion
 from simclr_jax.data import splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import compare
@@ -53,9 +53,9 @@ def test_a_tilde_of_nobody_is_one_line(home):
 
 def test_every_path_of_a_config_takes_a_tilde(home):
     teacher = untrained_run(home / "teacher", tiny_config())
-    assert cfg.adopt_start(tiny_config(start__workdir="~/teacher", data__image_size=0)).data.image_size == 12
+    assert adopt_start(tiny_config(start__workdir="~/teacher", data__image_size=0)).data.image_size == 12
     student = tiny_config(task="distill", distill__teacher="~/teacher", data__channels=0)
-    assert cfg.adopt_start(student).data.channels == 1
+    assert adopt_start(student).data.channels == 1
     assert encoder.pin_steps(student).distill.step == 7
     assert encoder.load("~/teacher").step == 7
     assert override("~/teacher", []).data.image_size == 12

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from simclr_jax.evals import ranking
+from simclr_jax.measures import ranking
 
 
 def scored(counts, sharpness=1.0, seed=0, decimals=None):

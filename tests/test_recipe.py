@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from conftest import tiny_config, tiny_splits
 
-from simclr_jax import config as cfg
 from simclr_jax import metrics, optim, recipe, train
+from simclr_jax.config import default, differences, duration, from_json, to_json
 from simclr_jax.errors import SimclrError
 
 
 def config_of(*, warmup, **overrides):
     config = tiny_config(**overrides)
-    config.optimizer.warmup = cfg.duration(**warmup)
+    config.optimizer.warmup = duration(**warmup)
     return config
 
 
@@ -85,13 +85,13 @@ def test_ten_epochs_of_a_hundred_are_no_note(examples, batch):
 def test_the_same_command_agrees_with_what_it_stored():
     asked = config_of(warmup={"epochs": 10}, train__steps=50)
     first, _ = recipe.settle(asked, 1600)
-    stored, _ = cfg.from_json(cfg.to_json(first, {}))
+    stored, _ = from_json(to_json(first, {}))
     again, lines = recipe.settle(asked, 1600, stored)
-    assert cfg.differences(stored, again) == []
+    assert differences(stored, again) == []
     assert lines  # it is said again: the command still asks for another
     for said_by_hand in ({"epochs": 10, "steps": 5}, {"epochs": 10.0, "steps": 5}):
         again, lines = recipe.settle(config_of(warmup=said_by_hand, train__steps=50), 1600, stored)
-        assert cfg.differences(stored, again) == []
+        assert differences(stored, again) == []
         assert lines == []
 
 
@@ -99,9 +99,9 @@ def test_another_warmup_is_still_another_recipe():
     first, _ = recipe.settle(config_of(warmup={"epochs": 10}, train__steps=50), 1600)
     for warmup in ({"steps": 7}, {}, {"epochs": 0.02}):
         again, _ = recipe.settle(config_of(warmup=warmup, train__steps=50), 1600, first)
-        assert cfg.differences(first, again)
+        assert differences(first, again)
     longer, _ = recipe.settle(config_of(warmup={"epochs": 10}, train__steps=100), 1600, first)
-    assert cfg.differences(first, longer) == [
+    assert differences(first, longer) == [
         "config.optimizer.warmup.steps: 5 -> 10", "config.train.steps: 50 -> 100"
     ]  # fmt: skip
 
@@ -122,16 +122,16 @@ def test_a_run_of_an_older_version_keeps_its_schedule(train_for):
 
 
 def test_the_line_tells_peak_warmup_and_decay():
-    c = cfg.default()
+    c = default()
     c.optimizer.learning_rate, c.optimizer.scaling, c.train.batch_size = 0.075, "sqrt", 256
     assert recipe.describe(c, 40_000) == (
         "learning rate: rises to 1.2 over 1,562 steps, then falls by a cosine to 0 at step 15,626"
     )
-    c.optimizer.warmup = cfg.duration()
+    c.optimizer.warmup = duration()
     assert recipe.describe(c, 40_000) == (
         "learning rate: starts at 1.2 and falls by a cosine to 0 at step 15,626"
     )
-    c.optimizer.warmup = cfg.duration(steps=1)
+    c.optimizer.warmup = duration(steps=1)
     assert "over 1 step, then" in recipe.describe(c, 40_000)
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals import corruptions
-from simclr_jax.evals.attacks import fgsm, pgd
+from simclr_jax.measures import corruptions
+from simclr_jax.measures.attacks import fgsm, pgd
 
 SIZES = {"small": (28, 20), "large": (64, 70)}
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax.evals import saliency
+from simclr_jax.measures import saliency
 from simclr_jax.models import simclr
 from simclr_jax.models.cnn import CNN
 from simclr_jax.models.resnet import ResNet

@@ -11,7 +11,8 @@ import pytest
 from conftest import tiny_arrays, tiny_config, tiny_splits
 from sweeps import study
 
-from simclr_jax import lock, train, validation
+from simclr_jax import lock, train
+from simclr_jax.config import checks
 from simclr_jax.data import multilabel, splits
 from simclr_jax.errors import SimclrError
 
@@ -148,10 +149,10 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(field):
     url = f"gs://someone:{SECRET}@bucket/images"
     config = tiny_config(**{field.replace(".", "__"): f"folder:{url}" if field == "data.source" else url})
     with pytest.raises(SimclrError, match=f"config.{field}: has a password in its URL") as caught:
-        validation.validate(config)
+        checks.validate(config)
     assert SECRET not in str(caught.value)
     plain = "gs://bucket/2024:01/a@b"
-    validation.validate(tiny_config(data__data_dir=plain))
+    checks.validate(tiny_config(data__data_dir=plain))
 
 
 def test_the_password_of_a_studys_database_is_not_repeated():

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import config as cfg
-from simclr_jax import encoder, sharding, train, validation
+from simclr_jax import encoder, sharding, train
+from simclr_jax.config import checks, default, microbatches, total_steps
 from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.models import simclr
@@ -29,10 +29,11 @@ FLOORS = (
     ("storage",),
     ("files", "memory_error", "command"),
     ("geometry", "sharding", "distributed", "lock"),
-    ("wandb_run", "bounds"),
-    ("config", "state", "losses", "models", "optim", "augment", "data", "metrics",
-     "figures", "report"),
-    ("checkpoint", "evals", "workdir", "validation", "recipe"),
+    ("wandb_run",),
+    ("state", "losses", "models", "optim", "augment", "data", "metrics",
+     "figures", "run_summary"),
+    ("config", "checkpoint", "measures"),
+    ("workdir", "recipe"),
     ("encoder",),
     ("tasks", "convert", "resolve"),
     ("nonfinite",),
@@ -93,7 +94,7 @@ def load_config(path):
 
 
 def small_teacher():
-    config = cfg.default()
+    config = default()
     config.model.encoder, config.model.projection = "cnn", "none"
     model = simclr.create(**config.model, classes=10)
     variables = jax.eval_shape(
@@ -118,7 +119,7 @@ def traced_step(config, n=100_000, devices=8):
         source = sources.from_arrays(images, np.arange(20) % 10)
         shapes = {"index": shapes["label"], "position": shapes["position"]}
     task = TASKS[config.task](config, Splits(source, source), sharding.make_mesh(devices))
-    optimizer, rate = train.build_optimizer(config, n, cfg.total_steps(config, n), task)
+    optimizer, rate = train.build_optimizer(config, n, total_steps(config, n), task)
 
     def init():
         variables = task.init(jax.random.key(0))
@@ -127,7 +128,7 @@ def traced_step(config, n=100_000, devices=8):
         return train.TrainState(jnp.int32(0), params, variables, opt_state, fixed=fixed)
 
     state = jax.eval_shape(init)
-    step = train.make_step(task, optimizer, rate, 0, cfg.microbatches(config))
+    step = train.make_step(task, optimizer, rate, 0, microbatches(config))
     return state, *jax.eval_shape(step, state, shapes)
 
 
@@ -143,7 +144,7 @@ def test_config_builds_its_model_and_one_step(path, monkeypatch):
         config.start.workdir, config.data.image_size, config.data.channels = "", 224, 3
     if config.task == "distill":
         monkeypatch.setattr(encoder, "load", lambda workdir, step: small_teacher())
-    validation.validate(config)
+    checks.validate(config)
     state, after, metrics = traced_step(config)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state

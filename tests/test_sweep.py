@@ -16,7 +16,7 @@ from sweeps import results, trials
 from sweeps import space as spaces
 from sweeps import study as studies
 
-from simclr_jax import config as cfg
+from simclr_jax.config import flatten
 from simclr_jax.errors import DivergedError, SimclrError
 
 TOOL = Path(__file__).parent.parent / "tools" / "sweep.py"
@@ -297,7 +297,7 @@ def command(*more):
 def test_the_command_is_interrupted_and_goes_on(config, tmp_path):
     (tmp_path / "config.py").write_text(
         "from simclr_jax import config\n\n\ndef get_config():\n    c = config.default()\n"
-        f"    for field, value in {cfg.flatten(config)!r}.items():\n"
+        f"    for field, value in {flatten(config)!r}.items():\n"
         "        config.set_field(c, field, value)\n    return c\n"
     )
     (tmp_path / "space.py").write_text("suggest = lambda trial: {'seed': trial.suggest_int('seed', 0, 0)}")

@@ -9,9 +9,9 @@ import pytest
 from conftest import tiny_arrays, tiny_config, tiny_splits
 
 import simclr_jax
-from simclr_jax import checkpoint, encoder, geometry, sharding, train, validation
-from simclr_jax import config as cfg
-from simclr_jax.convert import run
+from simclr_jax import checkpoint, encoder, geometry, sharding, train
+from simclr_jax.config import CONFIG_FILE, adopt_start, checks, default, duration, to_json
+from simclr_jax.convert import workdir as conversion
 from simclr_jax.data import host_augment, sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.data.tf import load as load_tensorflow
@@ -45,7 +45,7 @@ def teacher(pretrained, tmp_path_factory):
     """The workdir of a run fine-tuned long enough to know its classes."""
     workdir = tmp_path_factory.mktemp("runs") / "teacher"
     config = fine_tuning(pretrained, train__steps=60, optimizer__learning_rate=1e-2, eval__final=True)
-    config.log.every = cfg.duration(steps=20)
+    config.log.every = duration(steps=20)
     summary = train.run(config, workdir, splits=tiny_splits(n=240))
     test = summary["test"]
     assert test["top1"] > 0.8
@@ -110,7 +110,7 @@ def test_frozen_batch_norm_can_move_as_in_the_original(pretrained, tmp_path):
 def test_the_classifier_is_really_new(pretrained, zero):
     """It was trained online while pretraining; another number of classes is no obstacle either."""
     images, labels = tiny_arrays(classes=7)
-    config = cfg.adopt_start(fine_tuning(pretrained, finetune__zero_init=zero))
+    config = adopt_start(fine_tuning(pretrained, finetune__zero_init=zero))
     mesh = sharding.make_mesh(1)
     task = TASKS["supervised"](config, Splits(sources.from_arrays(images, labels), None), mesh)
     optimizer, _ = train.build_optimizer(config, 80, 12, task)
@@ -123,27 +123,27 @@ def test_the_classifier_is_really_new(pretrained, zero):
 
 
 def test_the_start_decides_the_architecture(pretrained):
-    config = cfg.default()
+    config = default()
     config.task, config.start.workdir, config.data.source = "supervised", str(pretrained), "arrays"
     config.data.image_size = config.data.channels = 0
-    adopted = cfg.adopt_start(config)
+    adopted = adopt_start(config)
     assert (adopted.model.encoder, adopted.model.width, adopted.model.projection_layers) == ("cnn", 0.25, 3)
     assert (adopted.data.image_size, adopted.data.channels) == (12, 1)
-    validation.validate(adopted)
+    checks.validate(adopted)
     with pytest.raises(SimclrError, match=r"model\.width=0\.5: .* has 0\.25; leave it out"):
-        cfg.adopt_start(fine_tuning(pretrained, model__width=0.5))
+        adopt_start(fine_tuning(pretrained, model__width=0.5))
     with pytest.raises(SimclrError, match=r"start\.workdir='/nowhere': no config\.json there"):
-        cfg.adopt_start(fine_tuning("/nowhere"))
+        adopt_start(fine_tuning("/nowhere"))
 
 
 def test_evaluation_and_normalisation_are_the_starts(tmp_path):
     """A converted torchvision encoder's, say."""
     config = tiny_config(eval__resize="bilinear", eval__crop=0.9, data__mean=(0.4,), data__std=(0.3,))
-    (tmp_path / cfg.FILE).write_text(cfg.to_json(config, {}))
-    adopted = cfg.adopt_start(fine_tuning(tmp_path))
+    (tmp_path / CONFIG_FILE).write_text(to_json(config, {}))
+    adopted = adopt_start(fine_tuning(tmp_path))
     assert (adopted.eval.resize, adopted.eval.crop) == ("bilinear", 0.9)
     assert (adopted.data.mean, adopted.data.std) == ((0.4,), (0.3,))
-    assert cfg.adopt_start(fine_tuning(tmp_path, eval__crop=0.8)).eval.crop == 0.8
+    assert adopt_start(fine_tuning(tmp_path, eval__crop=0.8)).eval.crop == 0.8
 
 
 @pytest.mark.parametrize("task", ["supervised", "distill"])
@@ -179,8 +179,8 @@ def test_pretraining_goes_on_from_another_encoder(pretrained, tmp_path, headless
         config, _, step, variables = encoder.read(pretrained)
         del variables["params"]["projection"], variables["batch_stats"]["projection"]
         config.model.projection = "none"
-        run.write(start := tmp_path / "headless", config, variables, step=step, origin="")
-    config = cfg.adopt_start(tiny_config(start__workdir=str(start)))
+        conversion.write(start := tmp_path / "headless", config, variables, step=step, origin="")
+    config = adopt_start(tiny_config(start__workdir=str(start)))
     mesh = sharding.make_mesh(1)
     task = TASKS["pretrain"](config, tiny_splits(), mesh)
     optimizer, _ = train.build_optimizer(config, 80, 12, task)
@@ -210,7 +210,7 @@ def test_supervised_needs_labels(tmp_path):
         train.run(
             tiny_config(task="supervised"), tmp_path / "run", splits=Splits(sources.from_arrays(images), None)
         )
-    assert not (tmp_path / "run" / cfg.FILE).exists()
+    assert not (tmp_path / "run" / CONFIG_FILE).exists()
 
 
 @pytest.mark.slow
@@ -223,7 +223,7 @@ def test_distillation_without_labels_teaches(teacher, tmp_path):
         model__width=0.5, model__projection="none", eval__final=True,
         augment__jitter=0.0, augment__grayscale=0.0,
     )  # fmt: skip
-    config.log.every = cfg.duration(steps=20)
+    config.log.every = duration(steps=20)
     summary = train.run(config, tmp_path, splits=Splits(sources.from_arrays(images), labelled.test))
     assert summary["test"]["top1"] > 0.7
     assert summary["last"]["agreement"] > 0.7

@@ -39,9 +39,9 @@ from bench import (
     checksums,
     collectives,
     defaults,
-    heads,
     input,
     knn,
+    linear_sweep,
     loss,
     passes,
     pods,
@@ -51,9 +51,9 @@ from bench import (
     step,
 )
 
-from simclr_jax import config as cfg
 from simclr_jax import main as command
-from simclr_jax import paths, validation
+from simclr_jax import paths
+from simclr_jax.config import adopt_start, checks
 from simclr_jax.errors import SimclrError
 
 
@@ -112,7 +112,7 @@ PARTS = {
     "augment": Part(augment.measure, augment.show),
     "input": Part(input.measure, input.show),
     "knn": Part(knn.measure, knn.show),
-    "heads": Part(heads.measure, heads.show, needs_config=True),
+    "linear_sweep": Part(linear_sweep.measure, linear_sweep.show, needs_config=True),
     "checksums": Part(checksums.measure, checksums.show, needs_config=True),
     "startup": Part(startup.measure, startup.show, needs_config=True),
     "scaling": Part(scaling.measure, scaling.show, needs_config=True),
@@ -160,9 +160,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     name = argv[1]
     part, given = PARTS[name], options(name)
-    config = cfg.adopt_start(command.CONFIG.value)
+    config = adopt_start(command.CONFIG.value)
     if PARTS[name].needs_config:
-        validation.validate(config)
+        checks.validate(config)
     if PEER.value:  # both sides' arrays must fit on the accelerator
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     result = part.measure(config, **given)

@@ -19,8 +19,8 @@ import numpy as np
 from absl import app, flags
 from etils import epath
 
-from simclr_jax import config as cfg
 from simclr_jax import figures, metrics, paths, train
+from simclr_jax.config import default, duration
 
 OUT = flags.DEFINE_string("out", "docs/devices.png", "the figure")
 STEPS = flags.DEFINE_integer("steps", 100, "steps to run", lower_bound=2)
@@ -28,19 +28,19 @@ STEPS = flags.DEFINE_integer("steps", 100, "steps to run", lower_bound=2)
 
 def small_config(dtype: str, devices: int):
     """The quickstart's data and optimiser with a smaller model and batch."""
-    c = cfg.default()
+    c = default()
     c.data.source = "builtin:mnist5k"
     c.data.image_size, c.data.channels = 28, 1
     c.augment.flip = c.augment.jitter = 0.0
     c.model.encoder, c.model.width, c.model.dtype = "cnn", 0.25, dtype
     c.loss.temperature = 0.2
     c.optimizer.name, c.optimizer.learning_rate, c.optimizer.scaling = "adamw", 1e-2, "none"
-    c.optimizer.warmup = cfg.duration(steps=10)
+    c.optimizer.warmup = duration(steps=10)
     c.train.steps, c.train.batch_size = STEPS.value, 32
     c.mesh.devices = devices
-    c.log.every = cfg.duration(steps=1)
+    c.log.every = duration(steps=1)
     c.log.tensorboard = c.eval.final = c.eval.figures = False
-    c.eval.every = c.checkpoint.every = cfg.duration()
+    c.eval.every = c.checkpoint.every = duration()
     return c
 
 

@@ -27,8 +27,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from simclr_jax import checkpoint, metrics, paths, storage, train
-from simclr_jax import config as cfg
 from simclr_jax import main as command
+from simclr_jax.config import default, duration, flatten, set_field
 from simclr_jax.data import splits
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError, one_line
@@ -45,22 +45,22 @@ DEFAULTS = Path(__file__).parent / "bench" / "defaults.py"
 
 def small(**overrides: Any) -> ConfigDict:
     """The quickstart, tiny; overrides are dotted fields with __ for dots."""
-    c = cfg.default()
+    c = default()
     c.data.source = "builtin:mnist5k"
     c.data.image_size, c.data.channels = 28, 1
     c.augment.device, c.augment.flip, c.augment.rotation = "all", 0.0, 15.0
     c.augment.crop_area = (0.35, 1.0)
     c.model.encoder, c.model.width, c.model.projection_dim = "cnn", 0.25, 16
     c.optimizer.name, c.optimizer.learning_rate, c.optimizer.scaling = "adamw", 1e-2, "none"
-    c.optimizer.warmup = cfg.duration(steps=2)
+    c.optimizer.warmup = duration(steps=2)
     c.train.steps, c.train.batch_size = STEPS, BATCH
     c.mesh.devices = 1
-    c.log.every, c.checkpoint.every = cfg.duration(steps=1), cfg.duration(steps=6)
+    c.log.every, c.checkpoint.every = duration(steps=1), duration(steps=6)
     c.log.tensorboard = c.eval.final = c.eval.figures = False
-    c.eval.every, c.eval.batch_size = cfg.duration(), 40
+    c.eval.every, c.eval.batch_size = duration(), 40
     c.eval.linear.iterations = 10
     for name, value in overrides.items():
-        cfg.set_field(c, name.replace("__", "."), value)
+        set_field(c, name.replace("__", "."), value)
     return c
 
 
@@ -82,7 +82,7 @@ PRETRAINING = {
 FOLLOWING = {  # these begin with the encoder of "quickstart"
     "supervised": {"task": "supervised"},
     "distill": {"task": "distill"},
-    "heads": {"task": "heads"},
+    "heads": {"task": "linear_sweep"},
 }
 
 
@@ -114,7 +114,7 @@ def following(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def two_processes(folder: Path) -> dict[str, Any]:
     """The quickstart on two processes of one device each, all digits."""
-    ours, defaults = cfg.flatten(small(mesh__devices=0)), cfg.flatten(cfg.default())
+    ours, defaults = flatten(small(mesh__devices=0)), flatten(default())
     fields = [f"--config.{name}={value}" for name, value in ours.items() if defaults[name] != value]
     options = [f"--config={DEFAULTS}", *fields, f"--workdir={folder}"]
     run = [sys.executable, "-m", "simclr_jax.main", *options]

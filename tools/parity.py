@@ -18,9 +18,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from simclr_jax import config as cfg
 from simclr_jax import geometry, losses, optim, sharding, train
-from simclr_jax.convert import google_tf, names, run
+from simclr_jax.config import count_steps, default, duration, total_steps
+from simclr_jax.convert import google_tf, names
+from simclr_jax.convert import workdir as conversion
 from simclr_jax.data import host_augment, sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.data.tf import load as load_tensorflow
@@ -141,11 +142,11 @@ def schedules(ref) -> Iterator[Row]:
         base, examples, *flags = json.loads(str(ref[f"lr/{name}/flags"]))
         flags = dict(flag.removeprefix("--").split("=") for flag in flags)
         batch = int(flags["train_batch_size"])
-        config = cfg.default()
+        config = default()
         config.train.batch_size, config.train.epochs = batch, float(flags["train_epochs"])
-        config.optimizer.warmup = cfg.duration(epochs=float(flags["warmup_epochs"]))
-        total = cfg.total_steps(config, examples)
-        warmup = cfg.count_steps(config.optimizer.warmup, examples, batch)
+        config.optimizer.warmup = duration(epochs=float(flags["warmup_epochs"]))
+        total = total_steps(config, examples)
+        warmup = count_steps(config.optimizer.warmup, examples, batch)
         yield Row(
             f"steps and warm-up, {name}",
             apart([total, warmup], ref[f"lr/{name}/train_steps_warmup_steps"]),
@@ -164,7 +165,7 @@ def converted(name: str) -> tuple[ConfigDict, dict]:
     found = google_tf.open_checkpoint(where)
     config, classes = google_tf.infer(found, where)
     arrays = {each: found.read(each) for each in found.shapes}
-    return config, run.assemble(arrays, run.expected(config, classes), found.format, where)
+    return config, conversion.assemble(arrays, conversion.expected(config, classes), found.format, where)
 
 
 MODELS = {"basic_cifar": "ckpt_tf2_basic_cifar", "bottle_sk": "ckpt_tf1_bottle_sk"}
@@ -215,12 +216,12 @@ def training(ref) -> Iterator[Row]:
     config.data.source, config.train.batch_size, config.train.epochs = "arrays", 8, 4.0
     config.loss.temperature, config.loss.scale = 0.1, 2.0
     config.optimizer.learning_rate, config.optimizer.weight_decay = 2.0, 1e-4
-    config.optimizer.warmup = cfg.duration(epochs=1)
+    config.optimizer.warmup = duration(epochs=1)
     images = np.zeros((64, 32, 32, 3), np.uint8)
     splits = Splits(sources.from_arrays(images, np.arange(64) % 10), None)
     mesh = sharding.make_mesh(1)
     task = TASKS["pretrain"](config, splits, mesh)
-    optimizer, rate = train.build_optimizer(config, 64, cfg.total_steps(config, 64), task)
+    optimizer, rate = train.build_optimizer(config, 64, total_steps(config, 64), task)
     state = train.init_state(task, optimizer, 0, mesh)
     leaves = names.leaves(config.model, variables)
     start: dict = {}
@@ -342,8 +343,8 @@ PARTS: dict[str, Callable] = {
 def parameters(depth: int, width: float, selective: bool) -> int:
     """Parameters and moving statistics of an encoder of SimCLRv2's table."""
     fields = {"depth": depth, "width": float(width), "sk_ratio": 0.0625 * selective, "projection": "none"}
-    config = run.config_of(fields)
-    return sum(int(np.prod(shape)) for shape in run.expected(config, 0).values())
+    config = conversion.config_of(fields)
+    return sum(int(np.prod(shape)) for shape in conversion.expected(config, 0).values())
 
 
 def main() -> None:

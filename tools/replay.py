@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 from simclr_jax import checkpoint, command, files, loop, nonfinite, sharding, step, train
-from simclr_jax import config as cfg
+from simclr_jax.config import load_config, microbatches, total_steps
 from simclr_jax.data import memory
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.splits import Splits
@@ -42,7 +42,7 @@ def replay(workdir: epath.PathLike, number: int = 0, splits: Splits | None = Non
     """
     folder = epath.Path(workdir) / nonfinite.FOLDER
     at, kept = _kept(folder, number)
-    config, data = cfg.load(workdir)
+    config, data = load_config(workdir)
     splits = splits or data_splits.load(**config.data)
     if data.get("fingerprint") != splits.train.fingerprint:
         raise SimclrError(f"{workdir}: {splits.train.name} holds other images than the run had")
@@ -51,7 +51,7 @@ def replay(workdir: epath.PathLike, number: int = 0, splits: Splits | None = Non
     mesh = sharding.make_mesh(config.mesh.devices)
     task = TASKS[config.task](config, splits, mesh)
     optimizer, rate = train.build_optimizer(
-        config, splits.train.size, cfg.total_steps(config, splits.train.size), task
+        config, splits.train.size, total_steps(config, splits.train.size), task
     )
     like = train.init_state(task, optimizer, config.seed, mesh, fresh=False)
     saved = checkpoint.read(folder, at)
@@ -59,12 +59,12 @@ def replay(workdir: epath.PathLike, number: int = 0, splits: Splits | None = Non
     host_batch = next(task.input(at))
     batch = nonfinite.numbers_of(host_batch)
     arguments = next(loop.call_inputs(iter([host_batch]), [1], task.steps_per_call, mesh))
-    gradient = step.make_gradient(task, config.seed, cfg.microbatches(config))
+    gradient = step.make_gradient(task, config.seed, microbatches(config))
     finite = jax.jit(
         lambda state, batch: jax.tree.map(lambda g: jnp.all(jnp.isfinite(g)), gradient(state, batch)[0])
     )
     fine = finite(checkpoint.fill(like, saved, str(folder)), sharding.put_batch(host_batch, mesh))
-    step_fn = step.make_step(task, optimizer, rate, config.seed, cfg.microbatches(config))
+    step_fn = step.make_step(task, optimizer, rate, config.seed, microbatches(config))
     _, numbers = loop.program(task, step_fn)(checkpoint.fill(like, saved, str(folder)), *arguments)
     return {
         "step": at + 1,
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     args = options.parse_args(argv)
     logging.set_verbosity(logging.WARNING)
     with command.ends("starts again"):
-        train.use_compile_cache(cfg.load(args.workdir)[0].compile_cache)
+        train.use_compile_cache(load_config(args.workdir)[0].compile_cache)
         same = show(replay(args.workdir, args.step))
         print("reproduced" if same else "NOT reproduced")
     raise SystemExit(0 if same else 1)

@@ -31,8 +31,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from sweeps import space as spaces
 
-from simclr_jax import command, main, paths, validation
-from simclr_jax import config as cfg
+from simclr_jax import command, main, paths
+from simclr_jax.config import adopt_start, checks
 from simclr_jax.errors import SimclrError
 
 SPACE = flags.DEFINE_string("space", None, "Python file that says what to try")
@@ -93,7 +93,7 @@ def base_config() -> ConfigDict:
     if not config.eval.final:
         raise SimclrError("config.eval.final=False: a sweep compares the final scores; set it True")
     config.eval.baselines = False  # the same in every trial: the best one's config shows them
-    validation.validate(cfg.adopt_start(config))
+    checks.validate(adopt_start(config))
     return config
 
 

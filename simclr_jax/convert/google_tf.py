@@ -15,9 +15,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import encoder, paths
-from simclr_jax.convert import names, run
+from simclr_jax.convert import names
 from simclr_jax.convert.architectures import recognise_tf
 from simclr_jax.convert.infer import Found, infer
+from simclr_jax.convert.workdir import assemble, check_free, describe, expected, new_folder, write
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import SimclrError, one_line
 
@@ -48,14 +49,17 @@ def convert(
     Raises:
       SimclrError: it is no such checkpoint, or holds what has no place in a model.
     """
-    run.check_free(out)
+    check_free(out)
     where = str(checkpoint)
     found = open_checkpoint(where, ema)
     config, classes = infer(found, where, image_size=image_size, probe_layer=probe_layer)
     arrays = {name: _read(found, name, where) for name in found.shapes}
-    variables = run.assemble(arrays, run.expected(config, classes), found.format, where)
-    run.write(out, config, variables, step=found.step, origin=where)
-    lines = [run.describe(config, classes), f"step {found.step}, images of {config.data.image_size} pixels"]
+    variables = assemble(arrays, expected(config, classes), found.format, where)
+    write(out, config, variables, step=found.step, origin=where)
+    lines = [
+        describe(config, classes),
+        f"step {found.step}, images of {config.data.image_size} pixels",
+    ]
     if classes and "projection" in variables["params"]:
         lines.append(
             f"the classifier is taken to read layer {config.model.probe_layer} of the head (--probe-layer)"
@@ -269,7 +273,7 @@ def export(workdir: epath.PathLike, out: epath.PathLike, *, format: str = "tf1",
     Raises:
       SimclrError: the model is none that the original has.
     """
-    run.check_free(out)
+    check_free(out)
     config, _, step, variables = encoder.read(workdir, step)
     notes = _representable(config, workdir)
     arrays = {
@@ -277,7 +281,7 @@ def export(workdir: epath.PathLike, out: epath.PathLike, *, format: str = "tf1",
         for leaf in names.leaves(config.model, variables)
     }
     name = f"model.ckpt-{step}" if format == "tf1" else "ckpt-1"
-    with run.new_folder(out) as folder:
+    with new_folder(out) as folder:
         if format == "tf1":
             _write_name_based(folder, name, arrays, step)
         else:

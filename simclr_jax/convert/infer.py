@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from simclr_jax.convert import run
+from simclr_jax.convert.workdir import config_of
 from simclr_jax.errors import SimclrError
 from simclr_jax.models.resnet import DEPTHS
 
@@ -43,7 +43,7 @@ def infer(
         there = f"the classifier reads layer {cut}" if cut else f"the projection head has {layers} layers"
         raise SimclrError(f"--probe-layer={wanted}: {there}")
     channels, fields = _infer_encoder(found, where)
-    config = run.config_of(
+    config = config_of(
         {**fields, **head, "probe": bool(classes), "probe_layer": probe_layer},
         task="supervised" if cut or (classes and not layers) else "pretrain",
         image_size=image_size,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from simclr_jax.errors import SimclrError
-from simclr_jax.models.heads import PROJECTIONS
+from simclr_jax.models.projection import PROJECTIONS
 from simclr_jax.models.resnet import DEPTHS
 
 # kind: [(our collection, our leaf, TensorFlow's, PyTorch's)]

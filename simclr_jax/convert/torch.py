@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import encoder, paths
-from simclr_jax.convert import names, run
+from simclr_jax.convert import names
 from simclr_jax.convert.architectures import recognise, refusal
 from simclr_jax.convert.infer import depth_of
 from simclr_jax.convert.torch_files import (
@@ -31,9 +31,10 @@ from simclr_jax.convert.torch_files import (
     open_file,
     scope_of,
 )
+from simclr_jax.convert.workdir import assemble, check_free, config_of, describe, expected, write
 from simclr_jax.errors import SimclrError, one_line
 from simclr_jax.geometry import RESIZES
-from simclr_jax.models.heads import PROJECTIONS
+from simclr_jax.models.projection import PROJECTIONS
 from simclr_jax.models.resnet import STEMS, VARIANTS
 
 MARK_VERSION = 1
@@ -60,7 +61,7 @@ def convert(
     Raises:
       SimclrError: it is no such file, or holds what has no place in a model.
     """
-    run.check_free(out)
+    check_free(out)
     where = str(checkpoint)
     found = open_file(where)
     prefix = choose(found, prefix, where)
@@ -72,15 +73,15 @@ def convert(
         else:
             stem, step = "cifar_pad2" if is_solo_learn(found, prefix) else "cifar", 0
             config, classes, notes = _config_of_shapes(shapes, stem, image_size, where)
-        wanted = run.expected(config, classes)
+        wanted = expected(config, classes)
         arrays = {name: _to_ours(found.read(key)) for name, key in scope.items()}
-        variables = run.assemble(arrays, wanted, "torch", where)
+        variables = assemble(arrays, wanted, "torch", where)
     except SimclrError:  # a name says more than the first variable that differs
         if not found.marker and (what := recognise(shapes)):
             raise SimclrError(refusal(where, what)) from None
         raise
-    run.write(out, config, variables, step=step, origin=where)
-    lines = [run.describe(config, classes), *notes, *left_out(found, prefix, set(scope.values()))]
+    write(out, config, variables, step=step, origin=where)
+    lines = [describe(config, classes), *notes, *left_out(found, prefix, set(scope.values()))]
     return "\n".join(lines)
 
 
@@ -133,7 +134,7 @@ def _config_of_shapes(
         "probe": bool(classes),
     }
     task = "supervised" if classes else "pretrain"
-    config = run.config_of(model, task=task, image_size=image_size, channels=conv[1])
+    config = config_of(model, task=task, image_size=image_size, channels=conv[1])
     config.eval.resize, config.eval.crop = "bilinear", 0.875
     size = f"images of {config.data.image_size} pixels"
     if conv[1] == 3:
@@ -169,7 +170,7 @@ def _config_of_marker(
         }
         task = "supervised" if marker["task"] == "supervised" and classes else "pretrain"
         channels, image_size = int(marker["channels"]), image_size or int(marker["image_size"])
-        config = run.config_of(model, task=task, image_size=image_size, channels=channels)
+        config = config_of(model, task=task, image_size=image_size, channels=channels)
         for field in ("mean", "std"):
             config.data[field] = tuple(float(value) for value in marker[field])
         config.eval.crop, config.eval.resize = float(marker["crop"]), str(marker["resize"])

@@ -12,7 +12,7 @@ from numpy.lib import format as npy
 
 from simclr_jax import memory_error
 from simclr_jax.data import pixels
-from simclr_jax.data.holdout import held_out
+from simclr_jax.data.holdout import holdout_rows
 from simclr_jax.data.labels import number
 from simclr_jax.data.sources import Source, Splits, of_arrays
 from simclr_jax.errors import SimclrError, one_line
@@ -161,7 +161,7 @@ def load(where: str | Path, data_dir: str | None, holdout: float) -> Splits:
         whole = of_arrays(images, labels, name=name, notes=notes, on_disk=mapped)
     if not classes:  # nothing to score: train on all
         return Splits(whole, None)
-    kept, held = held_out(len(images), holdout)
+    kept, held = holdout_rows(len(images), holdout)
 
     def rows(index: np.ndarray) -> Source:
         if mapped:

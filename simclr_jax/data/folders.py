@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simclr_jax.data.formats import EXTENSIONS, Reading
-from simclr_jax.data.holdout import held_out
+from simclr_jax.data.holdout import holdout_rows
 from simclr_jax.data.labels import NO_LABEL, strangers
 from simclr_jax.data.scan import Found, scan
 from simclr_jax.data.sources import Source, Splits, as_text, from_files
@@ -45,7 +45,7 @@ def load(
     source = _source(whole, root, reading, told)
     if not whole.classes:  # nothing to score: train on all
         return Splits(source, None)
-    kept, held = held_out(source.size, holdout)
+    kept, held = holdout_rows(source.size, holdout)
     return Splits(source.subset(kept), source.subset(held) if len(held) else None)
 
 

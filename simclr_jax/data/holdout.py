@@ -3,7 +3,9 @@
 import numpy as np
 
 
-def held_out(examples: int, share: float, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def holdout_rows(
+    examples: int, share: float, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(train, test) index for a set without a test split; the same `share` is tested on every time.
 
     Args:

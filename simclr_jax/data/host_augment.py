@@ -21,7 +21,7 @@ class Options(NamedTuple):
     resize: str = "bicubic"
     flip: float = 0.5
     rotation: float = 0.0
-    scaling: tuple[float, float] = (1.0, 1.0)
+    zoom: tuple[float, float] = (1.0, 1.0)
     jitter: float = 0.8
     jitter_strength: float = 1.0
     brightness: str = "v2"
@@ -73,7 +73,7 @@ def _cropped_and_flipped(image, key, size: int, options: Options, unit: float = 
     keys = tf.random.split(key, 2)
     # Every scalar choice from one draw: an op a choice would cost more than the pixels do.
     u = iter(tf.unstack(tf.random.stateless_uniform([16], keys[0])))
-    image = rotate_and_scale(image, next(u), next(u), options.rotation, options.scaling)
+    image = rotate_and_scale(image, next(u), next(u), options.rotation, options.zoom)
     image = random_resized_crop(image, keys[1], size, options, unit)
     if options.flip:
         flip = next(u) < options.flip
@@ -120,13 +120,13 @@ def resize(image, size: int, method: str):
     return tf.image.resize(image, [size, size], method=method, antialias=True)
 
 
-def rotate_and_scale(image, u_angle, u_scale, degrees: float, scaling: tuple[float, float]):
-    """Rotates by up to ±`degrees` and zooms by a factor in `scaling`; bilinear, black outside."""
-    if not degrees and tuple(scaling) == (1.0, 1.0):
+def rotate_and_scale(image, u_angle, u_scale, degrees: float, zoom: tuple[float, float]):
+    """Rotates by up to ±`degrees` and zooms by a factor in `zoom`; bilinear, black outside."""
+    if not degrees and tuple(zoom) == (1.0, 1.0):
         return image
     tf = load()
     angle = (2 * u_angle - 1) * (degrees * 3.141592653589793 / 180)
-    scale = scaling[0] + (scaling[1] - scaling[0]) * u_scale
+    scale = zoom[0] + (zoom[1] - zoom[0]) * u_scale
     shape = tf.shape(image)
     cy = tf.cast(shape[0] - 1, tf.float32) / 2
     cx = tf.cast(shape[1] - 1, tf.float32) / 2

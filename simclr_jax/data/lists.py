@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simclr_jax.data.formats import EXTENSIONS, Reading
-from simclr_jax.data.holdout import held_out
+from simclr_jax.data.holdout import holdout_rows
 from simclr_jax.data.labels import NO_LABEL, number
 from simclr_jax.data.sources import Source, Splits, from_files
 from simclr_jax.data.split_names import TEST, TRAIN, first_named, lines_of
@@ -79,7 +79,7 @@ def load(
     whole = source(train, labels.ids)
     if not classes:  # nothing to score: train on all
         return Splits(whole, None)
-    kept, held = held_out(whole.size, holdout, whole.groups)
+    kept, held = holdout_rows(whole.size, holdout, whole.groups)
     return Splits(whole.subset(kept), whole.subset(held) if len(held) else None)
 
 

@@ -7,12 +7,12 @@ import numpy as np
 
 from simclr_jax.data import arrays, folders, lists, survey, tfds
 from simclr_jax.data.formats import Reading
-from simclr_jax.data.holdout import held_out
+from simclr_jax.data.holdout import holdout_rows
 from simclr_jax.data.sources import Source, Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.paths import local_source
 
-__all__ = ["Splits", "check_channels", "held_out", "load"]
+__all__ = ["Splits", "check_channels", "holdout_rows", "load"]
 
 
 def load(

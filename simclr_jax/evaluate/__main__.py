@@ -12,8 +12,8 @@ if __name__ == "__main__":  # before what takes a second to import
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from simclr_jax import command, paths, validation
-from simclr_jax import config as cfg
+from simclr_jax import command, paths
+from simclr_jax.config import check_field, checks, load_config
 from simclr_jax.errors import SimclrError
 
 PROTOCOLS = """protocols, in this order; all but the last two are the default:
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         from simclr_jax import distributed
 
         distributed.start(args.coordinator, args.processes, args.process)
-        from simclr_jax.evaluate import run, summary
+        from simclr_jax.evaluate import report, run
 
         names = run.DEFAULT if args.protocols is None else args.protocols.split(",")
         sources = [source for source in args.transfer.split(",") if source]
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
             args.workdir, protocols=names, config=config, step=args.step, transfer=sources, again=args.again
         )
         if distributed.first():
-            print("\n".join(["", *summary.table(made), made["verdict"], "", made["page"]]))
+            print("\n".join(["", *report.table(made), made["verdict"], "", made["page"]]))
 
 
 def _check(args: argparse.Namespace, rest: list[str]) -> None:
@@ -116,9 +116,9 @@ def _check(args: argparse.Namespace, rest: list[str]) -> None:
 
 def override(workdir: str, options: list[str]) -> ConfigDict:
     """The config of a run with what the options `--config.FIELD=VALUE` say."""
-    config, _ = cfg.load(workdir)
+    config, _ = load_config(workdir)
     for option in options:
-        cfg.check_field(option.split("=", 1)[0].lstrip("-").removeprefix("config."))
+        check_field(option.split("=", 1)[0].lstrip("-").removeprefix("config."))
     values, words = flags.FlagValues(), ["evaluate", *options]
     config_flags.DEFINE_config_dict("config", config.unlock(), flag_values=values, sys_argv=words)
     try:
@@ -128,7 +128,7 @@ def override(workdir: str, options: list[str]) -> ConfigDict:
         command.misread(error, options)
     changed = values.config.lock()
     if changed.data.source not in ("", "arrays"):
-        validation.validate(changed)
+        checks.validate(changed)
     return changed
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax import config as cfg
 from simclr_jax import figures, files, metrics, paths
+from simclr_jax.config import flatten, lies_in
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.page import document
-from simclr_jax.evaluate.summary import alike, shown, uneven_row
-from simclr_jax.report import ALIKE
+from simclr_jax.evaluate.report import alike, shown, uneven_row
+from simclr_jax.run_summary import ALIKE
 
 HEALTH = {
     "rank_me": "RankMe",
@@ -52,10 +52,10 @@ def compare(workdirs: Sequence[epath.PathLike], out: epath.PathLike) -> str:
 
 def differences(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """{field: its value in every run} of the config fields that are not the same in all."""
-    flat = [cfg.flatten(made["config"]) for made in reports.values()]
+    flat = [flatten(made["config"]) for made in reports.values()]
     fields = sorted({field for one in flat for field in one})
     rows = {field: [repr(one[field]) if field in one else "–" for one in flat] for field in fields}
-    return {f: values for f, values in rows.items() if len(set(values)) > 1 and not cfg.lies_in(f, SAME)}
+    return {f: values for f, values in rows.items() if len(set(values)) > 1 and not lies_in(f, SAME)}
 
 
 def _names(workdirs: list[str]) -> dict[str, str]:

@@ -7,13 +7,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from simclr_jax import checkpoint, report, train
-from simclr_jax.evals import classified, knn, linear
-from simclr_jax.evals.features import Features
-from simclr_jax.evals.scores import hold_out, limited
+from simclr_jax import checkpoint, run_summary, train
 from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.subject import WHO, Subject, some
-from simclr_jax.tasks import heads
+from simclr_jax.measures import classified, knn, linear
+from simclr_jax.measures.features import Features
+from simclr_jax.measures.scores import limited, validation_rows
+from simclr_jax.tasks import linear_sweep
 from simclr_jax.tasks.extractor import labelled
 
 STANDARD = ((200, 0.1), (20, 0.07))  # (k, T): of InstDisc, and of DINO and solo-learn
@@ -23,9 +23,9 @@ L2 = tuple(float(x) for x in np.logspace(-6, 5, 45))  # the paper's (B.8)
 
 
 def cell(measured: dict[str, Any]) -> dict[str, Any]:
-    """{value, low, high} of accuracy, within it those of `report.ALIKE`."""
+    """{value, low, high} of accuracy, within it those of `run_summary.ALIKE`."""
     found = {}
-    for name in report.ALIKE:
+    for name in run_summary.ALIKE:
         key = "mean_per_class" if name == "balanced_accuracy" else name
         if measured[key] is not None:
             found[name] = _with_interval(measured, key)
@@ -131,7 +131,7 @@ def _grids(subject: Subject) -> list[dict[str, Any]]:
         if name not in subject.features("simclr", "train").features:
             continue
         found = subject.labelled("simclr", "train", name)
-        held, rest = hold_out(len(found.labels), groups=subject.groups("simclr"))
+        held, rest = validation_rows(len(found.labels), groups=subject.groups("simclr"))
         bank, queries = found.rows(rest), found.rows(held)
         for distance in knn.DISTANCES:
             temperatures = GRID_T if distance == "cosine" else (None,)
@@ -186,7 +186,7 @@ def fit_l2(
       groups: `[n]`, of the images of `found`; the hold-out divides none. None: there are no groups.
     """
     options = subject.config.eval.linear
-    held, rest = hold_out(len(found.labels), groups=groups)
+    held, rest = validation_rows(len(found.labels), groups=groups)
     if 0 < options.examples < len(found.labels):
         rows, held = limited(held, rest, options.examples)
         found = found.rows(rows)
@@ -217,13 +217,13 @@ def linear_heads(subject: Subject) -> dict[str, Any]:
     SGD with Nesterov momentum, 90 epochs, batch of the run, cosine. The best of the sweep is the most
     accurate on a hold-out of train; the one with its settings that learned from all of train is tested.
     """
-    config = heads.config_of(subject.config, str(subject.workdir), subject.encoder.step)
+    config = linear_sweep.config_of(subject.config, str(subject.workdir), subject.encoder.step)
     config.train.batch_size = subject.batch_size(subject.splits.train.size)
     rundir = subject.run_folder("linear", config)
     train.run(config, rundir, splits=subject.splits)
     _, params, _ = checkpoint.read_parameters(rundir / "checkpoints")
-    grid = heads.heads_of(config, subject.splits.train)
-    weights = heads.effective(params["heads"], grid, config)
+    grid = linear_sweep.heads_of(config, subject.splits.train)
+    weights = linear_sweep.effective(params["heads"], grid, config)
     stacked = {"kernel": np.moveaxis(weights["kernel"], 1, 0), "bias": weights["bias"]}
     test = subject.labelled("simclr", "test")
 
@@ -241,7 +241,7 @@ def linear_heads(subject: Subject) -> dict[str, Any]:
     if count := len(grid.rate) // 2:
         sweep = jax.tree.map(lambda x: x[1 : 1 + count], stacked)
         source = subject.splits.train
-        chosen_on, _ = hold_out(source.size, groups=source.groups)
+        chosen_on, _ = validation_rows(source.size, groups=source.groups)
         held = labelled(_train_rows(subject, np.sort(chosen_on)))
         accuracy, loss = (
             np.asarray(x) for x in linear.evaluate(sweep, held.features["encoder"], held.labels)

@@ -7,10 +7,10 @@ import numpy as np
 
 from simclr_jax import figures
 from simclr_jax.data.sources import Source
-from simclr_jax.evals import curation, embedding, health, knn, linear, saliency
 from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.frozen import classifier_weights
 from simclr_jax.evaluate.subject import Subject, some
+from simclr_jax.measures import curation, embedding, health, knn, linear, saliency
 from simclr_jax.models import simclr
 
 MAPPED = 2000  # images in the maps and for the measures of health, at most

@@ -13,10 +13,10 @@ from simclr_jax.data import splits as data_splits
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals import classified, linear
-from simclr_jax.evals.features import Features
 from simclr_jax.evaluate.frozen import cell, fit_l2
 from simclr_jax.evaluate.subject import WHO, Subject, identity
+from simclr_jax.measures import classified, linear
+from simclr_jax.measures.features import Features
 from simclr_jax.tasks.supervised import plain_recipe
 
 # The sets whose published figure is the mean over classes (SimCLR, B.8); others are told by accuracy.

@@ -8,9 +8,9 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax.evals.ranking import RANKED
-from simclr_jax.evaluate.summary import COLUMNS, HEAD, alike, percent
-from simclr_jax.report import ALIKE, figure
+from simclr_jax.evaluate.report import COLUMNS, HEAD, alike, percent
+from simclr_jax.measures.ranking import RANKED
+from simclr_jax.run_summary import ALIKE, figure
 
 # Headings, with the figures and the protocols' notes below each; what is not named comes last.
 SECTIONS = (

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from simclr_jax.evals import attacks, corruptions, linear
-from simclr_jax.evals.knn import top_k_accuracy
 from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.frozen import classifier_weights
 from simclr_jax.evaluate.subject import Subject
+from simclr_jax.measures import attacks, corruptions, linear
+from simclr_jax.measures.knn import top_k_accuracy
 
 EPSILONS = (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255)  # of the attacks, in images from 0 to 1
 SEVERITIES = range(1, 6)

@@ -10,13 +10,13 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import bounds, checkpoint, encoder, files, memory_error, paths, sharding, validation
-from simclr_jax import config as cfg
+from simclr_jax import checkpoint, encoder, files, memory_error, paths, sharding
+from simclr_jax.config import ARCHITECTURE, bounds, checks, flatten
 from simclr_jax.data import notes
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError, Stopped, StorageError
-from simclr_jax.evaluate import frozen, inside, learning, page, robust, summary
+from simclr_jax.evaluate import frozen, inside, learning, page, report, robust
 from simclr_jax.evaluate.subject import Subject, differences
 from simclr_jax.signals import Signals
 from simclr_jax.train import use_compile_cache
@@ -96,7 +96,7 @@ def evaluate(
     config = _complete(found.config, config, workdir)
     use_compile_cache(config.compile_cache)
     mesh = sharding.make_mesh(config.mesh.devices)
-    validation.check_divisible(config, ("eval.batch_size", "train.batch_size"), mesh.size)
+    checks.check_divisible(config, ("eval.batch_size", "train.batch_size"), mesh.size)
     if config.data.percentiles != found.config.data.percentiles:  # the window is measured again
         config.data.window = ()
     splits = splits or _load(config)
@@ -148,7 +148,7 @@ def evaluate(
                 failed = failed or error
                 say(f"{name:<12} failed: {error}", flush=True)
             _stop_if_told(signals, name)
-    made = summary.make(subject, {name: results[name] for name in PROTOCOLS if name in results}, unscorable)
+    made = report.make(subject, {name: results[name] for name in PROTOCOLS if name in results}, unscorable)
     if subject.first:
         subject.write("report.json", made)
         files.write(subject.folder / "report.html", page.render(made, subject.folder))
@@ -203,16 +203,16 @@ def _check(protocols: Sequence[str]) -> list[str]:
 def _complete(own: ConfigDict, wanted: ConfigDict | None, workdir: epath.Path) -> ConfigDict:
     """The config of the evaluation; a model other than the run's is refused."""
     config = wanted or own
-    mine, theirs = cfg.flatten(own), cfg.flatten(config)
-    for field in (f"model.{name}" for name in cfg.ARCHITECTURE):
+    mine, theirs = flatten(own), flatten(config)
+    for field in (f"model.{name}" for name in ARCHITECTURE):
         if mine[field] != theirs[field]:
             raise SimclrError(
                 f"config.{field}={theirs[field]!r}: {workdir} has {mine[field]!r}; leave it out"
             )
     if config.data.source not in ("", "arrays"):
-        validation.validate(config)
+        checks.validate(config)
     else:
-        bounds.check(cfg.flatten(config))
+        bounds.check(flatten(config))
     return config
 
 

@@ -18,13 +18,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import augment, distributed, figures, files, sharding
-from simclr_jax import config as cfg
+from simclr_jax.config import flatten, lies_in
 from simclr_jax.data import memory
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals.features import Features, extract
+from simclr_jax.measures.features import Features, extract
 from simclr_jax.models import simclr
 from simclr_jax.tasks.extractor import RAW_EXAMPLES, Extractor, groups_of, labelled, read_endpoint, sample
 from simclr_jax.tasks.images import Images
@@ -386,7 +386,7 @@ def _of_subject(config: ConfigDict) -> dict[str, Any]:
 
 def _decisive(config: ConfigDict) -> dict[str, Any]:
     """The fields that can change a result."""
-    return {field: value for field, value in cfg.flatten(config).items() if not cfg.lies_in(field, IDLE)}
+    return {field: value for field, value in flatten(config).items() if not lies_in(field, IDLE)}
 
 
 def _digest(tree: Any) -> str:

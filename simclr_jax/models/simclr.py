@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax.models import ENCODERS
-from simclr_jax.models.heads import PROJECTIONS, Probe, Projection
+from simclr_jax.models.projection import PROJECTIONS, Probe, Projection
 
 
 class SimCLR(nn.Module):

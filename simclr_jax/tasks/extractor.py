@@ -10,7 +10,7 @@ import numpy as np
 from simclr_jax import metrics
 from simclr_jax.data.sources import Source, Stream
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals.features import Features, extract
+from simclr_jax.measures.features import Features, extract
 from simclr_jax.models import simclr
 from simclr_jax.tasks.images import Images
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import augment, figures, geometry
-from simclr_jax import config as cfg
+from simclr_jax.config import total_steps
 from simclr_jax.data import memory, order, pipeline
 from simclr_jax.data.host_augment import Options
 from simclr_jax.data.sources import Source
@@ -77,7 +77,7 @@ class Images:
     def batches(self, step: int) -> Iterator[pipeline.Batch]:
         """The training batches from `step` on, this process's rows."""
         train, config = self.splits.train, self.config
-        steps = {"start": step, "stop": cfg.total_steps(config, train.size)}
+        steps = {"start": step, "stop": total_steps(config, train.size)}
         which = {**steps, "batch": config.train.batch_size, "seed": config.seed, **self._share}
         if self._in_memory:
             return memory.batches(train, **which)

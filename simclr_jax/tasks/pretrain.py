@@ -13,15 +13,15 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import config as cfg
-from simclr_jax import encoder, figures, losses, report, sharding
+from simclr_jax import encoder, figures, losses, run_summary, sharding
+from simclr_jax.config import every_steps
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals import embedding, knn
-from simclr_jax.evals.features import Features, extract
-from simclr_jax.evals.scores import PARTS, score
 from simclr_jax.losses import tiled
 from simclr_jax.losses.classification import classification
+from simclr_jax.measures import embedding, knn
+from simclr_jax.measures.features import Features, extract
+from simclr_jax.measures.scores import PARTS, score
 from simclr_jax.metrics import Progress
 from simclr_jax.models import simclr
 from simclr_jax.tasks.extractor import RAW_EXAMPLES, Extractor, groups_of, labelled, sample
@@ -106,7 +106,7 @@ def _contrastive_loss(config: ConfigDict, mesh: Mesh) -> Callable:
 
 
 def _deviation(h: jax.Array) -> jax.Array:
-    """`evals.health.feature_std` of h `[n, 2, d]`: 0 where all images look alike, of a collapse."""
+    """`measures.health.feature_std` of h `[n, 2, d]`: 0 where all images look alike, of a collapse."""
     h = jax.lax.stop_gradient(h).astype(jnp.promote_types(h.dtype, jnp.float32))
     unit = h * jax.lax.rsqrt(jnp.maximum(jnp.sum(h**2, axis=-1, keepdims=True), 1e-24))
     # Both moments by one collective.
@@ -124,7 +124,7 @@ class _Scoring:
 
     def announce(self, who: str, part: str) -> None:
         """All before this part of this contender is done."""
-        self._progress.tell(f"{report.WHO[who]}: {part}")
+        self._progress.tell(f"{run_summary.WHO[who]}: {part}")
         self._progress.step(self._places[who, part])
 
     def close(self) -> None:
@@ -149,7 +149,7 @@ class _Evaluations:
 
     def evals(self):
         config, evals = self.config, {}
-        period = cfg.every_steps(config.eval.every, self.splits.train.size, config.train.batch_size)
+        period = every_steps(config.eval.every, self.splits.train.size, config.train.batch_size)
         if self.labelled and period:
             evals["knn"] = (period, self.knn)
         if self.labelled and config.eval.final:

@@ -13,14 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import config as cfg
 from simclr_jax import encoder
+from simclr_jax.config import duration, every_steps
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals import ranking
-from simclr_jax.evals.features import extract
-from simclr_jax.evals.knn import top_k_accuracy
 from simclr_jax.losses.classification import classification
+from simclr_jax.measures import ranking
+from simclr_jax.measures.features import extract
+from simclr_jax.measures.knn import top_k_accuracy
 from simclr_jax.models import simclr
 from simclr_jax.tasks.images import Images
 from simclr_jax.tasks.task import Context, Task
@@ -96,12 +96,12 @@ def plain_recipe(config: ConfigDict, learning_rate: float, epochs: float) -> Con
     augment.jitter = augment.grayscale = augment.blur = 0.0
     optimizer.name, optimizer.nesterov, optimizer.momentum = "sgd", True, 0.9
     optimizer.learning_rate, optimizer.scaling, optimizer.rate_in_momentum = learning_rate, "linear", False
-    optimizer.weight_decay, optimizer.warmup = 0.0, cfg.duration()
+    optimizer.weight_decay, optimizer.warmup = 0.0, duration()
     config.model.probe, config.distill.teacher = True, ""
-    config.train.update(cfg.duration(epochs=epochs))
+    config.train.update(duration(epochs=epochs))
     config.train.microbatch = 0
-    config.checkpoint.every, config.checkpoint.keep = cfg.duration(epochs=10), 1
-    config.eval.every, config.eval.final, config.eval.figures = cfg.duration(), False, False
+    config.checkpoint.every, config.checkpoint.keep = duration(epochs=10), 1
+    config.eval.every, config.eval.final, config.eval.figures = duration(), False, False
     return config
 
 
@@ -147,7 +147,7 @@ def _evals(config: ConfigDict, splits: Splits, mesh: Mesh, model: simclr.SimCLR,
         return results
 
     evals = {}
-    if period := cfg.every_steps(config.eval.every, splits.train.size, config.train.batch_size):
+    if period := every_steps(config.eval.every, splits.train.size, config.train.batch_size):
         evals["accuracy"] = (period, running)
     if config.eval.final:
         evals["test"] = (0, final)

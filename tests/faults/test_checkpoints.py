@@ -11,7 +11,7 @@ import pytest
 
 import simclr_jax
 from simclr_jax import checkpoint, encoder, metrics, train
-from simclr_jax import config as cfg
+from simclr_jax.config import SCHEMA, default, load_config
 from simclr_jax.errors import DamagedError, SimclrError
 
 WAYS = ("truncated", "emptied", "deleted", "flipped", "grown")
@@ -97,7 +97,7 @@ def test_pinned_steps_never_fall_back_and_others_say_so(copy, capsys):
         simclr_jax.load(workdir, step=12)
     assert simclr_jax.load(workdir).step == 8
     assert "taking the one of step 8" in capsys.readouterr().out
-    config = cfg.default()
+    config = default()
     config.start.workdir = str(workdir)
     assert encoder.pin_steps(config).start.step == 8
 
@@ -191,7 +191,7 @@ def test_a_workdir_of_schema_4_resumes_loads_and_says_that_it_has_no_checksums(t
     assert loaded.step == 120
     assert loaded(np.zeros((2, 28, 28, 1), np.uint8)).shape == (2, 128)
     shutil.rmtree(workdir / "checkpoints" / "120")
-    config, _ = cfg.load(workdir)
+    config, _ = load_config(workdir)
     config.eval.final = False
     config.compile_cache = ""
     summary = train.run(config, workdir)
@@ -249,7 +249,7 @@ def test_no_memory_to_read_with_is_not_damage(copy, monkeypatch):
 def test_force_does_not_go_on_from_a_newer_version(copy):
     workdir, config, splits = copy
     tree = json.loads((workdir / "config.json").read_text())
-    (workdir / "config.json").write_text(json.dumps(tree | {"schema": cfg.SCHEMA + 1}))
+    (workdir / "config.json").write_text(json.dumps(tree | {"schema": SCHEMA + 1}))
     flip_data(workdir / "checkpoints" / "12")
     before = {path: path.read_bytes() for path in files_of(workdir)}
     with pytest.raises(SimclrError, match="update simclr_jax"):

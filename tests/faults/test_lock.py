@@ -11,8 +11,8 @@ import time
 import pytest
 from conftest import tiny_config, tiny_splits
 
-from simclr_jax import config as cfg
 from simclr_jax import lock, train
+from simclr_jax.config import CONFIG_FILE, to_json
 from simclr_jax.errors import SimclrError
 
 HOLD = """
@@ -144,13 +144,13 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 def test_another_config_is_refused_before_the_first_checkpoint_too(tmp_path):
     config = tiny_config()
-    (tmp_path / cfg.FILE).write_text(cfg.to_json(config, {}))
-    before = (tmp_path / cfg.FILE).read_text()
+    (tmp_path / CONFIG_FILE).write_text(to_json(config, {}))
+    before = (tmp_path / CONFIG_FILE).read_text()
     config = tiny_config(loss__temperature=0.1)
     with pytest.raises(SimclrError, match=r"temperature: 0\.5 -> 0\.1") as error:
         train.run(config, tmp_path, splits=tiny_splits())
     assert "nothing is trained there yet" in str(error.value)
-    assert (tmp_path / cfg.FILE).read_text() == before
+    assert (tmp_path / CONFIG_FILE).read_text() == before
     config.train.steps = 2
     assert train.run(config, tmp_path, splits=tiny_splits(), force=True)["steps"] == 2
     assert not os.path.exists(tmp_path / lock.FILE)

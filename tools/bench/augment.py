@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from bench import table
 from bench.contest import contest, peers, rate, timed
-from simclr_jax import augment, report, sharding
+from simclr_jax import augment, run_summary, sharding
 from simclr_jax.tasks.images import PHOTOMETRIC
 
 VIEWS = 2
@@ -39,7 +39,7 @@ def measure(config: ConfigDict, *, images: int = 64, steps: int = 10, peer: str 
                 {"stage": stage, "name": name, "peer": name in others, "images_per_second": speed, **times}
             )
     return {"part": "augment", "images": images, "size": size, "rows": rows, "notes": notes,
-            **report.environment()}  # fmt: skip
+            **run_summary.environment()}  # fmt: skip
 
 
 def stages(config: ConfigDict, images: int, stored: int) -> dict[str, tuple[Callable, np.ndarray]]:

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bench import table
-from simclr_jax import checkpoint, optim, report
+from simclr_jax import checkpoint, optim, run_summary
 from simclr_jax.models import simclr
 from simclr_jax.state import TrainState
 
@@ -35,7 +35,13 @@ def measure(config: ConfigDict, *, steps: int = 3) -> dict:
                 times.setdefault(what, {}).setdefault(kind, []).append(seconds)
     for what, kinds in times.items():
         rows.append({"what": what, **{kind: median(seconds) for kind, seconds in kinds.items()}})
-    return {"part": "checksums", "bytes": size, "arrays": len(arrays), "rows": rows, **report.environment()}
+    return {
+        "part": "checksums",
+        "bytes": size,
+        "arrays": len(arrays),
+        "rows": rows,
+        **run_summary.environment(),
+    }
 
 
 def _state(config: ConfigDict) -> TrainState:

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from bench import hlo, table
 from bench.step import CLASSES, batch_shapes, build, model_flops, synthetic_splits
-from simclr_jax import report, sharding, train, validation
+from simclr_jax import run_summary, sharding, train
+from simclr_jax.config import checks
 from simclr_jax.data import sources, splits
 from simclr_jax.errors import SimclrError
 
@@ -27,7 +28,7 @@ def measure(config: ConfigDict, *, images_per_device: int = 0) -> dict:
         config.train.batch_size, config.train.microbatch = images_per_device * mesh.size, 0
     config.eval.batch_size = mesh.size  # of no account here
     try:
-        validation.validate_run(config, config.train.batch_size, mesh.size)
+        checks.validate_run(config, config.train.batch_size, mesh.size)
     except SimclrError as error:
         raise SimclrError(f"{error}; or set --images_per_device") from None
     lowered, params, whole_flops = lower(config, mesh)
@@ -50,7 +51,7 @@ def measure(config: ConfigDict, *, images_per_device: int = 0) -> dict:
         "flops_per_step": whole_flops,
         "temporary_bytes_per_device": memory.temp_size_in_bytes if memory else None,
         "config": config.to_dict(),
-        **report.environment(),
+        **run_summary.environment(),
     }
 
 

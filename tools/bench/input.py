@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from bench import table
 from bench.contest import Contender, Reading, contest, peers, rate
-from simclr_jax import report
+from simclr_jax import run_summary
 from simclr_jax.data import pipeline, splits
 from simclr_jax.data.host_augment import Options
 from simclr_jax.errors import SimclrError
@@ -46,7 +46,7 @@ def measure(
             for name, times in found.items():
                 rows.append({"stage": stage, "name": name, "peer": name in others, **rates(times), **times})
     return {"part": "input", "images": images, "batch": batch, "size": size, "rows": rows, "notes": notes,
-            **report.environment()}  # fmt: skip
+            **run_summary.environment()}  # fmt: skip
 
 
 def rates(seconds_an_image: dict) -> dict[str, float]:

@@ -5,9 +5,9 @@ from ml_collections import ConfigDict
 
 from bench import table
 from bench.contest import contest, peers, rate, timed
-from simclr_jax import report, sharding
+from simclr_jax import run_summary, sharding
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals import knn
+from simclr_jax.measures import knn
 
 
 def measure(
@@ -39,7 +39,7 @@ def measure(
             }
             rows.append({"classes": count, "name": name, "peer": name in others, **rates, **times})
     return {"part": "knn", "bank": bank, "queries": queries, "dim": dim, "k": k, "rows": rows, "notes": notes,
-            **report.environment()}  # fmt: skip
+            **run_summary.environment()}  # fmt: skip
 
 
 def show(result: dict) -> None:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from bench import passes, table
 from bench.contest import compiled_to_fit, contest, peers, rate, timed
-from simclr_jax import losses, report, sharding
+from simclr_jax import losses, run_summary, sharding
 from simclr_jax.losses import tiled
 
 EXACT_IMAGES = 512  # at least, to compare with float64
@@ -57,7 +57,7 @@ def measure(
         *notes,
     ]
     return {"part": "loss", "dim": dim, "temperature": temperature, "rows": rows, "off_float64": off,
-            "notes": notes, **report.environment()}  # fmt: skip
+            "notes": notes, **run_summary.environment()}  # fmt: skip
 
 
 def ways(temperature: float, mesh: jax.sharding.Mesh) -> dict[str, Callable]:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from scipy.special import logsumexp
 
 from bench import table
-from simclr_jax import report
+from simclr_jax import run_summary
 
 TF32, BFLOAT16 = 10, 7  # bits of the mantissa
 WAYS = {  # (bits, passes); None: as NumPy multiplies float32
@@ -34,7 +34,7 @@ def measure(config: ConfigDict, *, images: int = 2048, dim: int = 128) -> dict:
         for name, how in WAYS.items():
             rows.append({"views": views, "products": name, **off(nt_xent(z, temperature, how), exact)})
     return {"part": "passes", "images": images, "dim": dim, "temperature": temperature, "rows": rows,
-            **report.environment()}  # fmt: skip
+            **run_summary.environment()}  # fmt: skip
 
 
 def off(found: tuple[float, np.ndarray], exact: tuple[float, np.ndarray]) -> dict[str, float]:

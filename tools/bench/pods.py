@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 from bench import chips, hlo, table
 from bench.collectives import lower
 from bench.step import network_name
-from simclr_jax import memory_error, report, sharding, validation
+from simclr_jax import memory_error, run_summary, sharding
+from simclr_jax.config import checks
 from simclr_jax.errors import SimclrError, one_line
 
 # Without these libtpu asks a cloud machine's metadata, for minutes, and lets one process in at a time.
@@ -48,7 +49,7 @@ def measure(config: ConfigDict, *, topology: tuple[str, ...] = ("v5e:2x2",)) -> 
         "batch_size": config.train.batch_size,
         "rows": rows,
         "config": config.to_dict(),
-        **report.environment(),
+        **run_summary.environment(),
     }
 
 
@@ -88,7 +89,7 @@ def compiled(config: ConfigDict, topology: str, mesh: Mesh) -> dict:
     # Of no account here.
     config.mesh.devices, config.train.steps_per_call, config.eval.batch_size = 0, 1, mesh.size
     try:
-        validation.validate_run(config, config.train.batch_size, mesh.size)
+        checks.validate_run(config, config.train.batch_size, mesh.size)
     except SimclrError as error:
         raise SimclrError(f"{error}; or give another --topology") from None
     chip, begin = chips.of(topology), time.perf_counter()

@@ -14,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from bench import collectives
-from simclr_jax import report
+from simclr_jax import run_summary
 from simclr_jax.errors import SimclrError
 
 COMMAND = Path(__file__).parents[1] / "benchmark.py"
@@ -35,7 +35,7 @@ def measure(
         "part": "scaling",
         "images_per_device": images_per_device,
         "rows": [compiled_for(count, options) for count in sorted(devices)],
-        **report.environment(),
+        **run_summary.environment(),
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from bench import table
-from simclr_jax import metrics, report
+from simclr_jax import metrics, run_summary
 from simclr_jax.errors import SimclrError, one_line
 
 STACK = {  # each is imported in a fresh interpreter
@@ -32,7 +32,7 @@ def measure(config: ConfigDict, *, command: list[str]) -> dict:
         for name in ("cold", "warm cache"):
             runs[name] = run(command, Path(root) / name, Path(root) / "cache")
     imports = {name: import_seconds(code) for name, code in STACK.items()}
-    return {"part": "startup", "runs": runs, "import_seconds": imports, **report.environment()}
+    return {"part": "startup", "runs": runs, "import_seconds": imports, **run_summary.environment()}
 
 
 def run(command: list[str], workdir: Path, cache: Path) -> dict[str, float]:

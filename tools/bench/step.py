@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from bench import kernels, table
 from bench.contest import Reading, contest, peers, pipelined, rate, timed
 from bench.peak import matmul_rate
-from simclr_jax import config as cfg
-from simclr_jax import loop, memory_error, report, sharding, train, validation
+from simclr_jax import loop, memory_error, run_summary, sharding, train
+from simclr_jax.config import checks, microbatches, total_steps
 from simclr_jax.data import memory, sources, splits
 from simclr_jax.data.prefetch import Prefetch
 from simclr_jax.errors import SimclrError
@@ -60,7 +60,7 @@ def measure(
     config.train.steps = rounds * (config.train.steps_per_call or 16)
     images = load(config) if real else synthetic_splits(config)
     mesh = sharding.make_mesh(config.mesh.devices)
-    validation.validate_run(config, images.train.size, mesh.size)
+    checks.validate_run(config, images.train.size, mesh.size)
     built = build(config, images, mesh)
     state = train.init_state(built.task, built.optimizer, config.seed, mesh)
     each = built.task.steps_per_call
@@ -119,7 +119,7 @@ def measure(
         "kernels": kinds,
         "notes": notes,
         "config": config.to_dict(),
-        **report.environment(),
+        **run_summary.environment(),
     }
 
 
@@ -132,9 +132,9 @@ def row(name: str, is_peer: bool, times: dict, batch: int, flops: float | None) 
 def build(config: ConfigDict, images: splits.Splits, mesh: jax.sharding.Mesh) -> Built:
     """The task of `config` and its step, as train.run makes them."""
     task = TASKS[config.task](config, images, mesh)
-    steps = cfg.total_steps(config, images.train.size)
+    steps = total_steps(config, images.train.size)
     optimizer, rate = train.build_optimizer(config, images.train.size, steps, task)
-    count = cfg.microbatches(config)
+    count = microbatches(config)
     step_fn = make_step(task, optimizer, rate, config.seed, count)
     whole_fn = step_fn if count == 1 else make_step(task, optimizer, rate, config.seed)
     return Built(task, optimizer, step_fn, whole_fn)

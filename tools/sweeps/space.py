@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from simclr_jax import config as cfg
-from simclr_jax import validation
+from simclr_jax.config import adopt_start, check_field, checks, default, flatten, set_field
 from simclr_jax.errors import SimclrError, one_line
 
 Settings = dict[str, Any]  # {"loss.temperature": 0.1, ...}
@@ -70,7 +69,7 @@ def _points(path: str, module: Any) -> tuple[Settings, ...]:
 
 def _check_field(path: str, field: str) -> None:
     try:
-        cfg.check_field(field)
+        check_field(field)
     except SimclrError as error:
         raise SimclrError(f"--space={path}: {error}") from None
 
@@ -99,11 +98,11 @@ def apply(config: ConfigDict, settings: Settings) -> ConfigDict:
     config = config.copy_and_resolve_references()
     for field, value in settings.items():
         try:
-            cfg.set_field(config, field, value)
+            set_field(config, field, value)
         except (TypeError, ValueError):
-            kind = type(cfg.flatten(cfg.default())[field]).__name__
+            kind = type(flatten(default())[field]).__name__
             raise SimclrError(f"config.{field}={value!r}: must be of type {kind}") from None
-    validation.validate(cfg.adopt_start(config))
+    checks.validate(adopt_start(config))
     return config
 
 

@@ -11,8 +11,8 @@ import optuna
 from ml_collections import ConfigDict
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from simclr_jax import config as cfg
 from simclr_jax import train
+from simclr_jax.config import every_steps, total_steps
 from simclr_jax.data import memory
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.sources import Stream
@@ -63,7 +63,7 @@ def load(config: ConfigDict, *, test: bool) -> Splits:
                 f"{train_images.name}: no part of a sequential source can be held out; prepare it as "
                 "ArrayRecord, raise config.data.memory_gb, or score on the test split with --test"
             )
-        kept, held = data_splits.held_out(train_images.size, SHARE, train_images.groups)
+        kept, held = data_splits.holdout_rows(train_images.size, SHARE, train_images.groups)
         train_images, test_images = train_images.subset(kept), train_images.subset(held)
     splits = Splits(train_images, test_images)
     return memory.hold(splits, config.data) if config.augment.device == "all" else splits
@@ -155,8 +155,8 @@ def _report(trial: Trial, config: ConfigDict, examples: int) -> Callable[[int, d
 
     Evaluations are numbered from 1: their steps differ between batch sizes.
     """
-    steps = cfg.total_steps(config, examples)
-    period = cfg.every_steps(config.eval.every, examples, config.train.batch_size)
+    steps = total_steps(config, examples)
+    period = every_steps(config.eval.every, examples, config.train.batch_size)
 
     def on_eval(step: int, scores: dict[str, float]) -> None:
         key = "knn_top1" if config.task == "pretrain" else "test_top1"

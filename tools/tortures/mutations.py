@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from simclr_jax import command, main, validation
-from simclr_jax import config as cfg
+from simclr_jax import command, main
+from simclr_jax.config import adopt_start, checks, default, flatten
 from simclr_jax.convert import __main__ as convert
 from simclr_jax.evaluate import __main__ as evaluate
 from tortures import runs, tiny
@@ -31,7 +31,7 @@ def faults(lab: Lab, tries: int, rng: random.Random) -> Faults:
 
 def _all(lab: Lab, tries: int, rng: random.Random) -> Iterator[Outcome]:
     whole = runs.reference(lab)
-    fields = list(cfg.flatten(cfg.default()))
+    fields = list(flatten(default()))
     for _ in range(tries):
         name, line = _line(lab, whole, rng, fields)
         for _ in range(rng.randint(1, 3)):
@@ -83,7 +83,7 @@ def _check(name: str, line: list[str]) -> None:
         main.parse(["main", *line])
         workdir = main.WORKDIR.value or "runs/tiny"
         with command.ends(""):
-            validation.validate(cfg.adopt_start(main.CONFIG.value, workdir))
+            checks.validate(adopt_start(main.CONFIG.value, workdir))
     elif name == "evaluate":
         args, rest = evaluate.parser().parse_known_args(line)
         with command.ends(""):

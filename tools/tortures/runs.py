@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simclr_jax import checkpoint, metrics, train
-from simclr_jax import config as cfg
+from simclr_jax.config import set_field
 from tortures import machine, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -170,7 +170,7 @@ def config(lab: Lab, **fields: Any) -> ConfigDict:
     c = tiny.get_config()
     c.data.source = f"npz:{lab.images}"
     for name, value in fields.items():
-        cfg.set_field(c, name.replace("__", "."), value)
+        set_field(c, name.replace("__", "."), value)
     return c
 
 

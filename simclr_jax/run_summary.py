@@ -17,7 +17,7 @@ METRICS = {
     "linear_all": "linear, all labels",
     "knn": "kNN, all labels",
 }
-# Scores that count every class alike, however rare; `evals.ranking` makes them.
+# Scores that count every class alike, however rare; `measures.ranking` makes them.
 ALIKE = {
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",

@@ -10,12 +10,12 @@ import pytest
 from conftest import tiny_config, tiny_splits, untrained_run
 
 from simclr_jax import checkpoint, sharding, train
-from simclr_jax import config as cfg
+from simclr_jax.config import total_steps
 from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals.scores import hold_out
-from simclr_jax.tasks import TASKS, heads
+from simclr_jax.measures.scores import validation_rows
+from simclr_jax.tasks import TASKS, linear_sweep
 
 GRID = {"eval__linear__rates": (0.05, 2.0), "eval__linear__decays": (0.0, 1e-2), "eval__linear__epochs": 3.0}
 
@@ -27,7 +27,7 @@ def pretrained(tmp_path_factory):
 
 def heads_config(pretrained, **fields):
     config = tiny_config(**{"augment__device": "all", "augment__jitter": 0.0, **GRID, **fields})
-    return heads.config_of(config, str(pretrained), 0)
+    return linear_sweep.config_of(config, str(pretrained), 0)
 
 
 def trained(pretrained, workdir, splits, **fields):
@@ -35,8 +35,8 @@ def trained(pretrained, workdir, splits, **fields):
     config = heads_config(pretrained, **fields)
     train.run(config, workdir, splits=splits)
     _, params, _ = checkpoint.read_parameters(workdir / "checkpoints")
-    grid = heads.heads_of(config, splits.train)
-    return heads.effective(params["heads"], grid, config), grid
+    grid = linear_sweep.heads_of(config, splits.train)
+    return linear_sweep.effective(params["heads"], grid, config), grid
 
 
 def test_every_head_is_plain_sgd(pretrained):
@@ -44,8 +44,8 @@ def test_every_head_is_plain_sgd(pretrained):
     splits, rng = tiny_splits(), np.random.default_rng(0)
     config = heads_config(pretrained)
     with jax.enable_x64(True):
-        task = TASKS["heads"](config, splits, sharding.make_mesh(1))
-        grid = heads.heads_of(config, splits.train)
+        task = TASKS["linear_sweep"](config, splits, sharding.make_mesh(1))
+        grid = linear_sweep.heads_of(config, splits.train)
         optimizer, rate = train.build_optimizer(config, 80, 15, task)
         d, m, classes = 5, len(grid.rate), 4
         stored = {"heads": {"kernel": jnp.zeros((d, m, classes)), "bias": jnp.zeros((m, classes))}}
@@ -57,13 +57,13 @@ def test_every_head_is_plain_sgd(pretrained):
         for h, label, held in batches:
 
             def loss(p, h=h, label=label, held=held):
-                outputs = heads.apply(p["heads"], jnp.asarray(h), grid, config)
+                outputs = linear_sweep.apply(p["heads"], jnp.asarray(h), grid, config)
                 batch = {"label": jnp.asarray(label), "held": jnp.asarray(held)}
                 return task.loss(outputs, batch, 0)[0]
 
             updates, state = optimizer.update(jax.grad(loss)(stored), state, stored)
             stored = optax.apply_updates(stored, updates)
-        found = jax.device_get(heads.effective(stored["heads"], grid, config))
+        found = jax.device_get(linear_sweep.effective(stored["heads"], grid, config))
     assert m == 1 + 2 * 4
     for i in range(m):
         kernel, bias = plain_sgd(batches, grid, i, [float(rate(t)) for t in range(10)], classes, config)
@@ -94,7 +94,7 @@ def test_held_out_labels_reach_only_those_who_see_everything(pretrained, tmp_pat
     splits = tiny_splits()
     images, labels = splits.train.fetch(np.arange(80))
     splits = splits._replace(train=dataclasses.replace(splits.train, groups=groups))
-    held, _ = hold_out(80, groups=groups)
+    held, _ = validation_rows(80, groups=groups)
     lied = labels.copy()
     lied[held] = (lied[held] + 1) % 4
     other = splits._replace(train=dataclasses.replace(sources.from_arrays(images, lied), groups=groups))
@@ -112,7 +112,7 @@ def test_without_rates_the_standard_one_is_alone(pretrained, tmp_path):
 
 def test_a_sequence_cannot_hold_out():
     stream = sources.Stream("s", 80, ("a", "b"), None, "", 1)
-    assert len(heads.heads_of(tiny_config(**GRID), stream).rate) == 1
+    assert len(linear_sweep.heads_of(tiny_config(**GRID), stream).rate) == 1
 
 
 @pytest.mark.slow
@@ -131,9 +131,9 @@ def test_eight_devices_train_the_same_heads(pretrained, tmp_path):
 def test_no_labels_or_no_encoder(pretrained):
     unlabelled = Splits(sources.from_arrays(tiny_splits().train.fetch(np.arange(40))[0]), None)
     with pytest.raises(SimclrError, match="no labels"):
-        TASKS["heads"](heads_config(pretrained), unlabelled, sharding.make_mesh(1))
+        TASKS["linear_sweep"](heads_config(pretrained), unlabelled, sharding.make_mesh(1))
     config = heads_config(pretrained)
     config.start.workdir = ""
     with pytest.raises(SimclrError, match=r"start\.workdir is empty"):
-        TASKS["heads"](config, tiny_splits(), sharding.make_mesh(1))
-    assert cfg.total_steps(heads_config(pretrained), 80) == 3 * 80 // 16 + 1
+        TASKS["linear_sweep"](config, tiny_splits(), sharding.make_mesh(1))
+    assert total_steps(heads_config(pretrained), 80) == 3 * 80 // 16 + 1

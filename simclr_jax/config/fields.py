@@ -1,24 +1,16 @@
-"""The whole configuration of a run: defaults, durations and config.json.
+"""The fields of a config, with their defaults.
 
-A file in `configs/` starts from `default()` and states only what it changes. Nothing here imports
-JAX or TensorFlow, so that `--help` and a mistyped field answer at once.
+A file in `configs/` starts from `default()` and states only what it changes.
 """
 
-import contextlib
 import difflib
-import json
-import math
 from collections.abc import Iterable
 from typing import Any
 
-from etils import epath
 from ml_collections import ConfigDict, config_dict
 
-from simclr_jax import files, paths
-from simclr_jax.errors import DamagedError, SimclrError
-
-SCHEMA = 5  # of config.json; raise it when a field is added, renamed or changes its meaning
-FILE = "config.json"
+from simclr_jax.config.durations import duration
+from simclr_jax.errors import SimclrError
 
 # Fields that may differ between a run and its resumption: they do not change the parameters beyond float32
 # rounding (another mesh, or another program: steps_per_call 1 or more).
@@ -34,6 +26,10 @@ FREE = (
     "mesh",
     "train.steps_per_call",
 )
+
+# Old names of fields, and of what a field may say: {field: {old: new}}.
+RENAMED = {"augment.scaling": "augment.zoom"}
+RENAMED_VALUES = {"task": {"heads": "linear_sweep"}}
 
 # Fields of `model` that say which parameters there are.
 ARCHITECTURE = (
@@ -53,23 +49,13 @@ ARCHITECTURE = (
 # Fields of `data` that say how files become pixels; a run that starts from another has those.
 PIXELS = ("background", "intensity", "percentiles", "window", "exif")
 
-# Fields added after schema 1, with the value that keeps the behaviour older workdirs had.
-OLD_BEHAVIOUR: dict[str, Any] = {"data.max_unreadable": 1.0}
-
-
-def duration(*, epochs: float = 0.0, steps: int = 0, examples: int = 0) -> ConfigDict:
-    """A length or a period of training. The finest unit set wins: steps, then examples, then epochs.
-
-    So `--config.train.steps=10` shortens any run, whatever unit its config file uses. All zero means
-    never.
-    """
-    return ConfigDict({"epochs": float(epochs), "steps": steps, "examples": examples})
-
 
 def default() -> ConfigDict:
     """The default configuration: SimCLR v1 on ImageNet's settings, data not chosen."""
     c = ConfigDict()
-    c.task = "pretrain"  # or supervised (linear evaluation, fine-tuning, from scratch), distill, or heads
+    c.task = (
+        "pretrain"  # or supervised (linear evaluation, fine-tuning, from scratch), distill, or linear_sweep
+    )
     c.seed = 0  # of the initial parameters, the order of data and every augmentation
 
     c.start = start = ConfigDict()  # where the first parameters come from
@@ -109,7 +95,7 @@ def default() -> ConfigDict:
     augment.resize = "bicubic"  # of the crop; or "bilinear", antialiased as in PyTorch
     augment.flip = 0.5  # probability of a left-right flip
     augment.rotation = 0.0  # degrees, drawn from ±rotation; before the crop, black outside
-    augment.scaling = (1.0, 1.0)  # range of a zoom, drawn with the rotation
+    augment.zoom = (1.0, 1.0)  # range of its factor, drawn with the rotation
     augment.jitter = 0.8  # probability of the colour jitter
     augment.jitter_strength = 1.0  # 0.5 on CIFAR
     augment.brightness = "v2"  # v2 multiplies (SimCLR v2 and its released code), v1 adds
@@ -209,7 +195,7 @@ def default() -> ConfigDict:
     linear.examples = 0  # training examples of linear_all at most; 0: all
     linear.draws = 10  # balanced draws of 100 and of 1,000 labels
     linear.iterations = 100  # of L-BFGS
-    linear.epochs = 90.0  # of classifiers trained on augmented images (paper, B.6), by task heads
+    linear.epochs = 90.0  # of classifiers trained on augmented images (paper, B.6), by task linear_sweep
     linear.learning_rate = 0.1  # of the standard one, without decay; × batch / 256
     linear.rates = (
         0.01,
@@ -234,39 +220,6 @@ def default() -> ConfigDict:
     return c.lock()
 
 
-# ---- durations ----------------------------------------------------------------------------------
-
-
-def count_steps(node: ConfigDict, examples: int, batch: int) -> int:
-    """Steps in the duration `node`, for a training set of `examples` images and `batch` a step."""
-    if node.steps:
-        return node.steps
-    if node.examples:
-        return math.ceil(node.examples / batch)
-    return round(node.epochs * examples // batch) if node.epochs else 0
-
-
-def every_steps(node: ConfigDict, examples: int, batch: int) -> int:
-    """Steps in the period `node`: an epoch is a whole number of batches; 0 means never."""
-    if node.steps or node.examples or not node.epochs:
-        return count_steps(node, examples, batch)
-    return max(1, round(node.epochs * (examples // batch)))
-
-
-def total_steps(config: ConfigDict, examples: int) -> int:
-    """Steps of the whole run: n·epochs // batch + 1 for epochs, as the original counts them."""
-    by_epochs = not (config.train.steps or config.train.examples)
-    return count_steps(config.train, examples, config.train.batch_size) + by_epochs
-
-
-def microbatches(config: ConfigDict) -> int:
-    """Parts of a batch whose activations exist one after the other."""
-    return config.train.batch_size // (config.train.microbatch or config.train.batch_size)
-
-
-# ---- fields -------------------------------------------------------------------------------------
-
-
 def flatten(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
     """{'train.batch_size': 4096, ...}, tuples kept."""
     tree = config.to_dict() if isinstance(config, ConfigDict) else config
@@ -285,156 +238,14 @@ def lies_in(field: str, names: Iterable[str]) -> bool:
 
 
 def check_field(field: str) -> None:
-    """Raises SimclrError where no field 'a.b' exists, with the nearest name that does."""
+    """Raises SimclrError where no field 'a.b' exists, with its new or the nearest name."""
     expected = flatten(default())
+    if field in RENAMED:
+        raise SimclrError(f"config.{field}: is config.{RENAMED[field]} now")
     if field not in expected:
         close = difflib.get_close_matches(field, expected, n=1)
         hint = f"; did you mean config.{close[0]}?" if close else ""
         raise SimclrError(f"config.{field}: no such field{hint}")
-
-
-# ---- config.json --------------------------------------------------------------------------------
-
-
-def to_json(config: ConfigDict, data: dict[str, Any]) -> str:
-    """The text of config.json; `data` identifies the training set (its size and a fingerprint)."""
-    tree = {"schema": SCHEMA, "config": config.to_dict(), "data": data}
-    return json.dumps(tree, indent=2) + "\n"
-
-
-def from_json(text: str) -> tuple[ConfigDict, dict[str, Any]]:
-    """Reads config.json; a field that an older one lacks gets the behaviour it had then.
-
-    Returns:
-      the config and what identifies its training set.
-
-    Raises:
-      SimclrError: the text is not a config.json, or is from a newer version.
-    """
-    try:
-        tree = json.loads(text)
-        schema, stored, data = int(tree["schema"]), flatten(tree["config"]), tree.get("data") or {}
-        if not isinstance(data, dict):
-            raise ValueError("its data is no object")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"{FILE} is damaged ({error})") from None
-    if schema > SCHEMA:
-        raise SimclrError(f"{FILE} has schema {schema}, this version reads up to {SCHEMA}: update simclr_jax")
-    config = default()
-    known = flatten(config)
-    for field, value in {**OLD_BEHAVIOUR, **stored}.items():
-        if field in known:
-            try:
-                set_field(config, field, value)
-            except (TypeError, ValueError, KeyError, AttributeError) as error:
-                raise DamagedError(f"{FILE} is damaged ({field}: {error})") from None
-    return config, data
-
-
-def load(workdir: epath.PathLike) -> tuple[ConfigDict, dict[str, Any]]:
-    """What `from_json` makes of a workdir's config.json.
-
-    Raises:
-      SimclrError: there is none, or it is damaged or from a newer version.
-    """
-    path = paths.expand(workdir) / FILE
-    if not path.is_file():
-        raise SimclrError(f"{workdir}: no {FILE} there; give the workdir of a run")
-    try:
-        return from_json(files.read_text(path))
-    except SimclrError as error:
-        raise type(error)(f"{workdir}: {error}") from None
-
-
-def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> ConfigDict:
-    """Takes from `config.start.workdir` what describes its encoder and its images.
-
-    That is the architecture, mean and std of images, how files become pixels, how images are cropped and
-    resized for evaluation (where the config leaves the defaults), and the image size and channels where
-    they are 0; these a student without a start takes from its teacher. A run that goes on in `workdir` has
-    all noted there, the steps of start and teacher too, and needs its start no longer.
-
-    Raises:
-      SimclrError: there is no run, or the config says otherwise.
-    """
-    flat = flatten(config)
-    for field in ("start.workdir", "distill.teacher"):  # read before anything is validated
-        if not isinstance(flat.get(field), str):
-            raise SimclrError(f"config.{field}={flat.get(field)!r}: must be the path of a run, '' for none")
-    start, config = config.start.workdir, config.copy_and_resolve_references()
-    own = going_on(workdir)
-    if own is not None and own.start.workdir == start:
-        config.start.step = config.start.step or own.start.step
-    if own is not None and _measured(own) == _measured(config):
-        config.data.window = config.data.window or own.data.window
-    if own is not None and own.distill.teacher == config.distill.teacher:
-        config.distill.step = config.distill.step or own.distill.step
-    if start:
-        same = own is not None and own.start.workdir == start
-        source = own if same else _stored(start, "start.workdir")
-        _adopt_model(config, source)
-    elif config.task == "distill":
-        if not config.distill.teacher:
-            raise SimclrError(
-                "config.distill.teacher is empty: give the workdir of an encoder with a classifier"
-            )
-        source = _stored(config.distill.teacher, "distill.teacher")
-    else:
-        return config
-    _adopt_pixels(config, source, start or config.distill.teacher)
-    for field in ("image_size", "channels"):
-        set_field(config, f"data.{field}", config.data[field] or source.data[field])
-    return config
-
-
-def _adopt_model(config: ConfigDict, source: ConfigDict) -> None:
-    """Fields of `source` that are left at their defaults in `config`; a contradiction is refused."""
-    headless = source.model.projection == "none" and config.task == "pretrain"  # it gets a new head
-    architecture = [f"model.{f}" for f in ARCHITECTURE if not (headless and f.startswith("projection"))]
-    today, mine, theirs = flatten(default()), flatten(config), flatten(source)
-    for field in (*architecture, "data.mean", "data.std", "eval.crop", "eval.resize"):
-        if mine[field] == today[field]:
-            set_field(config, field, theirs[field])
-        elif mine[field] != theirs[field] and not field.startswith("eval."):
-            start = config.start.workdir
-            raise SimclrError(f"config.{field}={mine[field]!r}: {start} has {theirs[field]!r}; leave it out")
-
-
-def _adopt_pixels(config: ConfigDict, source: ConfigDict, where: str) -> None:
-    """Takes how files become pixels from another run, in every field where the config leaves the default.
-
-    Another value than the default is refused where that run has another one still.
-    """
-    today, mine, theirs = flatten(default()), flatten(config), flatten(source)
-    for field in (f"data.{name}" for name in PIXELS):
-        if mine[field] == today[field]:
-            set_field(config, field, theirs[field])
-        elif theirs[field] not in (mine[field], today[field]):
-            raise SimclrError(f"config.{field}={mine[field]!r}: {where} has {theirs[field]!r}; leave it out")
-
-
-def _measured(config: ConfigDict) -> tuple:
-    """What decides the window that a run measures."""
-    return config.data.intensity, tuple(config.data.percentiles)
-
-
-def going_on(workdir: epath.PathLike | None) -> ConfigDict | None:
-    """The config of a workdir that has a checkpoint."""
-    if not workdir:
-        return None
-    checkpoints = paths.expand(workdir) / "checkpoints"
-    if checkpoints.is_dir() and any(child.name.isdigit() for child in checkpoints.iterdir()):
-        with contextlib.suppress(SimclrError):  # told when the run is resolved
-            return load(workdir)[0]
-    return None
-
-
-def _stored(workdir: str, field: str) -> ConfigDict:
-    try:
-        return load(workdir)[0]
-    except SimclrError as error:
-        why = str(error).removeprefix(f"{workdir}: ")
-        raise SimclrError(f"config.{field}={workdir!r}: {why}") from None
 
 
 def set_field(config: ConfigDict, field: str, value: Any) -> None:
@@ -443,24 +254,3 @@ def set_field(config: ConfigDict, field: str, value: Any) -> None:
     for parent in parents:
         config = config[parent]
     config[name] = tuple(value) if isinstance(value, list) else value
-
-
-def adopt_old_behaviour(config: ConfigDict, text: str) -> None:
-    """Gives `config` the old behaviour of every field that the stored config.json lacks.
-
-    A value other than today's default was chosen by the user and stays, to be refused if it matters.
-    """
-    stored, today, mine = flatten(json.loads(text)["config"]), flatten(default()), flatten(config)
-    for field, value in OLD_BEHAVIOUR.items():
-        if field not in stored and mine[field] == today[field]:
-            set_field(config, field, value)
-
-
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """One line for each field that decides the result and differs, as `field: old -> new`."""
-    old, new = flatten(old), flatten(new)
-    return [
-        f"config.{field}: {old.get(field)!r} -> {new.get(field)!r}"
-        for field in sorted({*old, *new})
-        if old.get(field) != new.get(field) and not lies_in(field, FREE)
-    ]

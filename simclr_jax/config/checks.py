@@ -10,13 +10,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from simclr_jax import bounds
-from simclr_jax import config as cfg
+from simclr_jax.config import bounds, check_field, default, flatten, total_steps
 from simclr_jax.data import formats
 from simclr_jax.errors import SimclrError
 
 # The names a field may take. Tests compare them with the dicts of constructors they stand for.
-TASKS = ("pretrain", "supervised", "distill", "heads")
+TASKS = ("pretrain", "supervised", "distill", "linear_sweep")
 SOURCES = ("tfds:NAME", "folder:PATH", "list:FILE", "npz:PATH", "builtin:mnist5k", "arrays")
 PLACES = {  # kinds of sources that name one, with an example
     "tfds": "cifar10",
@@ -59,10 +58,10 @@ def _is_text(value: Any) -> bool:
 
 
 def _check_types(flat: dict[str, Any]) -> None:
-    expected = cfg.flatten(cfg.default())
+    expected = flatten(default())
     for field, value in flat.items():
         if field not in expected:
-            cfg.check_field(field)
+            check_field(field)
         kind = type(expected[field])
         if field == "data.data_dir":
             _require(value is None or isinstance(value, str), flat, field, "a path")
@@ -122,7 +121,7 @@ def _check_values(flat: dict[str, Any]) -> None:
         _require(0 <= flat[field] < 1, flat, field, "at least 0 and below 1")
     _require(0 <= flat["distill.alpha"] <= 1, flat, "distill.alpha", "a weight, between 0 and 1")
     _require(0 < flat["eval.crop"] <= 1, flat, "eval.crop", "above 0, at most 1")
-    for field in ("crop_area", "crop_aspect", "scaling", "blur_sigma"):
+    for field in ("crop_area", "crop_aspect", "zoom", "blur_sigma"):
         field = f"augment.{field}"
         pair = flat[field]
         ordered = len(pair) == 2 and 0 < pair[0] <= pair[1]
@@ -274,7 +273,7 @@ def check_size(flat: dict[str, Any]) -> None:
 
 def validate(config: ConfigDict) -> None:
     """Raises SimclrError for the first field that is unknown, of the wrong type or out of range."""
-    flat = cfg.flatten(config)
+    flat = flatten(config)
     _check_types(flat)
     bounds.check(flat)
     _check_values(flat)
@@ -303,12 +302,12 @@ def validate_run(config: ConfigDict, examples: int, devices: int) -> None:
             f"config.train.batch_size={batch}: larger than the training set ({examples} images); {remedy}"
         )
     check_divisible(config, ("train.batch_size", "train.microbatch", "eval.batch_size"), devices)
-    bounds.check_run(cfg.flatten(config), cfg.total_steps(config, examples))
+    bounds.check_run(flatten(config), total_steps(config, examples))
 
 
 def check_divisible(config: ConfigDict, fields: Iterable[str], devices: int) -> None:
     """Raises SimclrError where a batch size cannot be shared out evenly."""
-    flat = cfg.flatten(config)
+    flat = flatten(config)
     for field in fields:
         value = flat[field]
         if value % devices:

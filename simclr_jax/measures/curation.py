@@ -6,7 +6,7 @@ For looking, not for deciding: an encoder that sees little difference finds dupl
 import numpy as np
 from jax.sharding import Mesh
 
-from simclr_jax.evals import knn
+from simclr_jax.measures import knn
 
 
 def near_duplicates(

@@ -4,10 +4,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from simclr_jax import figures, metrics, report
+from simclr_jax import figures, metrics, run_summary
 from simclr_jax.evaluate import charts, published
 from simclr_jax.evaluate.subject import Subject
-from simclr_jax.report import ALIKE, figure, uneven
+from simclr_jax.run_summary import ALIKE, figure, uneven
 
 SCHEMA = 1  # of report.json
 HEAD = "%, with 95 % interval"
@@ -43,7 +43,7 @@ def make(subject: Subject, results: Mapping[str, Any], unscorable: str) -> dict[
         "protocols": dict(results),
         "seconds": round(sum(result["seconds"] for result in results.values()), 2),
         "config": subject.config.to_dict(),
-        "environment": report.environment(),
+        "environment": run_summary.environment(),
     }
 
 

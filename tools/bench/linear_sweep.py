@@ -1,4 +1,4 @@
-"""Linear evaluation (task heads): what a sweep of classifiers costs beside one, in the same pass."""
+"""Linear evaluation (task linear_sweep): what a sweep of classifiers costs beside one, in the same pass."""
 
 import tempfile
 
@@ -9,12 +9,12 @@ from ml_collections import ConfigDict
 
 from bench import step, table
 from bench.contest import Contender, contest, timed
-from simclr_jax import report, sharding, train
-from simclr_jax.convert import run as workdirs
+from simclr_jax import run_summary, sharding, train
+from simclr_jax.convert import workdir as workdirs
 from simclr_jax.data.splits import Splits
 from simclr_jax.models import simclr
 from simclr_jax.step import make_step
-from simclr_jax.tasks import TASKS, Task, heads
+from simclr_jax.tasks import TASKS, Task, linear_sweep
 
 WHERE = ("augmented images, encoder included", "cached features")
 
@@ -25,15 +25,16 @@ def measure(config: ConfigDict, *, steps: int = 20) -> dict:
     splits = step.synthetic_splits(config)
     with tempfile.TemporaryDirectory() as folder:
         _write_encoder(f"{folder}/encoder", config)
-        sweep = heads.config_of(config, f"{folder}/encoder", 0)
+        sweep = linear_sweep.config_of(config, f"{folder}/encoder", 0)
         alone = sweep.copy_and_resolve_references()
         alone.eval.linear.rates = ()
         counts = {
-            name: len(heads.heads_of(c, splits.train).rate) for name, c in (("one", alone), ("all", sweep))
+            name: len(linear_sweep.heads_of(c, splits.train).rate)
+            for name, c in (("one", alone), ("all", sweep))
         }
         calls = {}
         for name, of_run in (("one", alone), ("all", sweep)):
-            task = TASKS["heads"](of_run, splits, mesh)
+            task = TASKS["linear_sweep"](of_run, splits, mesh)
             calls[WHERE[0], name] = _call(task, of_run, splits, mesh)
             calls[WHERE[1], name] = _call(_on_features(task, of_run, splits), of_run, splits, mesh)
     found = contest({f"{where}, {name}": call for (where, name), call in calls.items()}, steps)
@@ -43,7 +44,12 @@ def measure(config: ConfigDict, *, steps: int = 20) -> dict:
         fits = times["seconds"] and one["seconds"]
         ratio = times["seconds"]["median"] / one["seconds"]["median"] if fits else None
         rows.append({"where": where, "classifiers": counts[name], "times_one": ratio, **times})
-    return {"part": "heads", "batch_size": config.train.batch_size, "rows": rows, **report.environment()}
+    return {
+        "part": "linear_sweep",
+        "batch_size": config.train.batch_size,
+        "rows": rows,
+        **run_summary.environment(),
+    }
 
 
 def _write_encoder(workdir: str, config: ConfigDict) -> None:
@@ -57,7 +63,7 @@ def _write_encoder(workdir: str, config: ConfigDict) -> None:
 def _on_features(task: Task, config: ConfigDict, splits: Splits) -> Task:
     """The same classifiers on features that are there already."""
     grid, width = (
-        heads.heads_of(config, splits.train),
+        linear_sweep.heads_of(config, splits.train),
         task.init(jax.random.key(0))["params"]["heads"]["kernel"],
     )
     rng, batch = np.random.default_rng(0), config.train.batch_size
@@ -68,7 +74,7 @@ def _on_features(task: Task, config: ConfigDict, splits: Splits) -> Task:
     }
 
     def forward(params, model_state, batch, rng, step):
-        return heads.apply(params["heads"], batch["h"], grid, config), model_state
+        return linear_sweep.apply(params["heads"], batch["h"], grid, config), model_state
 
     return task._replace(
         forward=forward, input=lambda _: iter([rows]), fixed=dict, fetch=lambda _, batch: batch

@@ -14,8 +14,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import bounds, checkpoint, encoder, files, paths, validation
-from simclr_jax import config as cfg
+from simclr_jax import checkpoint, encoder, files, paths
+from simclr_jax.config import CONFIG_FILE, bounds, checks, default, flatten, set_field, to_json
 from simclr_jax.convert import names
 from simclr_jax.errors import SimclrError, one_line
 from simclr_jax.models import simclr
@@ -26,14 +26,14 @@ def config_of(
     model: Mapping[str, Any], *, task: str = "pretrain", image_size: int = 0, channels: int = 3
 ) -> ConfigDict:
     """The default config with the fields `model`, and the image size its stem is made for unless given."""
-    config = cfg.default()
+    config = default()
     config.task = task
     for field, value in model.items():
-        cfg.set_field(config, f"model.{field}", value)
+        set_field(config, f"model.{field}", value)
     config.data.channels = channels
     config.data.image_size = image_size or (224 if config.model.stem == "imagenet" else 32)
-    bounds.check(cfg.flatten(config))
-    validation.check_size(cfg.flatten(config))
+    bounds.check(flatten(config))
+    checks.check_size(flatten(config))
     return config
 
 
@@ -88,7 +88,7 @@ def write(
         checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
         checkpoints.save(TrainState(np.int32(min(step, 2**31 - 1)), params, model_state, ()))
         checkpoints.close()
-        files.write(epath.Path(folder) / cfg.FILE, cfg.to_json(config, {"converted_from": origin}))
+        files.write(epath.Path(folder) / CONFIG_FILE, to_json(config, {"converted_from": origin}))
         encoder.load(folder)
 
 

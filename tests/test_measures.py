@@ -9,9 +9,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from simclr_jax import sharding
 from simclr_jax.data import pipeline, sources
-from simclr_jax.evals import knn, linear, scores
-from simclr_jax.evals.features import Features, extract
-from simclr_jax.evals.scores import hold_out, limited, score
+from simclr_jax.measures import knn, linear, scores
+from simclr_jax.measures.features import Features, extract
+from simclr_jax.measures.scores import limited, score, validation_rows
 
 
 @pytest.fixture(scope="module", params=[1, 8])
@@ -253,22 +253,22 @@ def test_a_classifier_of_standardised_features_for_plain_ones():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_hold_out_divides_no_group(seed):
     groups = np.random.default_rng(7).integers(100, 140, 1000)
-    held, rest = hold_out(1000, seed, groups)
+    held, rest = validation_rows(1000, seed, groups)
     assert sorted([*held, *rest]) == list(range(1000))
     assert not set(groups[held]) & set(groups[rest])
     assert abs(len(held) - 200) < 30
     assert (np.diff(rest) < 0).any()  # a part of it is a fair sample
-    for a, b in zip(hold_out(1000, seed, groups), (held, rest), strict=True):
+    for a, b in zip(validation_rows(1000, seed, groups), (held, rest), strict=True):
         np.testing.assert_array_equal(a, b)
     # A group each is no restriction; one group alone has to be divided.
-    held, rest = hold_out(1000, seed, np.arange(1000))
+    held, rest = validation_rows(1000, seed, np.arange(1000))
     assert (len(held), len(rest)) == (200, 800)
-    for a, b in zip(hold_out(1000, seed, np.zeros(1000)), hold_out(1000, seed), strict=True):
+    for a, b in zip(validation_rows(1000, seed, np.zeros(1000)), validation_rows(1000, seed), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_a_hold_out_of_groups_is_at_most_20_000_images_or_so():
-    held, _ = hold_out(300_000, 0, np.arange(300_000) // 10)
+    held, _ = validation_rows(300_000, 0, np.arange(300_000) // 10)
     assert len(held) == 20_000
 
 
@@ -301,7 +301,7 @@ def test_scores_choose_between_patients(mesh, monkeypatch):
 
 
 def test_limited_rows_hold_out_their_share():
-    held, rest = hold_out(1000)
+    held, rest = validation_rows(1000)
     rows, which = limited(held, rest, 100)
     assert len(rows) == len(set(rows.tolist())) == 100
     assert len(which) == 20

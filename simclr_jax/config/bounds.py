@@ -117,7 +117,7 @@ BOUNDS: dict[str, Bound] = {
     "augment.blur_kernel": Bound(2, "it is a share of the image's side"),
     "augment.blur_sigma": Bound(1e4, "it is in pixels", 1e-3),
     **dict.fromkeys(_names("augment", "crop_area crop_min_covered flip jitter grayscale blur"), SHARE),
-    **dict.fromkeys(_names("augment", "crop_aspect scaling"), Bound(1000, "no image is left then", 1e-3)),
+    **dict.fromkeys(_names("augment", "crop_aspect zoom"), Bound(1000, "no image is left then", 1e-3)),
 }  # fmt: skip
 for _duration in UNITS:
     BOUNDS[f"{_duration}.epochs"] = EPOCHS

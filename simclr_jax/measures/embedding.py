@@ -11,7 +11,7 @@ from etils import epath
 from PIL import Image
 
 from simclr_jax import files
-from simclr_jax.evals import health
+from simclr_jax.measures import health
 
 SPRITE = 8192  # px a side that a browser still draws
 CONFIG = """\

@@ -8,8 +8,8 @@ from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support, recall_score
 
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals import ranking
-from simclr_jax.evals.knn import top_k_accuracy
+from simclr_jax.measures import ranking
+from simclr_jax.measures.knn import top_k_accuracy
 
 BINS = 15  # of the calibration error, as in its paper
 DRAWN = 1 << 22  # counts of the bootstrap that exist at a time

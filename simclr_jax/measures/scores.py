@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from simclr_jax.data.holdout import whole_groups
-from simclr_jax.evals import knn, linear, ranking
-from simclr_jax.evals.features import Features
+from simclr_jax.measures import knn, linear, ranking
+from simclr_jax.measures.features import Features
 
 L2 = tuple(10.0**e for e in range(-4, 1))
 K = (1, 5, 10, 20, 50, 100, 200)
@@ -58,10 +58,10 @@ def score(
     standard error of a proportion. A probe that finds too few labels to draw from is left out.
 
     Args:
-      groups: of the training examples, as `hold_out` takes them.
+      groups: of the training examples, as `validation_rows` takes them.
       announce: is told what comes next, one of PARTS.
     """
-    held, rest = hold_out(len(train.labels), seed, groups)
+    held, rest = validation_rows(len(train.labels), seed, groups)
     order = np.concatenate([held, rest])
     if not len(rest) or not len(test.labels):
         return {}
@@ -108,8 +108,10 @@ def limited(held: np.ndarray, rest: np.ndarray, limit: int) -> tuple[np.ndarray,
     return np.concatenate([held, rest]), np.arange(len(held))
 
 
-def hold_out(examples: int, seed: int = 0, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(held out, rest): rows of a fixed fifth of the training examples, at most 20,000, and of the others.
+def validation_rows(
+    examples: int, seed: int = 0, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(validation, rest): rows of a fixed fifth of the training examples, at most 20,000, and of the others.
 
     Args:
       groups: a number `[examples]` for each one. Those with the same number stay together: the fifth is met

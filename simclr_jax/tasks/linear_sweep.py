@@ -21,7 +21,7 @@ from simclr_jax.data import order
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
-from simclr_jax.evals.scores import hold_out
+from simclr_jax.measures.scores import validation_rows
 from simclr_jax.models import simclr
 from simclr_jax.tasks.extractor import read_endpoint
 from simclr_jax.tasks.images import Images
@@ -62,7 +62,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     """
     train, start = splits.train, config.start
     if not train.classes:
-        raise SimclrError(f"config.task='heads': {train.name} has no labels")
+        raise SimclrError(f"config.task='linear_sweep': {train.name} has no labels")
     if not start.workdir:
         raise SimclrError("config.start.workdir is empty: give the workdir whose encoder is evaluated")
     images, source = Images(config, splits, mesh, views=1), encoder.load(start.workdir, start.step)
@@ -101,7 +101,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     def batches(step: int) -> Iterator[Any]:
         held = np.zeros(train.size, bool)
         if isinstance(train, Source):
-            held[hold_out(train.size, groups=train.groups)[0]] = True
+            held[validation_rows(train.size, groups=train.groups)[0]] = True
         share = {"process": jax.process_index(), "processes": jax.process_count()}
         for at, batch in enumerate(images.batches(step), step):
             index, _ = order.step_examples(
@@ -166,5 +166,5 @@ def config_of(config: ConfigDict, workdir: str, step: int) -> ConfigDict:
     """What trains the heads on the encoder in `workdir`, on the images of `config`."""
     linear = config.eval.linear
     config = plain_recipe(config, linear.learning_rate, linear.epochs)
-    config.task, config.start.workdir, config.start.step = "heads", workdir, step
+    config.task, config.start.workdir, config.start.step = "linear_sweep", workdir, step
     return config

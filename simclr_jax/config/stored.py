@@ -1,0 +1,201 @@
+"""config.json: the config that a workdir keeps, and what a run takes from the config of another."""
+
+import contextlib
+import json
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax import files, paths
+from simclr_jax.config.fields import (
+    ARCHITECTURE,
+    FREE,
+    PIXELS,
+    RENAMED,
+    RENAMED_VALUES,
+    default,
+    flatten,
+    lies_in,
+    set_field,
+)
+from simclr_jax.errors import DamagedError, SimclrError
+
+SCHEMA = 6  # of config.json; raise it when a field is added, renamed or changes its meaning
+CONFIG_FILE = "config.json"
+
+# Fields added after schema 1, with the value that keeps the behaviour older workdirs had.
+OLD_BEHAVIOUR: dict[str, Any] = {"data.max_unreadable": 1.0}
+
+
+def to_json(config: ConfigDict, data: dict[str, Any]) -> str:
+    """The text of config.json; `data` identifies the training set (its size and a fingerprint)."""
+    tree = {"schema": SCHEMA, "config": config.to_dict(), "data": data}
+    return json.dumps(tree, indent=2) + "\n"
+
+
+def from_json(text: str) -> tuple[ConfigDict, dict[str, Any]]:
+    """Reads config.json; a field that an older one lacks gets the behaviour it had then.
+
+    Returns:
+      the config and what identifies its training set.
+
+    Raises:
+      SimclrError: the text is not a config.json, or is from a newer version.
+    """
+    try:
+        tree = json.loads(text)
+        schema, stored, data = int(tree["schema"]), flatten(tree["config"]), tree.get("data") or {}
+        if not isinstance(data, dict):
+            raise ValueError("its data is no object")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{CONFIG_FILE} is damaged ({error})") from None
+    if schema > SCHEMA:
+        raise SimclrError(
+            f"{CONFIG_FILE} has schema {schema}, this version reads up to {SCHEMA}: update simclr_jax"
+        )
+    config = default()
+    known = flatten(config)
+    for field, value in {**OLD_BEHAVIOUR, **_renamed(stored)}.items():
+        if field in known:
+            try:
+                set_field(config, field, value)
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                raise DamagedError(f"{CONFIG_FILE} is damaged ({field}: {error})") from None
+    return config, data
+
+
+def _renamed(stored: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an older config.json under today's names."""
+    found = {RENAMED.get(field, field): value for field, value in stored.items()}
+    for field, names in RENAMED_VALUES.items():
+        if isinstance(found.get(field), str):
+            found[field] = names.get(found[field], found[field])
+    return found
+
+
+def load_config(workdir: epath.PathLike) -> tuple[ConfigDict, dict[str, Any]]:
+    """What `from_json` makes of a workdir's config.json.
+
+    Raises:
+      SimclrError: there is none, or it is damaged or from a newer version.
+    """
+    path = paths.expand(workdir) / CONFIG_FILE
+    if not path.is_file():
+        raise SimclrError(f"{workdir}: no {CONFIG_FILE} there; give the workdir of a run")
+    try:
+        return from_json(files.read_text(path))
+    except SimclrError as error:
+        raise type(error)(f"{workdir}: {error}") from None
+
+
+def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> ConfigDict:
+    """Takes from `config.start.workdir` what describes its encoder and its images.
+
+    That is the architecture, mean and std of images, how files become pixels, how images are cropped and
+    resized for evaluation (where the config leaves the defaults), and the image size and channels where
+    they are 0; these a student without a start takes from its teacher. A run that goes on in `workdir` has
+    all noted there, the steps of start and teacher too, and needs its start no longer.
+
+    Raises:
+      SimclrError: there is no run, or the config says otherwise.
+    """
+    flat = flatten(config)
+    for field in ("start.workdir", "distill.teacher"):  # read before anything is validated
+        if not isinstance(flat.get(field), str):
+            raise SimclrError(f"config.{field}={flat.get(field)!r}: must be the path of a run, '' for none")
+    start, config = config.start.workdir, config.copy_and_resolve_references()
+    own = going_on(workdir)
+    if own is not None and own.start.workdir == start:
+        config.start.step = config.start.step or own.start.step
+    if own is not None and _measured(own) == _measured(config):
+        config.data.window = config.data.window or own.data.window
+    if own is not None and own.distill.teacher == config.distill.teacher:
+        config.distill.step = config.distill.step or own.distill.step
+    if start:
+        same = own is not None and own.start.workdir == start
+        source = own if same else _stored(start, "start.workdir")
+        _adopt_model(config, source)
+    elif config.task == "distill":
+        if not config.distill.teacher:
+            raise SimclrError(
+                "config.distill.teacher is empty: give the workdir of an encoder with a classifier"
+            )
+        source = _stored(config.distill.teacher, "distill.teacher")
+    else:
+        return config
+    _adopt_pixels(config, source, start or config.distill.teacher)
+    for field in ("image_size", "channels"):
+        set_field(config, f"data.{field}", config.data[field] or source.data[field])
+    return config
+
+
+def _adopt_model(config: ConfigDict, source: ConfigDict) -> None:
+    """Fields of `source` that are left at their defaults in `config`; a contradiction is refused."""
+    headless = source.model.projection == "none" and config.task == "pretrain"  # it gets a new head
+    architecture = [f"model.{f}" for f in ARCHITECTURE if not (headless and f.startswith("projection"))]
+    today, mine, theirs = flatten(default()), flatten(config), flatten(source)
+    for field in (*architecture, "data.mean", "data.std", "eval.crop", "eval.resize"):
+        if mine[field] == today[field]:
+            set_field(config, field, theirs[field])
+        elif mine[field] != theirs[field] and not field.startswith("eval."):
+            start = config.start.workdir
+            raise SimclrError(f"config.{field}={mine[field]!r}: {start} has {theirs[field]!r}; leave it out")
+
+
+def _adopt_pixels(config: ConfigDict, source: ConfigDict, where: str) -> None:
+    """Takes how files become pixels from another run, in every field where the config leaves the default.
+
+    Another value than the default is refused where that run has another one still.
+    """
+    today, mine, theirs = flatten(default()), flatten(config), flatten(source)
+    for field in (f"data.{name}" for name in PIXELS):
+        if mine[field] == today[field]:
+            set_field(config, field, theirs[field])
+        elif theirs[field] not in (mine[field], today[field]):
+            raise SimclrError(f"config.{field}={mine[field]!r}: {where} has {theirs[field]!r}; leave it out")
+
+
+def _measured(config: ConfigDict) -> tuple:
+    """What decides the window that a run measures."""
+    return config.data.intensity, tuple(config.data.percentiles)
+
+
+def going_on(workdir: epath.PathLike | None) -> ConfigDict | None:
+    """The config of a workdir that has a checkpoint."""
+    if not workdir:
+        return None
+    checkpoints = paths.expand(workdir) / "checkpoints"
+    if checkpoints.is_dir() and any(child.name.isdigit() for child in checkpoints.iterdir()):
+        with contextlib.suppress(SimclrError):  # told when the run is resolved
+            return load_config(workdir)[0]
+    return None
+
+
+def _stored(workdir: str, field: str) -> ConfigDict:
+    try:
+        return load_config(workdir)[0]
+    except SimclrError as error:
+        why = str(error).removeprefix(f"{workdir}: ")
+        raise SimclrError(f"config.{field}={workdir!r}: {why}") from None
+
+
+def adopt_old_behaviour(config: ConfigDict, text: str) -> None:
+    """Gives `config` the old behaviour of every field that the stored config.json lacks.
+
+    A value other than today's default was chosen by the user and stays, to be refused if it matters.
+    """
+    stored, today, mine = _renamed(flatten(json.loads(text)["config"])), flatten(default()), flatten(config)
+    for field, value in OLD_BEHAVIOUR.items():
+        if field not in stored and mine[field] == today[field]:
+            set_field(config, field, value)
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """One line for each field that decides the result and differs, as `field: old -> new`."""
+    old, new = flatten(old), flatten(new)
+    return [
+        f"config.{field}: {old.get(field)!r} -> {new.get(field)!r}"
+        for field in sorted({*old, *new})
+        if old.get(field) != new.get(field) and not lies_in(field, FREE)
+    ]
