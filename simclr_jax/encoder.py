@@ -1,19 +1,19 @@
 """A trained encoder, ready to use: `simclr_jax.load(WORKDIR)`."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, geometry, paths, sharding
+from simclr_jax import checkpoint, paths, sharding
 from simclr_jax.config import load_config
-from simclr_jax.data import formats
 from simclr_jax.errors import SimclrError
+from simclr_jax.feeds import Reader, kind
 from simclr_jax.models import simclr
 
 
@@ -25,11 +25,20 @@ class Encoder:
       classes: names of the classifier's classes, () without one.
       step: of the checkpoint.
       variables: {"params": {encoder, projection, probe}, "batch_stats": ...}, NumPy.
+      reader: how it takes examples (`feeds.feed.Reader`).
       model: the Flax module, `model.apply(variables, images, method="endpoints")`.
     """
 
-    def __init__(self, config: ConfigDict, classes: tuple[str, ...], step: int, variables: dict[str, Any]):
+    def __init__(
+        self,
+        config: ConfigDict,
+        classes: tuple[str, ...],
+        step: int,
+        variables: dict[str, Any],
+        data: Mapping[str, Any] | None = None,
+    ):
         self.config, self.classes, self.step, self.variables = config, classes, step, variables
+        self.reader = kind(config).reader(config, data or {})
         self.model = simclr.create(config.model, classes=len(classes))
 
     def __call__(
@@ -55,13 +64,16 @@ class Encoder:
         """
         if batch_size < 1:
             raise SimclrError(f"batch_size={batch_size}: must be above 0")
-        images = self._check(images)
+        images = self.reader.check(images)
         parts = []
         for begin in range(0, len(images), batch_size):
-            part = self._opaque(images[begin : begin + batch_size])
+            part = self.reader.host(images[begin : begin + batch_size])
             # One shape, one compilation: the last part is filled up.
-            filled = np.pad(part, [(0, min(batch_size, len(images)) - len(part))] + [(0, 0)] * 3)
-            outputs = _apply(self.model, self._options(preprocess), endpoint, self._on_device, filled)
+            filled = np.pad(
+                part, [(0, min(batch_size, len(images)) - len(part))] + [(0, 0)] * (part.ndim - 1)
+            )
+            how = (self.model, self.reader, preprocess, endpoint)
+            outputs = _apply(*how, self._on_device, filled)
             parts.append(np.asarray(outputs[: len(part)], np.float32))
         return np.concatenate(parts)
 
@@ -73,57 +85,17 @@ class Encoder:
     def _on_device(self) -> Any:
         return jax.device_put(self.variables)
 
-    def _options(self, preprocess: bool) -> tuple:
-        data, evaluation = self.config.data, self.config.eval
-        view = (data.image_size, evaluation.crop, evaluation.resize) if preprocess else ()
-        return tuple(data.mean), tuple(data.std), view
 
-    def _opaque(self, images: np.ndarray) -> np.ndarray:
-        """RGBA laid over the background of the run, where the encoder takes RGB."""
-        if images.shape[-1] == self.config.data.channels:
-            return images
-        background = formats.colour(self.config.data.background)
-        if images.dtype == np.uint8:
-            return formats.over(images[..., :3], images[..., 3], background)
-        alpha = images[..., 3:]
-        return images[..., :3] * alpha + np.array(background, np.float32) / 255 * (1 - alpha)
-
-    def _check(self, images: Any) -> np.ndarray:
-        try:
-            images = np.asarray(images)
-        except ValueError:
-            raise SimclrError(
-                "images must be of one size: [n, h, w, c]; resize them, or give one at a time"
-            ) from None
-        channels = self.config.data.channels
-        known = (3, 4) if channels == 3 else (channels,)
-        if images.ndim != 4 or images.shape[-1] not in known or not images.size:
-            one = "; images[None] of a single one" if images.ndim == 3 else ""
-            raise SimclrError(f"images must be [n, h, w, {channels}], not {list(images.shape)}{one}")
-        if images.dtype == np.uint8:
-            return images
-        if not np.issubdtype(images.dtype, np.floating):
-            raise SimclrError(f"images must be uint8 or float in [0, 1], not {images.dtype}")
-        low, high = float(images.min()), float(images.max())
-        if not (low >= -1e-3 and high <= 1 + 1e-3):  # also NaN
-            raise SimclrError(f"float images must lie in [0, 1], not [{low:.3g}, {high:.3g}]; or give uint8")
-        return images.astype(np.float32)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _apply(
-    model: simclr.SimCLR, options: tuple, endpoint: str, variables: Any, images: jax.Array
+    model: simclr.SimCLR, reader: Reader, preprocess: bool, endpoint: str, variables: Any, examples: jax.Array
 ) -> jax.Array:
-    mean, std, view = options
-    images = simclr.normalize_images(images, (), (), jnp.float32)
-    if view:
-        images = geometry.center_view(images, *view)
-    images = simclr.normalize_images(images, mean, std, model.encoder.dtype)
+    inputs = reader.prepare(examples, preprocess, model.encoder.dtype)
     try:
-        ends = model.apply(variables, images, method="endpoints")
+        ends = model.apply(variables, inputs, method="endpoints")
     except flax.errors.ScopeParamShapeError:
         raise SimclrError(
-            f"images of {images.shape[1:3]} pixels do not fit this encoder; preprocess=True"
+            f"images of {inputs.shape[1:3]} pixels do not fit this encoder; preprocess=True"
         ) from None
     endpoint = simclr.endpoint_name(model.encoder, endpoint)
     if endpoint not in ends:
@@ -143,7 +115,7 @@ def load(workdir: epath.PathLike, step: int = 0) -> Encoder:
     names = tuple(data.get("classes") or ())
     # A classifier whose classes nobody named has numbers.
     classes = names if len(names) == count else tuple(map(str, range(count)))
-    return Encoder(config, classes, step, variables)
+    return Encoder(config, classes, step, variables, data)
 
 
 def read(workdir: epath.PathLike, step: int = 0) -> tuple[ConfigDict, dict[str, Any], int, dict[str, Any]]:

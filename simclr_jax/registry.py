@@ -13,10 +13,11 @@ that a config.json names is ever imported unless it is registered.
 import functools
 import importlib
 import importlib.metadata
+import runpy
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from simclr_jax.errors import SimclrError
+from simclr_jax.errors import SimclrError, one_line
 from simclr_jax.field import Field
 
 Flat = Mapping[str, Any]  # a config as {"model.width": 1.0, ...}
@@ -51,7 +52,8 @@ OBJECTIVES: dict[str, Entry] = {  # target: create(name, options, batch) -> loss
     name: Entry("simclr_jax.losses.contrast:create")
     for name in ("nt_xent", "nt_logistic", "margin", "supcon", "dcl", "dclw")
 }
-FEEDS: dict[str, Entry] = {  # kind of config.data.source, the part before the colon; all others are images
+FEEDS: dict[str, Entry] = {  # by the part of config.data.source before the colon; all others are images
+    "images": Entry("simclr_jax.feeds.images:KIND"),
 }
 TASKS: dict[str, Entry] = {  # target: create(config, splits, mesh) -> tasks.task.Task
     "pretrain": Entry("simclr_jax.tasks.pretrain:create"),
@@ -82,6 +84,18 @@ def add(where: dict[str, Entry], name: str, target: str, facts: Facts | str | No
     if known is not None and known.target.startswith("simclr_jax."):
         raise SimclrError(f"{name!r}: is the name of one that simclr_jax has itself; choose another")
     where[name] = Entry(target, facts or Facts())
+
+
+def run_file(name: str) -> None:
+    """Runs a Python file, a config file say, for what it registers.
+
+    Raises:
+      SimclrError: it cannot be run.
+    """
+    try:
+        runpy.run_path(name)
+    except Exception as error:
+        raise SimclrError(f"{name}: {one_line(error)}") from None
 
 
 @functools.cache

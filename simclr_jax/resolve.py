@@ -23,10 +23,10 @@ from simclr_jax.config import (
     total_steps,
 )
 from simclr_jax.data import notes as data_notes
-from simclr_jax.data import splits as data_splits
 from simclr_jax.data import survey
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import DamagedError, SimclrError
+from simclr_jax.feeds import kind, load_splits
 from simclr_jax.metrics import Clock
 
 
@@ -102,8 +102,8 @@ def resolved(
         raise SimclrError("config.model.dtype='float64': set JAX_ENABLE_X64=1")
     mesh = sharding.make_mesh(config.mesh.devices)
     with clock.phase("data"):
-        splits = splits or data_splits.load(**config.data)
-        data_splits.check_channels(splits, config.data.channels)
+        splits = splits or load_splits(config)
+        kind(config).check(config, splits)
         if reading := splits.train.reading:  # percentiles have been measured
             config.data.window = reading.window
     try:
@@ -124,6 +124,7 @@ def resolved(
 def _resolve(config: ConfigDict, workdir: epath.Path, splits: Splits, mesh: Mesh, force: bool) -> Run:
     examples = splits.train.size
     identity = {"examples": examples, "fingerprint": splits.train.fingerprint}
+    identity |= kind(config).identity(splits)
     trained = bool(checkpoint.saved_steps(workdir / "checkpoints"))
     if not sharding.agreed(int(trained)):
         raise SimclrError(f"--workdir={workdir}: the processes see other checkpoints there; share the folder")

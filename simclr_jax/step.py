@@ -90,14 +90,14 @@ def _own(name: str, params: Any, extra: Any) -> tuple[Any, Any]:
 
 def batch_loss(
     task: Task, params: Any, extra: Any, outputs: Any, batch: Any, step: Any
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(sum of the terms that need all rows together, metrics), of the outputs of the whole batch."""
+) -> tuple[list[jax.Array], dict[str, jax.Array]]:
+    """(terms that need all rows together, metrics), of the outputs of the whole batch."""
     values, metrics = [], {}
     for name, objective in task.objectives.items():
         if objective.scope == BATCH:
             value, found = objective.loss(*_own(name, params, extra), outputs, batch, step)
             values, metrics = [*values, value], metrics | found
-    return functools.reduce(operator.add, values), metrics
+    return values, metrics
 
 
 def row_loss(
@@ -150,10 +150,13 @@ def whole_gradient(task: Task, state: TrainState, batch: Any, rng: jax.Array) ->
     def loss_fn(params):
         everything = {**params, **state.fixed}
         outputs, model_state = task.forward(everything, state.model_state, batch, rng, state.step)
-        loss, numbers = batch_loss(task, params, state.extra, outputs, batch, state.step)
+        values, numbers = batch_loss(task, params, state.extra, outputs, batch, state.step)
         rows, more = row_loss(task, params, state.extra, outputs, batch, state.step, weights)
-        loss = functools.reduce(operator.add, rows, loss)
-        return loss, (numbers | more, model_state, _needed(task, outputs))
+        return functools.reduce(operator.add, values + rows), (
+            numbers | more,
+            model_state,
+            _needed(task, outputs),
+        )
 
     gradients, (numbers, model_state, outputs) = jax.grad(loss_fn, has_aux=True)(state.params)
     return gradients, numbers, model_state, outputs
@@ -184,7 +187,8 @@ def cached_gradient(task: Task, state: TrainState, batch: Any, rng: jax.Array, c
     outputs, weights = jax.tree.map(join, outputs), _weights(task, batch)
 
     def of_batch(params: Any, outputs: Any) -> tuple[Any, Any]:
-        return batch_loss(task, params, state.extra, outputs, batch, state.step)
+        values, numbers = batch_loss(task, params, state.extra, outputs, batch, state.step)
+        return functools.reduce(operator.add, values) if values else jnp.float32(0), numbers
 
     # The objectives' own parameters get a gradient here; it is zero where there are none.
     own = {OBJECTIVES: state.params[OBJECTIVES]} if OBJECTIVES in state.params else {}

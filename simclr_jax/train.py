@@ -33,9 +33,9 @@ from simclr_jax import (
 )
 from simclr_jax import workdir as folder
 from simclr_jax.config import count_steps, every_steps, microbatches
-from simclr_jax.data import memory
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import Preempted, StorageError, UnreadableImagesError
+from simclr_jax.feeds import hold
 from simclr_jax.loop import Loop, Outlets
 from simclr_jax.resolve import Run
 from simclr_jax.signals import Signals
@@ -74,8 +74,7 @@ def run(
         run = stack.enter_context(resolve.resolved(config, workdir, clock, splits=splits, force=force))
         stack.enter_context(unreadable_noted(run))
         with clock.phase("data"):
-            if run.config.augment.device == "all":
-                run = run._replace(splits=memory.hold(run.splits, run.config.data))
+            run = run._replace(splits=hold(run.config, run.splits))
         task = create_task(run.config, run.splits, run.mesh)
         optimizer, rate = build_optimizer(run.config, run.splits.train.size, run.steps, task)
         with clock.phase("start"):

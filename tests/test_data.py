@@ -209,7 +209,7 @@ def test_unreadable_files_give_way_to_the_next_and_are_named_once(tmp_path):
     source = bad_folder(tmp_path)
     for _ in range(2):
         batch = next(pipeline.eval_batches(source, batch=12, size=16, crop=1.0))
-    images = batch["image"]
+    images = batch["example"]
     for bad, good in ((3, 5), (4, 5), (9, 10)):
         np.testing.assert_array_equal(images[bad], images[good])
     assert set(source.ledger.unreadable) == {"03.jpg", "04.jpg", "09.jpg"}
@@ -286,7 +286,7 @@ def test_channels_are_converted(have, want):
     images = source.fetch(np.arange(8))[0] / 255
     luma = images @ [0.299, 0.587, 0.114] if have == 3 else None
     expected = np.repeat(images, 3, -1) if want == 3 else luma[..., None] if want == 1 else images
-    np.testing.assert_allclose(batch["image"], expected, atol=0.6 / 255)
+    np.testing.assert_allclose(batch["example"], expected, atol=0.6 / 255)
 
 
 def test_subset_of_arrays():
@@ -404,8 +404,8 @@ def test_evaluation_counts_every_example_once(n, processes):
     images, labels = [], []
     for step in zip(*parts, strict=True):
         batch = {k: np.concatenate([part[k] for part in step]) for k in step[0]}
-        assert batch["image"].shape == (8, 12, 12, 3)
-        images.append(batch["image"][batch["mask"]])
+        assert batch["example"].shape == (8, 12, 12, 3)
+        images.append(batch["example"][batch["mask"]])
         labels.append(batch["label"][batch["mask"]])
     expected, expected_labels = source.fetch(np.arange(n))
     np.testing.assert_allclose(np.concatenate(images), expected / 255, atol=1e-6)

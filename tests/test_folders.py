@@ -177,7 +177,7 @@ def test_jfif_is_decoded(tmp_path):
     Image.new("RGB", (12, 12), "white").save(tmp_path / "a" / "1.jfif", "JPEG")
     os.rename(tmp_path / "a" / "1.jfif", tmp_path / "a" / "\udcff.jfif")
     batch = next(pipeline.eval_batches(load(tmp_path).train, batch=1, size=12, crop=1.0))
-    assert batch["image"].min() > 0.99
+    assert batch["example"].min() > 0.99
 
 
 # ---- links --------------------------------------------------------------------------------------

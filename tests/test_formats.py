@@ -383,7 +383,7 @@ def test_percentiles_of_the_training_files(tmp_path):
     assert found.train.reading.window == pytest.approx(expected.tolist())
     batch = next(pipeline.eval_batches(found.train, batch=10, size=9, crop=1.0))
     first = np.clip((images["a/0.png"] - expected[0]) / (expected[1] - expected[0]), 0, 1)
-    np.testing.assert_allclose(batch["image"][0, ..., 0], first, atol=0.51 / 255)
+    np.testing.assert_allclose(batch["example"][0, ..., 0], first, atol=0.51 / 255)
 
 
 def test_files_that_are_not_decoded_to_look_at_them_are_counted(tmp_path, monkeypatch):
@@ -494,7 +494,9 @@ def test_every_road_shows_the_same_pixels(tmp_path):
     found = folder(tmp_path, files, background="red", holdout=0.0)
     data = tiny_config(data__channels=3, data__image_size=6).data
     held = memory.hold(found, data).train.fetch(np.arange(3))[0]
-    streamed = next(pipeline.eval_batches(found.train, batch=3, size=6, crop=1.0, resize="bilinear"))["image"]
+    streamed = next(pipeline.eval_batches(found.train, batch=3, size=6, crop=1.0, resize="bilinear"))[
+        "example"
+    ]
     np.testing.assert_array_equal(held, np.rint(255 * streamed))
     assert (held[0] == held[1]).all()
     assert (held[0] == held[2]).all()

@@ -60,7 +60,7 @@ def test_every_head_is_plain_sgd(pretrained):
             def loss(p, h=h, label=label, held=held):
                 outputs = linear_sweep.apply(p["heads"], jnp.asarray(h), grid, config)
                 batch = {"label": jnp.asarray(label), "held": jnp.asarray(held)}
-                return batch_loss(task, {}, {}, outputs, batch, 0)[0]
+                return batch_loss(task, {}, {}, outputs, batch, 0)[0][0]
 
             updates, state = optimizer.update(jax.grad(loss)(stored), state, stored)
             stored = optax.apply_updates(stored, updates)

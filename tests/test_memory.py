@@ -16,7 +16,7 @@ from simclr_jax import checkpoint, loop, metrics, sharding, train
 from simclr_jax.data import decode, memory, sources, splits
 from simclr_jax.data.tf import load
 from simclr_jax.errors import SimclrError
-from simclr_jax.tasks.images import Images
+from simclr_jax.feeds.images import Images
 
 ROOT = Path(__file__).parent.parent
 PLAIN = {  # a view is the image itself
@@ -109,7 +109,7 @@ def test_evaluation_sees_what_the_hosts_does(size):
         np.testing.assert_array_equal(found["mask"], mask)
         np.testing.assert_array_equal(found["label"][mask], expected["label"][mask])
         np.testing.assert_allclose(
-            ours.seen(jnp.asarray(found["image"]))[mask], expected["image"][mask], atol=2e-6
+            ours.see(jnp.asarray(found["example"]))[mask], expected["example"][mask], atol=2e-6
         )
 
 

@@ -34,7 +34,7 @@ FLOORS = (
     ("state", "losses", "models", "optim", "augment", "data", "metrics",
      "figures", "run_summary"),
     ("config", "checkpoint", "measures"),
-    ("workdir", "recipe"),
+    ("workdir", "recipe", "feeds"),
     ("encoder",),
     ("tasks", "convert", "resolve"),
     ("nonfinite",),

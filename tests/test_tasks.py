@@ -245,7 +245,7 @@ def test_distillation_loss_mixes_labels_by_alpha(teacher, tmp_path):
     student, master = rng.standard_normal((2, 6, 4)).astype(np.float32)
     label = np.array([0, -1, 3, -1, 2, -1], np.int32)
     outputs = {"logits": jnp.asarray(student), "teacher": jnp.asarray(master)}
-    total, metrics = batch_loss(task, {}, {}, outputs, {"label": label}, 0)
+    (total,), metrics = batch_loss(task, {}, {}, outputs, {"label": label}, 0)
 
     def log_softmax(x):
         return x - np.log(np.exp(x.astype(np.float64)).sum(axis=1, keepdims=True))

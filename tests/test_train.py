@@ -77,7 +77,7 @@ def test_float32_step_is_equal_on_one_and_eight_devices():
 
         def loss(params, model_state, batch):
             outputs, _ = task.forward(params, model_state, batch, jax.random.key(0), 20)
-            return batch_loss(task, {}, {}, outputs, batch, 20)[0]
+            return sum(batch_loss(task, {}, {}, outputs, batch, 20)[0])
 
         place = lambda tree: jax.device_put(  # noqa: E731
             jax.device_get(tree), sharding.replicated(mesh)

@@ -17,10 +17,9 @@ from etils import epath
 
 from simclr_jax import checkpoint, command, files, loop, nonfinite, sharding, step, train
 from simclr_jax.config import load_config, microbatches, total_steps
-from simclr_jax.data import memory
-from simclr_jax.data import splits as data_splits
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
+from simclr_jax.feeds import hold, load_splits
 from simclr_jax.tasks import create_task
 
 SHOWN = 10  # arrays at most
@@ -43,11 +42,10 @@ def replay(workdir: epath.PathLike, number: int = 0, splits: Splits | None = Non
     folder = epath.Path(workdir) / nonfinite.FOLDER
     at, kept = _kept(folder, number)
     config, data = load_config(workdir)
-    splits = splits or data_splits.load(**config.data)
+    splits = splits or load_splits(config)
     if data.get("fingerprint") != splits.train.fingerprint:
         raise SimclrError(f"{workdir}: {splits.train.name} holds other images than the run had")
-    if config.augment.device == "all":
-        splits = memory.hold(splits, config.data)
+    splits = hold(config, splits)
     mesh = sharding.make_mesh(config.mesh.devices)
     task = create_task(config, splits, mesh)
     optimizer, rate = train.build_optimizer(

@@ -65,7 +65,7 @@ def _hold_one(
             done = 0
             for batch in batches:
                 count = int(batch["mask"].sum())
-                images[done : done + count] = np.rint(255 * batch["image"][:count])
+                images[done : done + count] = np.rint(255 * batch["example"][:count])
                 labels[done : done + count] = batch["label"][:count]
                 done += count
                 progress.update(count)
@@ -195,8 +195,8 @@ def _unwords(words: jax.Array, dtype: jnp.dtype, shape: tuple[int, ...]) -> jax.
 def eval_batches(
     source: Source, *, batch: int, index: np.ndarray | None = None, process: int = 0, processes: int = 1
 ) -> Iterator[pipeline.Batch]:
-    """`pipeline.eval_batches` of images in memory, but that {image} is whole: `[n, h, w, c]` uint8."""
+    """`pipeline.eval_batches` of images in memory, but that {example} is whole: `[n, h, w, c]` uint8."""
     index = np.arange(source.size) if index is None else np.asarray(index)
     for rows in order.shares(index, batch, process, processes):
         image, label = source.fetch(np.maximum(rows, 0))
-        yield {"image": image, "label": label, "mask": rows >= 0}
+        yield {"example": image, "label": label, "mask": rows >= 0}

@@ -86,7 +86,7 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """This process's share of every example once, in order, without augmentation.
 
-    A batch is {image [n, size, size, c] float32 in [0, 1], label [n], mask [n]}; the last one is filled
+    A batch is {example [n, size, size, c] float32 in [0, 1], label [n], mask [n]}; the last one is filled
     up with zeros where mask is False, so that all have one shape on every process.
 
     Args:
@@ -113,7 +113,7 @@ def eval_batches(
         def example(payload, label, index, _):
             image, label, used = read(payload, label)
             image = center_view(to_channels(image, channels), size, crop, resize)
-            return {"image": image, "label": label, "index": index,
+            return {"example": image, "label": label, "index": index,
                     "used": tf.where(used < 0, index, used)}  # fmt: skip
 
         dataset = rows.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -130,7 +130,7 @@ def eval_batches(
         left -= 1
     for _ in range(left):  # another process still has rows
         image = np.zeros((share, size, size, channels), np.float32)
-        yield {"image": image, "label": np.zeros(share, np.int32),
+        yield {"example": image, "label": np.zeros(share, np.int32),
                "mask": np.zeros(share, bool)}  # fmt: skip
 
 

@@ -12,7 +12,7 @@ if __name__ == "__main__":  # before what takes a second to import
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from simclr_jax import command, paths
+from simclr_jax import command, paths, registry
 from simclr_jax.config import check_field, checks, load_config
 from simclr_jax.errors import SimclrError
 
@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "--compare", nargs="+", metavar="WORKDIR", help="evaluated runs side by side, with config differences"
     )
     add("--out", metavar="FILE", help="of --compare (the first run's eval/comparison.html)")
+    add("--register", metavar="FILE", help="Python file that registers the run's own encoder or objective")
     several = top.add_argument_group("several processes")
     several.add_argument(
         "--coordinator", metavar="HOST:PORT", help="of the first (a TPU pod and Slurm need none)"
@@ -75,6 +76,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.set_verbosity(logging.WARNING)
     with command.ends(f"without --again {GOES_ON}" if args.again else GOES_ON):
         _check(args, rest)
+        if args.register:
+            registry.run_file(args.register)
         if args.compare:
             from simclr_jax.evaluate import compare
 

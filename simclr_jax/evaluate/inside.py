@@ -27,7 +27,7 @@ def representation(subject: Subject) -> dict[str, Any]:
     deviation of normalised features (SimSiam, arXiv 2011.10566).
     """
     views, _ = subject.gallery(MAPPED)
-    changed = subject.augmented(views, **subject.augmentation())
+    changed = subject.augmented(views)
     found, spectra = {}, {}
     for who in ("simclr", "untrained"):
         plain, other = subject.h_of_gallery(MAPPED, who), subject.h_of(changed, who)
@@ -122,7 +122,7 @@ def where_it_looks(subject: Subject) -> dict[str, Any]:
         return encoder.maps(encoder.last, subject.endpoints(variables, x)[encoder.last])
 
     if encoder.last is None:
-        return {"skipped": "the encoder has no maps"}
+        return {"skipped": "no picture: the encoder has no maps"}
     found = subject.over(maps_of, pictures)
     if encoder.pool(found[:1]) is None:
         return _attention(subject, pictures, size)
@@ -157,6 +157,10 @@ def where_it_looks(subject: Subject) -> dict[str, Any]:
 
 def _attention(subject: Subject, pictures: np.ndarray, size: int) -> dict[str, Any]:
     """What the class token of a transformer attends to, mean over the heads of the last block."""
+
+    ends = jax.eval_shape(subject.endpoints, subject.variables("simclr"), pictures)
+    if "attention" not in ends:
+        return {"skipped": "no picture: features are no function of maps, and there is no attention"}
 
     @jax.jit
     def attention_of(variables: Any, x: jax.Array) -> jax.Array:

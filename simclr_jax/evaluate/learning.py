@@ -15,6 +15,7 @@ from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate.frozen import cell, fit_l2
 from simclr_jax.evaluate.subject import WHO, Subject, identity
+from simclr_jax.feeds import load_splits
 from simclr_jax.measures import classified, linear
 from simclr_jax.measures.features import Features
 from simclr_jax.tasks.supervised import plain_recipe
@@ -137,7 +138,7 @@ def load(config: ConfigDict, source: str) -> Labelled:
         config.data.train_split, config.data.test_split = SPLITS.get(name, ("train", "test"))
         if several := multilabel.load(**config.data):
             return Labelled(several.splits, config, "11-point mAP", several.targets)
-        splits = data_splits.load(**config.data)
+        splits = load_splits(config)
         if splits.test is None or not (splits.train.classes and splits.test.classes):
             raise SimclrError("needs labels and a test split")
     except SimclrError as error:

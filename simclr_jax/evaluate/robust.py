@@ -24,7 +24,7 @@ PIECES = {  # of the augmentation, each alone
     "blur": ("blur_kernel", "blur_sigma"),
 }
 STILL = {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "crop_min_covered": 0.0, "flip": 0.0,
-         "jitter": 0.0, "grayscale": 0.0, "blur": 0.0}  # fmt: skip
+         "jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "rotation": 0.0, "zoom": (1.0, 1.0)}  # fmt: skip
 
 
 def robustness(subject: Subject) -> dict[str, Any]:
@@ -96,12 +96,12 @@ def invariance(subject: Subject) -> dict[str, Any]:
     limit = subject.config.eval.robustness.images
     (views, _), plain = subject.gallery(limit), subject.h_of_gallery(limit)
     middle = plain.mean(axis=0, keepdims=True)
-    fields, found = subject.augmentation(), {}
+    fields, found = subject.config.augment.to_dict(), {}
     for name, own in PIECES.items():
         changed = _alone(name, fields, own, views.shape[-1])
         if changed is not None:
             found[name] = _similarity(plain, subject.h_of(subject.augmented(views, **changed)), middle)
-    found["all of the run's"] = _similarity(plain, subject.h_of(subject.augmented(views, **fields)), middle)
+    found["all of the run's"] = _similarity(plain, subject.h_of(subject.augmented(views)), middle)
     found["another image"] = _similarity(plain, np.roll(plain, 1, axis=0), middle)
     title = "What each augmentation leaves of the features"
     subject.draw("invariance.png", charts.bars, found, title, "cosine similarity, mean taken out")

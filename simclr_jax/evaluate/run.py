@@ -14,11 +14,11 @@ from simclr_jax import checkpoint, encoder, files, memory_error, paths, sharding
 from simclr_jax.config import bounds, checks, flatten
 from simclr_jax.config.fields import deciding
 from simclr_jax.data import notes
-from simclr_jax.data import splits as data_splits
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError, Stopped, StorageError
 from simclr_jax.evaluate import frozen, inside, learning, page, report, robust
 from simclr_jax.evaluate.subject import Subject, differences
+from simclr_jax.feeds import load_splits
 from simclr_jax.field import ARCHITECTURE
 from simclr_jax.signals import Signals
 from simclr_jax.train import use_compile_cache
@@ -224,7 +224,7 @@ def _load(config: ConfigDict) -> Splits:
             "the run does not say where images are: name those to evaluate on, for example "
             "--config.data.source=folder:/my/images"
         )
-    return data_splits.load(**config.data)
+    return load_splits(config)
 
 
 def _kept(subject: Subject) -> dict[str, Any]:

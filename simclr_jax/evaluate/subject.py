@@ -17,17 +17,16 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import augment, distributed, figures, files, sharding
+from simclr_jax import distributed, figures, files, sharding
 from simclr_jax.config import flatten, lies_in
-from simclr_jax.data import memory
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
+from simclr_jax.feeds import create_feed, hold
 from simclr_jax.measures.features import Features, extract
 from simclr_jax.models import simclr
 from simclr_jax.tasks.extractor import RAW_EXAMPLES, Extractor, groups_of, labelled, sample
-from simclr_jax.tasks.images import Images
 from simclr_jax.version import __version__
 
 WHO = ("simclr", "untrained", "raw_pixels")  # as in the run's own table
@@ -68,15 +67,14 @@ class Subject:
         changed: Sequence[str] = (),
         trained: ConfigDict | None = None,
     ):
-        if config.augment.device == "all":
-            splits = memory.hold(splits, config.data)
+        splits = hold(config, splits)
         self.workdir, self.folder = workdir, folder_of(workdir, changed)
         self.trained = trained or config
         self.sets: dict[str, Any] = {}
         self.again, self.before = False, {}
         self.config, self.encoder, self.splits, self.mesh = config, encoder, splits, mesh
         self.classes = splits.train.classes
-        self.images = Images(config, splits, mesh, views=1)
+        self.feed = create_feed(config, splits, mesh, views=1)
         self.first = distributed.first()
         self.weights: dict[str, np.ndarray] | None = None
         self._digest = _digest(encoder.variables)
@@ -235,7 +233,8 @@ class Subject:
     @functools.cached_property
     def _endpoints(self) -> dict[str, str]:
         """Our names of features, and the encoder's."""
-        sample = jax.ShapeDtypeStruct((2, *self.images.shape), self.images.dtype)
+        spec = self.feed.spec()
+        sample = jax.ShapeDtypeStruct((2, *spec.shape), spec.dtype)
         model, variables = self.encoder.model, self.encoder.variables
         ends = jax.eval_shape(lambda v, x: model.apply(v, x, method="endpoints"), variables, sample)
         names = {"encoder": simclr.endpoint_name(model.encoder, self.config.eval.endpoint)}
@@ -247,7 +246,7 @@ class Subject:
 
     @functools.cached_property
     def _extractor(self) -> Extractor:
-        return Extractor(self.images, self.encoder.model, tuple(dict.fromkeys(self._endpoints.values())))
+        return Extractor(self.feed, self.encoder.model, tuple(dict.fromkeys(self._endpoints.values())))
 
     def variables(self, who: str) -> dict[str, Any]:
         """On the mesh: the run's, or those it started from."""
@@ -261,7 +260,7 @@ class Subject:
             return sharding.put_same(self.encoder.variables, everywhere)
 
         def fresh(key):
-            return simclr.init(self.encoder.model, key, self.images.sample())
+            return simclr.init(self.encoder.model, key, simclr.sample(self.feed.spec()))
 
         return jax.jit(fresh, out_shardings=everywhere)(jax.random.key(self.config.seed))
 
@@ -271,7 +270,7 @@ class Subject:
         """(evaluation views `[n, h, w, c]` in [0, 1], labels `[n]`) of a fixed sample of `shown`."""
         if limit not in self._gallery:
             index = sample(self.shown, limit)
-            found = extract(self.images.seen, self.images.every(self.shown, index), self.mesh)
+            found = extract(self.feed.see, self.feed.every(self.shown, index), self.mesh)
             self._gallery = {limit: (found.features, found.labels)}  # one of them, as they can be large
         return self._gallery[limit]
 
@@ -283,7 +282,7 @@ class Subject:
 
     def pictures(self, split: Source, index: np.ndarray) -> np.ndarray:
         """Evaluation views of the images in `index`, `[n, h, w, c]`."""
-        return extract(self.images.seen, self.images.every(split, np.asarray(index)), self.mesh).features
+        return extract(self.feed.see, self.feed.every(split, np.asarray(index)), self.mesh).features
 
     def h(self, variables: Any, views: jax.Array) -> jax.Array:
         """Features `[n, d]` of evaluation views, differentiable."""
@@ -317,23 +316,15 @@ class Subject:
     def _jitted_h(self) -> Callable[..., jax.Array]:
         return jax.jit(self.h)
 
-    def augmentation(self) -> dict[str, Any]:
-        """The fields of config.augment that `augmented` takes."""
-        return {name: value for name, value in self.config.augment.to_dict().items() if name != "device"}
-
     def endpoints(self, variables: Any, views: jax.Array) -> dict[str, jax.Array]:
         """All endpoints of evaluation views, differentiable."""
-        data = self.config.data
-        x = simclr.normalize_images(views, data.mean, data.std, self.images.dtype)
-        return self.encoder.model.apply(variables, x, method="endpoints")
+        return self.encoder.model.apply(variables, self.feed.prepare(views), method="endpoints")
 
     def augmented(self, views: np.ndarray, seed: int = 1, **fields: Any) -> np.ndarray:
-        """One augmentation of every evaluation view; `fields` of config.augment."""
+        """One augmentation of every evaluation view; `fields` in the place of those of `config.augment`."""
 
         def one(_: Any, x: jax.Array, position: jax.Array) -> jax.Array:
-            size = self.config.data.image_size
-            as_bytes = jnp.rint(255 * x).astype(jnp.uint8)
-            return augment.random_views(as_bytes, position, seed, size=size, views=1, **fields)[:, 0]
+            return self.feed.change(x, position, seed, **fields)
 
         return self.over(one, views, np.arange(len(views), dtype=np.uint32))
 

@@ -25,7 +25,7 @@ class Features(NamedTuple):
 def extract(
     encode: Callable[[jax.Array], Any], batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
 ) -> Features:
-    """Runs `encode` (images `[b, h, w, c]` to `[b, d]`, or a tree of such) over {image, label, mask}.
+    """Runs `encode` (images `[b, h, w, c]` to `[b, d]`, or a tree of such) over {example, label, mask}.
 
     Rows where mask is False, the filling of the last batch, are left out.
     """
@@ -39,5 +39,5 @@ def extract(
         if batch is None:
             break
         on_device = sharding.put_batch(batch, mesh)
-        pending = (encode(on_device["image"]), on_device["label"], on_device["mask"])
+        pending = (encode(on_device["example"]), on_device["label"], on_device["mask"])
     return Features(jax.tree.map(lambda *x: np.concatenate(x), *features), np.concatenate(labels))

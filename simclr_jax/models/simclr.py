@@ -74,6 +74,11 @@ def init(model: SimCLR, rng: jax.Array, images: jax.Array, method: str = "__call
     return jax.tree.map(lambda x: x.astype(keep), variables)
 
 
+def sample(spec: jax.ShapeDtypeStruct) -> jax.Array:
+    """Two examples of zeros, to initialise a model with."""
+    return jnp.zeros((2, *spec.shape), spec.dtype)
+
+
 def stage_of(encoder: Encoder, path: str) -> int:
     """The stage of the encoder that a parameter "encoder/..." belongs to; the heads come after all stages.
 

@@ -11,10 +11,10 @@ from simclr_jax import encoder, sharding
 from simclr_jax.config.fields import deciding, flatten
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
+from simclr_jax.feeds import create_feed
 from simclr_jax.field import PIXELS
 from simclr_jax.losses.classification import classification, distillation
 from simclr_jax.models import simclr
-from simclr_jax.tasks.images import Images
 from simclr_jax.tasks.supervised import classifier
 from simclr_jax.tasks.task import Task
 
@@ -44,12 +44,14 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
             metrics |= {"label_loss": labelled, "accuracy": accuracy}
         return total, metrics
 
-    images = Images(config, splits, mesh, views=1)
+    feed = create_feed(config, splits, mesh, views=1)
     student = classifier(config, splits, mesh, teacher.classes, loss)
 
     def forward(params, model_state, batch, rng, step):
         outputs, model_state = student.forward(params, model_state, batch, rng, step)
-        seen = simclr.normalize_images(images.augmented(batch)[:, 0], mean, std, teacher.model.encoder.dtype)
+        seen = simclr.normalize_images(
+            feed.views(params, batch)[:, 0], mean, std, teacher.model.encoder.dtype
+        )
         outputs["teacher"] = teacher.model.apply(params["teacher"], seen, method="classify")
         return outputs, model_state
 

@@ -8,48 +8,48 @@ import numpy as np
 
 from simclr_jax import metrics
 from simclr_jax.data.sources import Source, Stream
+from simclr_jax.feeds import Feed
 from simclr_jax.measures.features import Features, extract
 from simclr_jax.models import simclr
-from simclr_jax.tasks.images import Images
 
 MAIN = simclr.FEATURES[0]
-RAW_SIDE, RAW_EXAMPLES = 32, 50_000  # of the raw-pixel baseline, at most
+RAW_EXAMPLES = 50_000  # of the raw-pixel baseline, at most
 
 
 class Extractor:
-    """What `model` makes of `images`; compiled once for all variables and splits.
+    """What `model` makes of a feed's examples; compiled once for all variables and splits.
 
     Args:
       endpoints: names of `SimCLR.endpoints`, MAIN: the representation; maps are averaged over their places.
     """
 
-    def __init__(self, images: Images, model: simclr.SimCLR, endpoints: Sequence[str] = (MAIN,)):
-        self.images = images
+    def __init__(self, feed: Feed, model: simclr.SimCLR, endpoints: Sequence[str] = (MAIN,)):
+        self.feed = feed
 
         def encode(variables: Any, x: jax.Array) -> dict[str, jax.Array]:
             ends = model.apply(
-                variables, images.prepare(x), method="endpoints"
+                variables, feed.prepare(feed.see(x)), method="endpoints"
             )  # BatchNorm never trains here
             return {name: simclr.read_endpoint(model.encoder, ends, name) for name in endpoints}
 
         self._encode = jax.jit(encode)
-        self._pixels = jax.jit(lambda x: _raw_pixels(images.seen(x)))
+        self._pixels = jax.jit(feed.raw)
 
     def __call__(
         self, variables: dict[str, Any], split: Source | Stream, index: np.ndarray | None = None
     ) -> Features:
         """{endpoint: `[n, d]`} of every image of a split, or of those in `index`, in order."""
-        return extract(lambda x: self._encode(variables, x), self._batches(split, index), self.images.mesh)
+        return extract(lambda x: self._encode(variables, x), self._batches(split, index), self.feed.mesh)
 
     def raw_pixels(self, split: Source | Stream, index: np.ndarray | None = None) -> Features:
         """The evaluation views, resized to at most 32 px a side, `[n, d]`."""
-        return extract(self._pixels, self._batches(split, index), self.images.mesh)
+        return extract(self._pixels, self._batches(split, index), self.feed.mesh)
 
     def _batches(self, split: Source | Stream, index: np.ndarray | None) -> Iterator[Any]:
         """With progress where it takes longer than a moment."""
-        examples, size = split.size if index is None else len(index), self.images.config.eval.batch_size
+        examples, size = split.size if index is None else len(index), self.feed.config.eval.batch_size
         first = jax.process_index() == 0
-        return metrics.watched(self.images.every(split, index), -(-examples // size), "batch", first)
+        return metrics.watched(self.feed.every(split, index), -(-examples // size), "batch", first)
 
 
 def sample(split: Source | Stream, limit: int) -> np.ndarray | None:
@@ -74,12 +74,3 @@ def groups_of(split: Source | Stream, index: np.ndarray | None, labels: np.ndarr
     if groups is None:
         return None
     return (groups if index is None else groups[index])[labels >= 0]
-
-
-def _raw_pixels(images: jax.Array) -> jax.Array:
-    """Images `[n, h, w, c]` resized to at most 32 px a side, flattened."""
-    n, h, w, c = images.shape
-    side = min(h, RAW_SIDE)
-    if side != h or side != w:
-        images = jax.image.resize(images, (n, side, side, c), "linear", antialias=True)
-    return images.reshape(n, -1)

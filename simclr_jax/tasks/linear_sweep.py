@@ -21,10 +21,10 @@ from simclr_jax.data import order
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
+from simclr_jax.feeds import create_feed
 from simclr_jax.losses.objective import of_outputs
 from simclr_jax.measures.scores import validation_rows
 from simclr_jax.models import simclr
-from simclr_jax.tasks.images import Images
 from simclr_jax.tasks.supervised import plain_recipe
 from simclr_jax.tasks.task import Task
 
@@ -65,7 +65,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         raise SimclrError(f"config.task='linear_sweep': {train.name} has no labels")
     if not start.workdir:
         raise SimclrError("config.start.workdir is empty: give the workdir whose encoder is evaluated")
-    images, source = Images(config, splits, mesh, views=1), encoder.load(start.workdir, start.step)
+    feed, source = create_feed(config, splits, mesh, views=1), encoder.load(start.workdir, start.step)
     heads, count = heads_of(config, train), len(train.classes)
     architecture = {**source.config.model.to_dict(), "dtype": config.model.dtype}
     read = functools.partial(
@@ -73,7 +73,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     )
 
     def init(rng: jax.Array) -> dict[str, Any]:
-        h = jax.eval_shape(read, source.variables, images.sample())
+        h = jax.eval_shape(read, source.variables, simclr.sample(feed.spec()))
         m = len(heads.rate)
         zeros = {
             "kernel": jnp.zeros((h.shape[-1], m, count), h.dtype),
@@ -82,7 +82,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         return {"params": {"heads": zeros}}
 
     def forward(params, model_state, batch, rng, step):
-        h = read(params["encoder"], images.prepare(images.augmented(batch)[:, 0]))
+        h = read(params["encoder"], feed.prepare(feed.views(params, batch)[:, 0]))
         return apply(params["heads"], h, heads, config), model_state
 
     def loss(outputs, batch, step):
@@ -103,7 +103,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         if isinstance(train, Source):
             held[validation_rows(train.size, groups=train.groups)[0]] = True
         share = {"process": jax.process_index(), "processes": jax.process_count()}
-        for at, batch in enumerate(images.batches(step), step):
+        for at, batch in enumerate(feed.batches(step), step):
             index, _ = order.step_examples(
                 at, examples=train.size, batch=config.train.batch_size, seed=config.seed, **share
             )
@@ -111,7 +111,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
 
     def fixed():
         return {
-            **images.fixed(),
+            **feed.fixed(),
             "encoder": sharding.put_same(source.variables, sharding.replicated(mesh)),
         }
 
@@ -124,8 +124,8 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         evals={},
         classes=train.classes,
         fixed=fixed,
-        fetch=lambda fixed, batch: {**images.fetch(fixed, batch), "held": batch["held"]},
-        steps_per_call=images.steps_per_call,
+        fetch=lambda fixed, batch: {**feed.fetch(fixed, batch), "held": batch["held"]},
+        steps_per_call=feed.steps_per_call,
     )
 
 

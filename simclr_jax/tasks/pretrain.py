@@ -17,15 +17,15 @@ from simclr_jax import encoder, figures, registry, run_summary
 from simclr_jax.config import every_steps
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
+from simclr_jax.feeds import create_feed
 from simclr_jax.losses.classification import classification
-from simclr_jax.losses.objective import Objective, Sizes, of_outputs
+from simclr_jax.losses.objective import BATCH, Objective, Sizes, of_outputs
 from simclr_jax.measures import embedding, knn
 from simclr_jax.measures.features import Features, extract
 from simclr_jax.measures.scores import PARTS, score
 from simclr_jax.metrics import Progress
 from simclr_jax.models import simclr
 from simclr_jax.tasks.extractor import MAIN, RAW_EXAMPLES, Extractor, groups_of, labelled, sample
-from simclr_jax.tasks.images import Images
 from simclr_jax.tasks.task import Context, Task
 
 GALLERY = 1000  # images in the retrieval and t-SNE figures, at most
@@ -41,18 +41,18 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     if config.loss.name == "supcon" and not splits.train.classes:
         raise SimclrError(f"config.loss.name='supcon': needs labels, and {splits.train.name} has none")
     classes, start = splits.train.classes, config.start
-    images = Images(config, splits, mesh, views=2)
+    feed = create_feed(config, splits, mesh, views=2)
     model = simclr.create(config.model, classes=len(classes))
 
     def init(rng: jax.Array) -> dict[str, Any]:
-        return simclr.init(model, rng, images.sample())
+        return simclr.init(model, rng, simclr.sample(feed.spec()))
 
     def forward(params, model_state, batch, rng, step):
-        views = images.augmented(batch)
+        views = feed.views(params, batch)
         n, v = views.shape[:2]
         outputs, model_state = model.apply(
             {"params": params, **model_state},
-            images.prepare(views.reshape(n * v, *views.shape[2:])),
+            feed.prepare(views.reshape(n * v, *views.shape[2:])),
             train=True,
             mutable=[*model_state],
             rngs={"dropblock": rng},
@@ -65,17 +65,17 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
 
     return Task(
         init=init,
-        input=images.batches,
+        input=feed.batches,
         forward=forward,
         objectives=objectives,
         trainable=lambda path: simclr.trainable(model.encoder, path),
-        evals=_Evaluations(config, splits, mesh, model, init, images).evals(),
+        evals=_Evaluations(config, splits, mesh, model, init, feed).evals(),
         classes=classes,
         start=lambda v: encoder.transplant(v, start.workdir, start.step, new_head=True),
-        fixed=images.fixed,
-        fetch=images.fetch,
-        steps_per_call=images.steps_per_call,
-        preview=images.preview,
+        fixed=feed.fixed,
+        fetch=feed.fetch,
+        steps_per_call=feed.steps_per_call,
+        preview=feed.preview,
     )
 
 
@@ -92,7 +92,10 @@ def _watched(objective: Objective) -> Objective:
 
     def loss(params, extra, outputs, batch, step):
         value, metrics = objective.loss(params, extra, outputs, batch, step)
-        return value, {"loss": value, **metrics, "feature_std": _deviation(outputs["features"])}
+        metrics = {"loss": value, **metrics}
+        if objective.scope == BATCH:
+            metrics["feature_std"] = _deviation(outputs["features"])
+        return value, metrics
 
     return objective._replace(loss=loss, needs=(*objective.needs, "features") if objective.needs else ())
 
@@ -138,12 +141,12 @@ class _Scoring:
 class _Evaluations:
     """kNN while training; at the end the scores beside the baselines, and the figures."""
 
-    def __init__(self, config, splits, mesh, model, init, images):
+    def __init__(self, config, splits, mesh, model, init, feed):
         self.config, self.splits, self.mesh = config, splits, mesh
-        self.init, self.images = init, images
+        self.init, self.feed = init, feed
         self.classes = len(splits.train.classes)
         self.labelled = bool(splits.test and splits.test.classes and self.classes)  # can be scored
-        self.extractor = Extractor(images, model)
+        self.extractor = Extractor(feed, model)
 
     def evals(self):
         config, evals = self.config, {}
@@ -232,7 +235,7 @@ class _Evaluations:
         index = sample(split, GALLERY)
         found = self.extractor({"params": state.params, **state.model_state}, split, index)
         features = found.features[MAIN]
-        images = extract(self.images.seen, self.images.every(split, index), self.mesh).features
+        images = extract(self.feed.see, self.feed.every(split, index), self.mesh).features
         _, near = knn.nearest(features, features, NEIGHBOURS + 1, self.mesh)
         if jax.process_index() == 0:
             figures.attempt(print, folder / "neighbours.png", figures.neighbours, images, near, found.labels)

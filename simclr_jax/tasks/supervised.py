@@ -17,13 +17,13 @@ from simclr_jax import encoder
 from simclr_jax.config import duration, every_steps
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
+from simclr_jax.feeds import Feed, create_feed
 from simclr_jax.losses.classification import classification
 from simclr_jax.losses.objective import of_outputs
 from simclr_jax.measures import ranking
 from simclr_jax.measures.features import extract
 from simclr_jax.measures.knn import top_k_accuracy
 from simclr_jax.models import simclr
-from simclr_jax.tasks.images import Images
 from simclr_jax.tasks.task import Context, Task
 
 
@@ -50,18 +50,18 @@ def classifier(
     config: ConfigDict, splits: Splits, mesh: Mesh, classes: tuple[str, ...], loss: Callable
 ) -> Task:
     """A task that trains the logits of one view an image, by the `loss` of {logits [n, classes]}."""
-    images, start = Images(config, splits, mesh, views=1), config.start
+    feed, start = create_feed(config, splits, mesh, views=1), config.start
     model = simclr.create(config.model, classes=len(classes), probe_zero=config.finetune.zero_init)
     frozen = config.finetune.after_block
     freezing = {"frozen": frozen, "frozen_train": not config.finetune.frozen_norm}
 
     def init(rng: jax.Array) -> dict[str, Any]:
-        return simclr.init(model, rng, images.sample(), method="classify")
+        return simclr.init(model, rng, simclr.sample(feed.spec()), method="classify")
 
     def forward(params, model_state, batch, rng, step):
         logits, model_state = model.apply(
             {"params": params, **model_state},
-            images.prepare(images.augmented(batch)[:, 0]),
+            feed.prepare(feed.views(params, batch)[:, 0]),
             train=True,
             mutable=[*model_state],
             method="classify",
@@ -72,17 +72,17 @@ def classifier(
 
     return Task(
         init=init,
-        input=images.batches,
+        input=feed.batches,
         forward=forward,
         objectives={"labels": of_outputs(loss)},
         trainable=lambda path: simclr.trainable(model.encoder, path, frozen),
-        evals=_evals(config, splits, mesh, model, images),
+        evals=_evals(config, splits, mesh, model, feed),
         classes=classes,
         start=lambda v: encoder.transplant(v, start.workdir, start.step),
-        fixed=images.fixed,
-        fetch=images.fetch,
-        steps_per_call=images.steps_per_call,
-        preview=images.preview,
+        fixed=feed.fixed,
+        fetch=feed.fetch,
+        steps_per_call=feed.steps_per_call,
+        preview=feed.preview,
     )
 
 
@@ -106,7 +106,7 @@ def plain_recipe(config: ConfigDict, learning_rate: float, epochs: float) -> Con
     return config
 
 
-def _evals(config: ConfigDict, splits: Splits, mesh: Mesh, model: simclr.SimCLR, images: Images) -> dict:
+def _evals(config: ConfigDict, splits: Splits, mesh: Mesh, model: simclr.SimCLR, feed: Feed) -> dict:
     """Accuracy on the test split while training, at the end with what counts every class alike.
 
     BatchNorm goes by its moving statistics.
@@ -116,12 +116,12 @@ def _evals(config: ConfigDict, splits: Splits, mesh: Mesh, model: simclr.SimCLR,
 
     @jax.jit
     def logits(state, x):
-        return model.apply({"params": state[0], **state[1]}, images.prepare(x), method="classify")
+        return model.apply({"params": state[0], **state[1]}, feed.prepare(feed.see(x)), method="classify")
 
     def classify(state) -> tuple[np.ndarray, np.ndarray]:
         """(logits [n, classes], labels [n]) of the labelled test images."""
         variables = (state.params, state.model_state)
-        found = extract(lambda x: logits(variables, x), images.every(splits.test), mesh)
+        found = extract(lambda x: logits(variables, x), feed.every(splits.test), mesh)
         known = found.labels >= 0
         return found.features[known], found.labels[known]
 

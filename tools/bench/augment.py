@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from bench import table
 from bench.contest import contest, peers, rate, timed
 from simclr_jax import augment, run_summary, sharding
-from simclr_jax.tasks.images import PHOTOMETRIC
+from simclr_jax.feeds.images import PHOTOMETRIC
 
 VIEWS = 2
 

@@ -13,11 +13,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from simclr_jax import train
 from simclr_jax.config import every_steps, total_steps
-from simclr_jax.data import memory
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.sources import Stream
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import DivergedError, OutOfMemoryError, Preempted, SimclrError, StorageError
+from simclr_jax.feeds import hold, load_splits
 from sweeps import space as spaces
 from sweeps import study as studies
 
@@ -52,7 +52,7 @@ def load(config: ConfigDict, *, test: bool) -> Splits:
     Raises:
       SimclrError: there is nothing to score a trial on.
     """
-    train_images, test_images = data_splits.load(**config.data)
+    train_images, test_images = load_splits(config)
     if not train_images.classes:
         raise SimclrError(f"{train_images.name}: has no labels, and a sweep compares scores")
     if test and test_images is None:
@@ -66,7 +66,7 @@ def load(config: ConfigDict, *, test: bool) -> Splits:
         kept, held = data_splits.holdout_rows(train_images.size, SHARE, train_images.groups)
         train_images, test_images = train_images.subset(kept), train_images.subset(held)
     splits = Splits(train_images, test_images)
-    return memory.hold(splits, config.data) if config.augment.device == "all" else splits
+    return hold(config, splits)
 
 
 def run(sweep: Sweep, study: optuna.Study) -> None:

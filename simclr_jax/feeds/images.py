@@ -1,0 +1,230 @@
+"""The feed of images: host, host with colour and blur on the accelerator, or from its memory."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import augment, figures, geometry
+from simclr_jax.config import total_steps
+from simclr_jax.data import formats, memory, order, pipeline
+from simclr_jax.data import splits as data_splits
+from simclr_jax.data.host_augment import Options
+from simclr_jax.data.sources import Source
+from simclr_jax.data.splits import Splits
+from simclr_jax.errors import SimclrError
+from simclr_jax.feeds.feed import Batch, Kind
+from simclr_jax.models import simclr
+
+RAW_SIDE = 32  # of the raw-pixel baseline, at most
+SHOWN = 8  # images in the figure of views
+PHOTOMETRIC = (  # fields of config.augment
+    "jitter", "jitter_strength", "brightness", "grayscale", "blur", "blur_kernel", "blur_sigma",
+)  # fmt: skip
+
+
+def in_memory(config: ConfigDict) -> bool:
+    """Whether the images live on the accelerators."""
+    return config.augment.device == "all"
+
+
+class Images:
+    """The images of `splits` as `config` wants them, `views` augmented views of each while training."""
+
+    pictures = True
+
+    def __init__(self, config: ConfigDict, splits: Splits, mesh: Mesh, views: int):
+        self.config, self.splits, self.mesh, self.count = config, splits, mesh, views
+        data = config.data
+        self.dtype = jnp.dtype(config.model.dtype)
+        self._in_memory = in_memory(config)
+        alone = config.train.steps_per_call or (1 if jax.default_backend() == "cpu" else 16)
+        self.steps_per_call = alone if self._in_memory else 1
+        self._reading = {"size": data.image_size, "channels": data.channels, "threads": data.threads}
+        self._share = {"process": jax.process_index(), "processes": jax.process_count()}
+
+    def spec(self) -> jax.ShapeDtypeStruct:
+        """Of one image `[h, w, c]`."""
+        data = self.config.data
+        return jax.ShapeDtypeStruct((data.image_size, data.image_size, data.channels), self.dtype)
+
+    def fixed(self) -> dict[str, Any]:
+        """What lives on the accelerators: the training images of a run from memory."""
+        return {"images": memory.put(self.splits.train, self.mesh)} if self._in_memory else {}
+
+    def fetch(self, fixed: dict[str, Any], batch: Batch) -> Batch:
+        """The batch, from its numbers where the images live on the accelerators."""
+        return memory.gather(fixed["images"], batch, self.mesh) if self._in_memory else batch
+
+    def views(self, fixed: dict[str, Any], batch: Batch) -> jax.Array:
+        """The views `[n, v, h, w, c]` of a batch; made on the accelerator as far as the config wants it."""
+        fields = self.config.augment.to_dict()
+        device = fields.pop("device")
+        if device == "none":
+            return batch["views"]
+        if device == "photometric":
+            fields = {field: fields[field] for field in PHOTOMETRIC}
+            return augment.photometric(batch["views"], batch["position"], self.config.seed, **fields)
+        fields |= {"size": self.config.data.image_size, "views": self.count}
+        return augment.random_views(batch["image"], batch["position"], self.config.seed, **fields)
+
+    def see(self, examples: jax.Array) -> jax.Array:
+        """The evaluation view `[n, h, w, c]` in [0, 1]; images from memory come whole, as uint8."""
+        if not self._in_memory:  # the host has cropped them
+            return examples
+        evaluation, images = self.config.eval, examples.astype(jnp.float32) / 255
+        return geometry.center_view(images, self.config.data.image_size, evaluation.crop, evaluation.resize)
+
+    def prepare(self, views: jax.Array) -> jax.Array:
+        """Views `[n, h, w, c]` in [0, 1], normalised as the encoder takes them."""
+        data = self.config.data
+        return simclr.normalize_images(views, data.mean, data.std, self.dtype)
+
+    def raw(self, examples: jax.Array) -> jax.Array:
+        """The evaluation views resized to at most 32 px a side, `[n, d]`."""
+        images = self.see(examples)
+        n, h, w, c = images.shape
+        side = min(h, RAW_SIDE)
+        if side != h or side != w:
+            images = jax.image.resize(images, (n, side, side, c), "linear", antialias=True)
+        return images.reshape(n, -1)
+
+    def change(self, seen: jax.Array, position: jax.Array, seed: int, **fields: Any) -> jax.Array:
+        """One augmentation of every evaluation view; `fields` in the place of those of `config.augment`."""
+        mine = self.config.augment.to_dict() | fields
+        del mine["device"]
+        as_bytes = jnp.rint(255 * seen).astype(jnp.uint8)
+        mine |= {"size": self.config.data.image_size, "views": 1}
+        return augment.random_views(as_bytes, position, seed, **mine)[:, 0]
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """The training batches from `step` on, this process's rows."""
+        train, config = self.splits.train, self.config
+        steps = {"start": step, "stop": total_steps(config, train.size)}
+        which = {**steps, "batch": config.train.batch_size, "seed": config.seed, **self._share}
+        if self._in_memory:
+            return memory.batches(train, **which)
+        fields = config.augment.to_dict()
+        dtype = "uint8" if fields.pop("device") == "photometric" else "float32"
+        made = {"options": Options(**fields), "views": self.count, "dtype": dtype, **self._reading}
+        return pipeline.train_batches(train, **which, **made)
+
+    def every(self, split: Source, index: np.ndarray | None = None) -> Iterator[Batch]:
+        """Every image of a split once, or those in `index`, without augmentation; this process's rows.
+
+        {example [n, h, w, c], label, mask}; the example as `see` takes it.
+        """
+        return self._in_order(split, self.config.eval.batch_size, index, **self._share)
+
+    def _in_order(self, split, batch, index, **share) -> Iterator[Batch]:
+        if self._in_memory:
+            return memory.eval_batches(split, batch=batch, index=index, **share)
+        evaluation = self.config.eval
+        view = {"crop": evaluation.crop, "resize": evaluation.resize, **self._reading}
+        return pipeline.eval_batches(split, batch=batch, index=index, **view, **share)
+
+    def preview(self, workdir: epath.Path, batch: Batch) -> None:
+        """figures/views.png: images of a batch beside their views; of a Stream the views alone."""
+        path = workdir / "figures" / "views.png"
+        if self.config.eval.figures and not path.exists():
+            figures.attempt(print, path, self._draw_views, batch)
+
+    def _draw_views(self, path: epath.Path, batch: Batch) -> None:
+        train = self.splits.train
+        some = {name: rows[:SHOWN] for name, rows in batch.items()}
+        originals = None
+        if isinstance(train, Source):
+            batch_size = self.config.train.batch_size
+            step = int(batch["position"][0]) // batch_size
+            index, _ = order.step_examples(step, examples=train.size, batch=batch_size, seed=self.config.seed)
+            originals = next(self._in_order(train, SHOWN, index[:SHOWN]))["example"]
+            if self._in_memory:
+                some["image"] = originals[: len(some["position"])]
+            originals = np.asarray(self.see(jnp.asarray(originals)))[: len(some["position"])]
+        views = np.asarray(jax.jit(lambda batch: self.views({}, batch))(some))
+        figures.views(path, originals, views)
+
+
+class ImageReader(NamedTuple):
+    """How a loaded encoder takes images."""
+
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    background: tuple[int, int, int]
+    crop: float
+    resize: str
+
+    def check(self, examples: Any) -> np.ndarray:
+        """Images `[n, h, w, c]`, uint8 or float32 in [0, 1]; RGBA too where the encoder takes RGB.
+
+        Raises:
+          SimclrError: they are not such.
+        """
+        try:
+            images = np.asarray(examples)
+        except ValueError:
+            raise SimclrError(
+                "images must be of one size: [n, h, w, c]; resize them, or give one at a time"
+            ) from None
+        known = (3, 4) if self.channels == 3 else (self.channels,)
+        if images.ndim != 4 or images.shape[-1] not in known or not images.size:
+            one = "; images[None] of a single one" if images.ndim == 3 else ""
+            raise SimclrError(f"images must be [n, h, w, {self.channels}], not {list(images.shape)}{one}")
+        if images.dtype == np.uint8:
+            return images
+        if not np.issubdtype(images.dtype, np.floating):
+            raise SimclrError(f"images must be uint8 or float in [0, 1], not {images.dtype}")
+        low, high = float(images.min()), float(images.max())
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # also NaN
+            raise SimclrError(f"float images must lie in [0, 1], not [{low:.3g}, {high:.3g}]; or give uint8")
+        return images.astype(np.float32)
+
+    def host(self, part: np.ndarray) -> np.ndarray:
+        """RGBA laid over the background of the run, where the encoder takes RGB."""
+        if part.shape[-1] == self.channels:
+            return part
+        if part.dtype == np.uint8:
+            return formats.over(part[..., :3], part[..., 3], self.background)
+        alpha = part[..., 3:]
+        return part[..., :3] * alpha + np.array(self.background, np.float32) / 255 * (1 - alpha)
+
+    def prepare(self, examples: jax.Array, preprocess: bool, dtype: Any) -> jax.Array:
+        """Normalised; `preprocess` crops and resizes them before, as for evaluation."""
+        images = simclr.normalize_images(examples, (), (), jnp.float32)
+        if preprocess:
+            images = geometry.center_view(images, self.size, self.crop, self.resize)
+        return simclr.normalize_images(images, self.mean, self.std, dtype)
+
+
+def reader(config: ConfigDict, data: dict[str, Any]) -> ImageReader:
+    """How the encoder of a run takes images."""
+    of, evaluation = config.data, config.eval
+    return ImageReader(
+        of.image_size,
+        of.channels,
+        tuple(of.mean),
+        tuple(of.std),
+        formats.colour(of.background),
+        evaluation.crop,
+        evaluation.resize,
+    )
+
+
+def hold(config: ConfigDict, splits: Splits) -> Splits:
+    """The splits in memory, where the accelerator makes the views."""
+    return memory.hold(splits, config.data) if in_memory(config) else splits
+
+
+def check(config: ConfigDict, splits: Splits) -> None:
+    """Raises SimclrError where the images have other channels than the config."""
+    data_splits.check_channels(splits, config.data.channels)
+
+
+KIND = Kind("images", data_splits.load, check, hold, Images, reader)

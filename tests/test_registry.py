@@ -1,0 +1,205 @@
+"""An encoder and objectives from outside the package: registered, trained, frozen, evaluated, loaded."""
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import toys
+from conftest import tiny_arrays, tiny_config, tiny_splits
+
+import simclr_jax
+from simclr_jax import checkpoint, registry, sharding, step, train
+from simclr_jax.config import adopt_start, checks, default, differences, load_config
+from simclr_jax.errors import SimclrError
+from simclr_jax.evaluate import run as evaluation
+from simclr_jax.models import simclr
+from simclr_jax.tasks import create_task
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """The toys, until the test ends."""
+    for name in ("ENCODERS", "OBJECTIVES"):
+        where = getattr(registry, name)
+        for toy in ("toy", "toy_nce", "toy_energy"):
+            monkeypatch.setitem(where, toy, None)
+            del where[toy]
+    toys.register()
+
+
+def toy_config(**fields):
+    return tiny_config(**{"model__encoder": "toy", "loss__name": "toy_nce", **fields})
+
+
+def test_fields_are_checked_and_told(registered):
+    assert default().model.toy.patch == 4
+    for fields, told in (
+        ({"model__toy__patch": 0}, r"config\.model\.toy\.patch=0: must be above 0"),
+        ({"model__toy__patch": 5}, r"must divide config\.data\.image_size=12"),
+        ({"model__toy__patch": 65}, "at most 64: it lies in an image"),
+        ({"loss__toy_nce__start": 0.0}, r"config\.loss\.toy_nce\.start=0\.0: must be above 0"),
+    ):
+        with pytest.raises(SimclrError, match=told):
+            checks.validate(toy_config(**fields))
+    checks.validate(toy_config())
+
+
+def test_names_of_the_package_are_its_own(registered):
+    with pytest.raises(SimclrError, match="'resnet': is the name of one that simclr_jax has"):
+        registry.add(registry.ENCODERS, "resnet", "toys:create")
+    with pytest.raises(SimclrError, match="must be a word"):
+        registry.add(registry.ENCODERS, "my-toy", "toys:create")
+
+
+def test_what_is_not_chosen_never_differs(registered):
+    old, new = tiny_config(), tiny_config(model__toy__patch=2, loss__toy_nce__start=0.5)
+    assert differences(old, new) == []
+    old, new = toy_config(), toy_config(model__toy__patch=2)
+    assert differences(old, new) == ["config.model.toy.patch: 4 -> 2"]
+
+
+def test_trained_evaluated_and_loaded(registered, tmp_path):
+    splits = tiny_splits()
+    config = toy_config(eval__final=True, eval__linear__draws=2)
+    summary = train.run(config, tmp_path / "run", splits=splits)
+    assert "knn" in summary["scores"]
+    _, params, _ = checkpoint.read_parameters(tmp_path / "run" / "checkpoints")
+    assert params["objectives"]["contrast"]["log_temperature"] != np.log(np.float32(0.2))
+    saved = checkpoint.read(tmp_path / "run" / "checkpoints", 12)
+    assert saved.arrays["extra/contrast/count"] == 12
+
+    encoder = simclr_jax.load(tmp_path / "run")
+    images, _ = tiny_arrays()
+    assert encoder(images).shape == (80, 24)
+    assert encoder(images, endpoint="tokens").shape == (80, 3, 3, 24)
+    made = evaluation.evaluate(tmp_path / "run", splits=splits, protocols=["knn", "health", "saliency"])
+    assert {row["id"] for row in made["rows"]} >= {"knn_200", "knn_20"}
+    assert "no picture" in made["protocols"]["saliency"]["skipped"]
+
+
+def test_the_same_after_a_stop_and_by_microbatches_is_exact(registered, tmp_path):
+    """Parameters and state of an objective go on from a checkpoint to the bit."""
+    splits = tiny_splits()
+    train.run(toy_config(), tmp_path / "whole", splits=splits)
+    train.run(toy_config(), tmp_path / "cut", splits=splits)
+    for later in (8, 12):
+        (tmp_path / "cut" / "checkpoints" / str(later)).rename(tmp_path / f"gone{later}")
+    assert train.run(toy_config(), tmp_path / "cut", splits=splits)["resumed_from"] == 4
+    a, b = (checkpoint.read(tmp_path / name / "checkpoints", 12).arrays for name in ("whole", "cut"))
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_checkpoint_without_the_state_that_an_objective_needs_is_refused(registered, tmp_path):
+    splits = tiny_splits()
+    train.run(tiny_config(model__encoder="toy"), tmp_path, splits=splits)
+    with pytest.raises(SimclrError, match=r"extra/contrast/count: missing there"):
+        train.run(toy_config(train__steps=16), tmp_path, splits=splits, force=True)
+
+
+@pytest.mark.parametrize("name", ["toy_nce", "toy_energy"])
+def test_microbatches_have_the_gradient_of_the_whole(registered, name):
+    """In float64; the encoder has no BatchNorm, so that nothing but the sums differs. Weights are unequal."""
+    with jax.enable_x64(True):
+        config = toy_config(model__dtype="float64", model__projection="none", loss__name=name)
+        mesh = sharding.make_mesh(1)
+        task = create_task(config, tiny_splits(), mesh)
+        optimizer, _ = train.build_optimizer(config, 80, 12, task)
+        state = train.init_state(task, optimizer, 0, mesh)
+        batch = sharding.put_batch(next(task.input(0)), mesh)
+        rng = jax.random.key(0)
+        whole = jax.jit(lambda s, b: step.whole_gradient(task, s, b, rng))(state, batch)
+        parts = jax.jit(lambda s, b: step.cached_gradient(task, s, b, rng, 4))(state, batch)
+        for one, other in zip(jax.tree.leaves(whole[:2]), jax.tree.leaves(parts[:2]), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-13)
+        assert np.any(whole[0]["encoder"]["patches"]["kernel"])
+        extra = step.updated(task, state.params, state.extra, whole[3])
+        again = step.updated(task, state.params, state.extra, parts[3])
+        jax.tree.map(np.testing.assert_allclose, extra, again)
+
+
+def test_frozen_by_stage(registered, tmp_path):
+    splits = tiny_splits()
+    train.run(toy_config(), tmp_path / "start", splits=splits)
+    start = {"task": "supervised", "start__workdir": str(tmp_path / "start"), "finetune__after_block": 0}
+    train.run(toy_config(**start), tmp_path / "tuned", splits=splits)
+    before, after = (
+        checkpoint.read_parameters(tmp_path / name / "checkpoints")[1]["encoder"]
+        for name in ("start", "tuned")
+    )
+    np.testing.assert_array_equal(before["patches"]["kernel"], after["patches"]["kernel"])
+    assert np.any(before["body"]["kernel"] != after["body"]["kernel"])
+    assert adopt_start(toy_config(**{**start, "finetune__after_block": 1000})).finetune.after_block == 1
+    with pytest.raises(ValueError, match="no parameter 'head/kernel'"):
+        simclr.stage_of(toys.create(toy_config().model, dtype="float32", param_dtype="float32"),
+                        "encoder/head/kernel")  # fmt: skip
+
+
+def test_loading_never_imports_what_a_config_names(registered, tmp_path, monkeypatch):
+    train.run(toy_config(train__steps=4), tmp_path, splits=tiny_splits())
+    monkeypatch.delitem(registry.ENCODERS, "toy")
+    with pytest.raises(SimclrError, match=r"model\.encoder='toy': must be one of .*register another first"):
+        simclr_jax.load(tmp_path)
+    tree = json.loads((tmp_path / "config.json").read_text())
+    tree["config"]["model"]["encoder"] = "os:system"
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(SimclrError, match="os:system"):
+        load_config(tmp_path)
+
+
+def test_entry_points_register(registered, monkeypatch):
+    entry = registry.Entry("toys:create", toys.ENCODER_FACTS)
+    point = importlib.metadata.EntryPoint("installed_toy", "toys:ENTRY", "simclr_jax.encoders")
+    monkeypatch.setattr(toys, "ENTRY", entry, raising=False)
+
+    def points(group):
+        return [point] if group == "simclr_jax.encoders" else []
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", points)
+    registry.find_installed.cache_clear()
+    try:
+        assert default().model.installed_toy.patch == 4
+    finally:
+        registry.ENCODERS.pop("installed_toy", None)
+        registry.find_installed.cache_clear()
+
+
+CONFIG = """
+import toys
+from conftest import tiny_config
+toys.register()
+
+def get_config():
+    return tiny_config(model__encoder="toy", loss__name="toy_nce", data__source="builtin:mnist5k",
+                       data__image_size=28, augment__device="all", train__steps=2)
+"""
+
+
+@pytest.mark.slow
+def test_a_config_file_registers_on_the_command_line(tmp_path):
+    (tmp_path / "mine.py").write_text(CONFIG)
+    here = str(Path(__file__).parent)
+    environment = {
+        "PYTHONPATH": f"{here}:{Path(here).parent}",
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+    }
+    run = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run(
+        [sys.executable, "-m", "simclr_jax.main", "--config=mine.py", "--workdir=run",
+         "--config.model.toy.hidden=8"], **run,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "simclr_jax.evaluate", "--workdir=run", "--protocols=health"]
+    done = subprocess.run(command, **run)
+    assert done.returncode == 2
+    assert "register" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = subprocess.run([*command, "--register=mine.py"], **run)
+    assert done.returncode == 0, done.stderr
