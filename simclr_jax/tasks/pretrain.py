@@ -17,7 +17,7 @@ from simclr_jax import encoder, figures, registry, run_summary
 from simclr_jax.config import every_steps
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
-from simclr_jax.feeds import create_feed
+from simclr_jax.feeds import Feed, create_feed
 from simclr_jax.losses.classification import classification
 from simclr_jax.losses.objective import BATCH, Objective, Sizes, of_outputs
 from simclr_jax.measures import embedding, knn
@@ -59,7 +59,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         )
         return jax.tree.map(lambda x: x.reshape(n, v, *x.shape[1:]), outputs), model_state
 
-    objectives = {"contrast": _watched(_contrast(config, mesh))}
+    objectives = {"contrast": _watched(_contrast(config, mesh, model, feed))}
     if model.probe is not None:
         objectives["probe"] = of_outputs(_probe_loss, "logits")
 
@@ -79,12 +79,20 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     )
 
 
-def _contrast(config: ConfigDict, mesh: Mesh) -> Objective:
+def _contrast(config: ConfigDict, mesh: Mesh, model: simclr.SimCLR, feed: Feed) -> Objective:
     """The objective that `config.loss` names."""
-    name, sizes = config.loss.name, Sizes(config.train.batch_size, 2, config.model.projection_dim, mesh)
+    name, dim = config.loss.name, config.model.projection_dim
+    if config.model.projection == "none":  # z is h
+        dim = jax.eval_shape(lambda: _features_of(model, feed)).shape[-1]
+    sizes = Sizes(config.train.batch_size, 2, dim, mesh)
     return registry.resolve(registry.entry(registry.OBJECTIVES, name, "loss.name").target)(
         name, config.loss, sizes
     )
+
+
+def _features_of(model: simclr.SimCLR, feed: Feed) -> jax.Array:
+    x = simclr.sample(feed.spec())
+    return model.apply(simclr.init(model, jax.random.key(0), x), x, method="features")
 
 
 def _watched(objective: Objective) -> Objective:
