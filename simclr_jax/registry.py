@@ -41,4 +41,5 @@ class Entry(NamedTuple):
 ENCODERS: dict[str, Entry] = {
     "resnet": Entry("simclr_jax.models.resnet:create", "simclr_jax.models.resnet_fields:FACTS"),
     "cnn": Entry("simclr_jax.models.cnn:create", "simclr_jax.models.cnn_fields:FACTS"),
+    "vit": Entry("simclr_jax.models.vit:create", "simclr_jax.models.vit_fields:FACTS"),
 }
