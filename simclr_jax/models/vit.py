@@ -245,8 +245,8 @@ class ViT(nn.Module):
         learned = self.get_variable("params", "positions")
         if learned is not None and learned.shape != shape:
             raise SimclrError(
-                f"images of {grid[0] * self.patch} × {grid[1] * self.patch} pixels: are {shape[0]} tokens, and "
-                f"the ViT learned positions of {learned.shape[0]}; start a run of this image size from its run"
+                f"images of {grid[0] * self.patch} × {grid[1] * self.patch} pixels are {shape[0]} tokens, "
+                f"but this ViT learned the positions of {learned.shape[0]}: give images of its own size"
             )
         # The deviation of ViT, timm and torchvision; moco-v3 has no learned positions.
         return self.param("positions", nn.initializers.normal(0.02), shape, self.param_dtype)

@@ -132,7 +132,7 @@ def _stages(flat: Flat) -> int:
 
 def _smallest(flat: Flat) -> tuple[int, str]:
     patch = flat["model.vit.patch"]
-    return patch, f"config.model.vit.patch={patch}: a patch is the least that a ViT sees"
+    return patch, f"patches of {patch} pixels"
 
 
 def _parameters(flat: Flat) -> tuple[float, float]:
