@@ -43,22 +43,28 @@ def images_of(n=2, side=SIDE, seed=0):
 
 
 @functools.cache
-def first_params(**fields):
-    init = jax.jit(functools.partial(build(**fields).init, train=True))
-    return init(jax.random.key(1), images_of())["params"]
+def shapes_of(**fields):
+    init = functools.partial(build(**fields).init, train=True)
+    return jax.eval_shape(init, jax.random.key(1), images_of())["params"]
+
+
+def random_params(**fields):
+    """Parameters of which none is 0 or 1, as the first ones are; made without compiling anything."""
+    rng = np.random.default_rng(3)
+
+    def draw(shape):
+        if len(shape) == 1:
+            return rng.uniform(0.5, 1.5, shape).astype(F)
+        return rng.normal(0, shape[0] ** -0.5, shape).astype(F)
+
+    return jax.tree.map(lambda leaf: draw(leaf.shape), shapes_of(**fields))
 
 
 def apply(model, params, x, train=False, seed=None, **arguments):
     """The endpoints, compiled as a whole."""
     rngs = {} if seed is None else {"dropblock": jax.random.key(seed)}
-    return jax.jit(functools.partial(model.apply, train=train, rngs=rngs, **arguments))({"params": params}, x)
-
-
-def random_params(**fields):
-    """Parameters of which none is 0 or 1, as the first ones are."""
-    leaves, tree = jax.tree.flatten(first_params(**fields))
-    rng = np.random.default_rng(3)
-    return tree.unflatten([leaf + rng.normal(0, 0.1, leaf.shape).astype(F) for leaf in leaves])
+    forward = jax.jit(functools.partial(model.apply, train=train, rngs=rngs, **arguments))
+    return jax.device_get(forward({"params": params}, x))
 
 
 def paths(params):
@@ -91,7 +97,7 @@ def state_of(kind, **fields):
     fields = (
         {name: field.default for name, field in FIELDS.items()} | SMALL | {"positions": "learned"} | fields
     )
-    encoder = first_params(
+    encoder = random_params(
         **{name: fields[name] for name in ("pool", "positions", "layer_scale", "qkv_bias")}
     )
     probe = {"dense": {"kernel": np.zeros((WIDTH, CLASSES)), "bias": np.zeros(CLASSES)}}
@@ -176,7 +182,8 @@ def test_attention_by_its_formula(pool):
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1, (2, 5, 8))
     layer = vits.Attention(heads=2, bias=True, dtype=jnp.float32, param_dtype=jnp.float32)
-    params = layer.init(jax.random.key(0), x.astype(F), pool)["params"]
+    init = functools.partial(layer.init, pool=pool)
+    params = jax.eval_shape(init, jax.random.key(0), x.astype(F))["params"]
     params = jax.tree.map(lambda p: rng.normal(0, 1, p.shape), params)
 
     def dense(name, y):
@@ -192,7 +199,7 @@ def test_attention_by_its_formula(pool):
     picture = softmax(one @ k.transpose(0, 1, 3, 2) / 2)[:, :, 0]
 
     params = jax.tree.map(F, params)
-    out, shown = layer.apply({"params": params}, x.astype(F), pool)
+    out, shown = jax.jit(layer.apply, static_argnums=2)({"params": params}, x.astype(F), pool)
     np.testing.assert_allclose(out, mixed, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(shown, picture, rtol=1e-4, atol=1e-6)
 
@@ -207,8 +214,9 @@ def test_positions_by_their_formula():
 
 
 def test_first_weights_are_moco_v3s():
-    params = paths(build(width=0, depth=1, heads=0, mlp=0, patch=16).init(
-        jax.random.key(0), np.zeros((1, 32, 32, 3), F), train=True)["params"])  # fmt: skip
+    model = build(width=0, depth=1, heads=0, mlp=0, patch=16)
+    init = jax.jit(functools.partial(model.init, train=True))
+    params = paths(jax.device_get(init(jax.random.key(0), np.zeros((1, 32, 32, 3), F)))["params"])
     limits = {
         "patch/kernel": 6 / (3 * 16 * 16 + 384),
         "block1/attention/query/kernel": 6 / (384 + 384),  # a third of qkv's 3 · 384 outputs
@@ -231,9 +239,7 @@ def test_sizes_and_what_is_known_of_them(size, millions):
     model, x = build(**fields), jax.ShapeDtypeStruct((2, 224, 224, 3), F)
     params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=True), x)["params"]
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    assert (count + 1001 * 1000 + (model.width - 1) * 1000 - 1000 * 1000) / 1e6 == pytest.approx(
-        millions, abs=1e-3
-    )
+    assert (count + 1000 * (model.width + 1)) / 1e6 == pytest.approx(millions, abs=1e-3)
     about, features = FACTS.parameters(flat(**fields))
     assert about == pytest.approx(count, rel=0.1)
     assert features == model.width == SIZES[size][0]
@@ -276,16 +282,16 @@ def test_endpoints_and_their_maps(pool):
 
 def test_images_that_are_no_squares():
     model = build()
-    ends = apply(model, first_params(), np.zeros((1, 16, 24, 3), F))
+    ends = apply(model, random_params(), np.zeros((1, 16, 24, 3), F))
     assert ends["attention"].shape == (1, HEADS, 2, 3)
     assert model.maps("tokens", ends["tokens"]) is None
     with pytest.raises(SimclrError, match=r"config\.model\.vit\.patch=8: must divide .* 20 × 24"):
-        apply(model, first_params(), np.zeros((1, 20, 24, 3), F))
+        apply(model, random_params(), np.zeros((1, 20, 24, 3), F))
 
 
 @pytest.mark.parametrize("fields", [{}, {"pool": "mean", "positions": "learned", "layer_scale": 0.1}])
 def test_every_parameter_has_its_stage(fields):
-    model, params = build(**fields), paths(first_params(**fields))
+    model, params = build(**fields), paths(random_params(**fields))
     stages = {name: model.stage_of(name) for name in params}
     assert set(stages.values()) == {0, 1, 2}
     for name, stage in stages.items():
@@ -297,7 +303,7 @@ def test_every_parameter_has_its_stage(fields):
             model.stage_of(unknown)
 
 
-@pytest.mark.parametrize("frozen", [-1, 0, 1, 2, 7])
+@pytest.mark.parametrize("frozen", [0, 1, 7])
 def test_no_gradient_flows_into_frozen_stages(frozen):
     fields = {"positions": "learned", "layer_scale": 0.1}
     model, params = build(**fields), random_params(**fields)
@@ -337,7 +343,7 @@ def test_positions_adapt_to_another_size():
     assert apply(model, params, images_of(side=56))["tokens"].shape == (2, 50, WIDTH)
     with pytest.raises(SimclrError, match=r"32 × 32 pixels are 17 tokens, but .* the positions of 50"):
         apply(model, params, images_of())
-    fixed = first_params()
+    fixed = random_params()
     assert build().adapt(fixed, small, large) is fixed
     assert apply(build(), fixed, images_of(side=56))["tokens"].shape == (2, 50, WIDTH)
 
@@ -393,14 +399,12 @@ def test_bfloat16_stays_near_float32():
 def test_stochastic_depth_keeps_the_expectation():
     """The second of two blocks drops each of its branches, by example, with probability 0.5."""
     model, params = build(drop_path=0.5), random_params()
-    x = np.repeat(images_of(1), 2000, axis=0)
+    x = np.repeat(images_of(1), 500, axis=0)
     ends = apply(model, params, x, train=True, seed=0)
     block = vits.Block(heads=HEADS, mlp=MLP, pooling="token", drop=0.0, layer_scale=0.0, qkv_bias=True,
                        dtype=jnp.float32, param_dtype=jnp.float32)  # fmt: skip
     whole = apply(model, params, x[:1])
-    np.testing.assert_allclose(
-        ends["block1"], np.repeat(whole["block1"], 2000, 0), atol=1e-5
-    )  # drops nothing
+    np.testing.assert_allclose(ends["block1"], np.repeat(whole["block1"], 500, 0), atol=1e-5)  # drops nothing
 
     def attention_by(factor):
         own = params["block2"]
@@ -409,16 +413,16 @@ def test_stochastic_depth_keeps_the_expectation():
         return own
 
     # What an example can become: attention left out or doubled, then the MLP left out or doubled.
-    cases = []
+    cases, forward = [], jax.jit(block.apply)
     for attention in (0.0, 2.0):
         for mlp in (0.0, 2.0):
             own = attention_by(attention)
             own["dense2"] = {name: mlp * leaf for name, leaf in own["dense2"].items()}
-            cases.append(block.apply({"params": own}, whole["block1"])[0])
+            cases.append(forward({"params": own}, whole["block1"])[0])
     distance = np.stack([np.abs(ends["block2"] - case).max((1, 2)) for case in cases])
     assert distance.min(0).max() < 1e-4  # each is one of the four
-    shares = np.bincount(distance.argmin(0), minlength=4) / 2000
-    np.testing.assert_allclose(shares, 0.25, atol=0.05)  # five deviations
+    shares = np.bincount(distance.argmin(0), minlength=4) / 500
+    np.testing.assert_allclose(shares, 0.25, atol=0.1)  # five deviations
     again = apply(model, params, x[:4])["block2"]
     np.testing.assert_allclose(again, np.repeat(whole["block2"], 4, 0), atol=1e-5)
     still = apply(model, params, x[:4], train=True, frozen=2)["block2"]  # needs no rng
@@ -482,26 +486,23 @@ def test_sizes_heads_and_positions_are_recognised():
     def read(width, **changes):
         vit = {name: field.default for name, field in FIELDS.items()} | {
             "width": width,
-            "depth": 12,
-            "mlp": 8,
+            "depth": 1,
+            "heads": 1,
         }
-        model = build(**vit)
-        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=True))
-        params = jax.tree.map(lambda leaf: np.broadcast_to(F(0.5), leaf.shape), shapes["params"])
-        state = convert_vit.write(params, vit, 32)
+        shapes = shapes_of(width=width, depth=1, heads=1, mlp=0)
+        params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, F), shapes)
+        state = convert_vit.write(params, vit | {"patch": PATCH}, SIDE)
+        for name in [name for name in state if name.startswith("blocks.0.")]:
+            state |= {name.replace("0", str(i), 1): state[name] for i in range(1, 12)}
         return convert_vit.read(state | changes, "weights.pth").vit
 
-    mine = {"pos_embed": np.ones((1, 5, 384), F)}
-    assert read(384, **mine) | {"mlp": 0} == read(384, **mine) | {
-        "size": "S",
-        "width": 0,
-        "heads": 0,
-        "mlp": 0,
-    }
-    assert read(384, **mine)["positions"] == "learned"
-    moco = read(384)
-    assert (moco["positions"], moco["width"], moco["heads"]) == ("sincos", 384, 12)
-    assert read(192)["size"] == "Ti"
+    preset = {"width": 0, "depth": 0, "heads": 0, "mlp": 0, "patch": PATCH, "pool": "token", "qkv_bias": True,
+              "layer_scale": 0.0}  # fmt: skip
+    learned = {"pos_embed": np.ones((1, TOKENS + 1, 384), F)}
+    assert read(384, **learned) == {"size": "S", "positions": "learned", **preset}
+    assert read(192) == {"size": "Ti", "positions": "sincos", **preset}
+    moco_v3 = {**preset, "width": 384, "depth": 12, "heads": 12}
+    assert read(384) == {"size": "S", "positions": "sincos", **moco_v3}
 
 
 def test_the_class_token_may_lack_a_position():
