@@ -26,7 +26,7 @@ def get_config():
     c.augment.grayscale = 0.0
     c.augment.blur = 0.0
 
-    c.finetune.after_block = 4
+    c.finetune.after_block = 1000  # all of any encoder
     c.model.dtype = "bfloat16"
 
     c.optimizer.name = "sgd"

@@ -254,14 +254,12 @@ def read_parameters(directory: epath.PathLike, step: int = 0) -> tuple[int, Any,
 
 
 def fill(like: TrainState, saved: Saved, where: str) -> TrainState:
-    """The state `like` with a checkpoint's numbers, on its devices; only its `extra` may be missing there.
+    """The state `like` with a checkpoint's numbers, on its devices.
 
     Raises:
       SimclrError: the checkpoint is of another model or optimiser.
     """
     parts = {name: getattr(like, name) for name in PARTS}
-    if not any(name.startswith("extra/") for name in saved.arrays):
-        del parts["extra"]
     mine = {name: leaf.shape for name, leaf in named(parts).items()}
     theirs = {name: array.shape for name, array in saved.arrays.items()}
     if differing := [n for n in sorted(mine.keys() | theirs.keys()) if mine.get(n) != theirs.get(n)]:

@@ -30,7 +30,7 @@ class Encoder:
 
     def __init__(self, config: ConfigDict, classes: tuple[str, ...], step: int, variables: dict[str, Any]):
         self.config, self.classes, self.step, self.variables = config, classes, step, variables
-        self.model = simclr.create(**config.model, classes=len(classes))
+        self.model = simclr.create(config.model, classes=len(classes))
 
     def __call__(
         self,
@@ -46,7 +46,7 @@ class Encoder:
           images: uint8, or float in [0, 1]; RGBA is laid over `config.data.background` for an RGB encoder.
           preprocess: crop and resize as the run does for its evaluation; otherwise images are taken as
             they are, `config.data.image_size` pixels a side as a rule.
-          endpoint: "final_avg_pool" (h), "initial_conv", "initial_max_pool", "block_group1" and so on,
+          endpoint: "final_avg_pool" (h, of any encoder), one of the encoder's own ("block_group1"),
             "projection_1" .. (layers of the head), "projection" (z) or "logits".
           batch_size: images at a time.
 
@@ -125,6 +125,7 @@ def _apply(
         raise SimclrError(
             f"images of {images.shape[1:3]} pixels do not fit this encoder; preprocess=True"
         ) from None
+    endpoint = simclr.endpoint_name(model.encoder, endpoint)
     if endpoint not in ends:
         raise SimclrError(f"no endpoint {endpoint!r}; there are {', '.join(ends)}")
     return ends[endpoint]

@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from simclr_jax import command, paths
 from simclr_jax.command import fail
-from simclr_jax.config import adopt_start, check_field, checks, default, flatten
+from simclr_jax.config import adopt_start, check_field, checks, describe
 from simclr_jax.errors import SimclrError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -45,8 +45,7 @@ usage: python -m simclr_jax.main --config=FILE [--workdir=DIR] [--resume=force]
   --processes    {processes}
   --process      {process}
 
-The same command goes on where a run stopped. Fields, with their defaults (explained in
-simclr_jax/config/fields.py; of a duration, steps win over examples, and examples over epochs):
+The same command goes on where a run stopped. Fields, with their defaults:
 
 {fields}"""
 
@@ -56,8 +55,7 @@ OPTIONS = ("config", "workdir", "resume", "coordinator", "processes", "process")
 def show_help() -> None:
     """Prints the options and every field of the config."""
     texts = {name: flags.FLAGS[name].help for name in OPTIONS}
-    fields = "\n".join(f"  --config.{field}={value}" for field, value in flatten(default()).items())
-    print(HELP.format(fields=fields, **texts))
+    print(HELP.format(fields=describe(), **texts))
 
 
 def parse(argv: list[str], words: int = 0) -> list[str]:

@@ -3,13 +3,14 @@
 A package or a config file adds its own, from outside:
 
     from simclr_jax import registry
-    registry.add(registry.ENCODERS, "mine", "my_package.mine:create", {"width": Field(64, "channels")})
+    registry.add(registry.ENCODERS, "mine", "mine:create", Facts(fields={"width": Field(64, "channels")}))
 
 or declares an entry point of the group `simclr_jax.encoders` (`.objectives`, `.feeds`) that leads to an
-`Entry`. Its fields then are `config.model.mine.width`. Nothing here imports JAX or TensorFlow, and nothing
+`Entry`. The field then is `config.model.mine.width`. Nothing here imports JAX or TensorFlow, and nothing
 that a config.json names is ever imported unless it is registered.
 """
 
+import functools
 import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping
@@ -24,11 +25,15 @@ Flat = Mapping[str, Any]  # a config as {"model.width": 1.0, ...}
 class Facts(NamedTuple):
     """What is known of an entry before JAX is imported; it stands in a file beside it (`vit_fields.py`)."""
 
-    fields: Mapping[str, Field] = {}
-    check: Callable[[Flat], None] | None = None  # raises SimclrError where fields do not go together
-    stages: Callable[[Flat], int] = lambda flat: 1  # encoders: stages behind the first, which is number 0
-    smallest: Callable[[Flat], tuple[int, str]] = lambda flat: (1, "")  # encoders: side of images, and why
-    parameters: Callable[[Flat], tuple[float, float]] = lambda flat: (0.0, 0.0)  # about: (count, features)
+    fields: Mapping[str, Field] = {}  # below config.model.NAME, config.loss.NAME or config.data.NAME
+    check: Callable[[Flat], None] = lambda flat: None  # raises SimclrError where fields do not go together
+    # Of encoders alone:
+    stages: Callable[[Flat], int] = lambda flat: 1  # the number of the last stage that can be frozen
+    smallest: Callable[[Flat], tuple[int, str]] = lambda flat: (1, "")  # side of images in pixels, and why
+    parameters: Callable[[Flat], tuple[float, float]] = lambda flat: (
+        0.0,
+        0.0,
+    )  # about: their number, features
 
 
 class Entry(NamedTuple):
@@ -38,8 +43,102 @@ class Entry(NamedTuple):
     facts: str | Facts = Facts()  # "module:attribute" of Facts, or themselves
 
 
-ENCODERS: dict[str, Entry] = {
+ENCODERS: dict[str, Entry] = {  # target: create(model, dtype=, param_dtype=) -> models.encoder.Encoder
     "resnet": Entry("simclr_jax.models.resnet:create", "simclr_jax.models.resnet_fields:FACTS"),
     "cnn": Entry("simclr_jax.models.cnn:create", "simclr_jax.models.cnn_fields:FACTS"),
     "vit": Entry("simclr_jax.models.vit:create", "simclr_jax.models.vit_fields:FACTS"),
 }
+OBJECTIVES: dict[str, Entry] = {  # target: create(name, options, batch) -> losses.objective.Objective
+    name: Entry("simclr_jax.losses.contrast:create")
+    for name in ("nt_xent", "nt_logistic", "margin", "supcon", "dcl", "dclw")
+}
+FEEDS: dict[str, Entry] = {  # kind of config.data.source, the part before the colon; all others are images
+}
+TASKS: dict[str, Entry] = {  # target: create(config, splits, mesh) -> tasks.task.Task
+    "pretrain": Entry("simclr_jax.tasks.pretrain:create"),
+    "supervised": Entry("simclr_jax.tasks.supervised:create"),
+    "distill": Entry("simclr_jax.tasks.distill:create"),
+    "linear_sweep": Entry("simclr_jax.tasks.linear_sweep:create"),
+}
+GROUPS = {  # of entry points, and where in a config the fields of each stand
+    "simclr_jax.encoders": (ENCODERS, "model"),
+    "simclr_jax.objectives": (OBJECTIVES, "loss"),
+    "simclr_jax.feeds": (FEEDS, "data"),
+}
+
+
+def add(where: dict[str, Entry], name: str, target: str, facts: Facts | str | None = None) -> None:
+    """Registers something of your own; the same again replaces it.
+
+    Args:
+      where: ENCODERS, OBJECTIVES or FEEDS.
+      target: "module:attribute" of what creates it; imported when a config that names it is used.
+
+    Raises:
+      SimclrError: the name is one of the package's own, or is no word.
+    """
+    if not name.isidentifier():
+        raise SimclrError(f"{name!r}: must be a word of letters, digits and _, to be a name in a config")
+    known = where.get(name)
+    if known is not None and known.target.startswith("simclr_jax."):
+        raise SimclrError(f"{name!r}: is the name of one that simclr_jax has itself; choose another")
+    where[name] = Entry(target, facts or Facts())
+
+
+@functools.cache
+def find_installed() -> None:
+    """Registers what installed packages declare as entry points; once."""
+    for group, (where, _) in GROUPS.items():
+        for point in importlib.metadata.entry_points(group=group):
+            add(where, point.name, *point.load())
+
+
+def entry(where: dict[str, Entry], name: str, field: str) -> Entry:
+    """The entry of this name.
+
+    Raises:
+      SimclrError: it is not registered; the line names `field`.
+    """
+    find_installed()
+    if name not in where:
+        raise SimclrError(
+            f"config.{field}={name!r}: must be one of {', '.join(where)}; register another first, in the "
+            "config file (simclr_jax.registry.add) or by installing its package"
+        )
+    return where[name]
+
+
+def resolve(reference: Any) -> Any:
+    """What "module:attribute" names, imported now; anything else is itself."""
+    if not isinstance(reference, str):
+        return reference
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def facts(where: dict[str, Entry], name: str, field: str) -> Facts:
+    """What is known of an entry before JAX is imported."""
+    return resolve(entry(where, name, field).facts)
+
+
+def fields() -> dict[str, Field]:
+    """{'model.vit.patch': Field, ...} of everything that is registered."""
+    find_installed()
+    return {
+        f"{place}.{name}.{field}": declared
+        for where, place in GROUPS.values()
+        for name, one in where.items()
+        for field, declared in resolve(one.facts).fields.items()
+    }
+
+
+def idle(flat: Flat) -> list[str]:
+    """Subtrees of fields that belong to what this config does not choose."""
+    chosen = {"model": flat["model.encoder"], "loss": flat["loss.name"], "data": kind_of(flat["data.source"])}
+    return [f"{place}.{name}" for where, place in GROUPS.values() for name in where if name != chosen[place]]
+
+
+def kind_of(source: str) -> str:
+    """The kind of feed of a `config.data.source`: a name of FEEDS, or "images"."""
+    kind = source.partition(":")[0]
+    return kind if kind in FEEDS else "images"

@@ -1,6 +1,7 @@
 """One training step: the gradient of a batch, at once or by microbatches, and the update."""
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from simclr_jax import nonfinite
+from simclr_jax.losses.objective import BATCH, ROWS
 from simclr_jax.state import TrainState
 from simclr_jax.tasks import Task
+
+OBJECTIVES = "objectives"  # top level of the parameters that objectives have
 
 
 def make_step(
@@ -24,14 +28,16 @@ def make_step(
     gradient = make_gradient(task, seed, microbatches)
 
     def step_fn(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-        gradients, numbers, model_state = gradient(state, batch)
+        gradients, numbers, model_state, outputs = gradient(state, batch)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         numbers |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": rate(state.step)}
+        params = optax.apply_updates(state.params, updates)
         after = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             model_state=model_state,
             opt_state=opt_state,
+            extra=updated(task, params, state.extra, outputs),
         )
         return nonfinite.guarded(state, after, numbers)
 
@@ -39,10 +45,10 @@ def make_step(
 
 
 def make_gradient(task: Task, seed: int, microbatches: int = 1) -> Callable:
-    """(state, batch) -> (gradient, metrics, model state) of the step that comes next."""
+    """(state, batch) -> (gradient, metrics, model state, outputs) of the step that comes next."""
     take = whole_gradient if microbatches == 1 else functools.partial(cached_gradient, count=microbatches)
 
-    def gradient(state: TrainState, batch: Any) -> tuple[Any, Any, Any]:
+    def gradient(state: TrainState, batch: Any) -> tuple[Any, ...]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         return take(task, state, task.fetch(state.fixed, batch), rng)
 
@@ -74,29 +80,93 @@ def repeated(step_fn: Callable) -> Callable:
     return steps_fn
 
 
-def whole_gradient(task: Task, state: TrainState, batch: Any, rng: jax.Array) -> tuple[Any, Any, Any]:
-    """(gradient, metrics, model state) of a batch at once."""
+# ---- terms of the loss ------------------------------------------------------------------------------
+
+
+def _own(name: str, params: Any, extra: Any) -> tuple[Any, Any]:
+    """The parameters and the state of one objective."""
+    return params.get(OBJECTIVES, {}).get(name, {}), extra.get(name, {})
+
+
+def batch_loss(
+    task: Task, params: Any, extra: Any, outputs: Any, batch: Any, step: Any
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(sum of the terms that need all rows together, metrics), of the outputs of the whole batch."""
+    values, metrics = [], {}
+    for name, objective in task.objectives.items():
+        if objective.scope == BATCH:
+            value, found = objective.loss(*_own(name, params, extra), outputs, batch, step)
+            values, metrics = [*values, value], metrics | found
+    return functools.reduce(operator.add, values), metrics
+
+
+def row_loss(
+    task: Task, params: Any, extra: Any, outputs: Any, batch: Any, step: Any, weights: dict[str, jax.Array]
+) -> tuple[list[jax.Array], dict[str, jax.Array]]:
+    """(terms of single examples, metrics): the share of these rows in the means over the whole batch.
+
+    Args:
+      weights: {objective: sum of its weights over the whole batch}.
+    """
+    values, metrics = [], {}
+    for name, objective in task.objectives.items():
+        if objective.scope == ROWS:
+            rows, found = objective.loss(*_own(name, params, extra), outputs, batch, step)
+            share = objective.weight(batch) / weights[name]
+            values.append(jnp.sum(share * rows))
+            metrics |= {metric: jnp.sum(share * each) for metric, each in found.items()}
+    return values, metrics
+
+
+def _weights(task: Task, batch: Any) -> dict[str, jax.Array]:
+    return {name: jnp.sum(o.weight(batch)) for name, o in task.objectives.items() if o.scope == ROWS}
+
+
+def _needed(task: Task, outputs: dict[str, Any]) -> dict[str, Any]:
+    """The outputs that terms of the whole batch and updates read."""
+    wanted = [o.needs for o in task.objectives.values() if o.scope == BATCH or o.update]
+    if () in wanted:
+        return outputs
+    return {name: outputs[name] for name in dict.fromkeys(name for needs in wanted for name in needs)}
+
+
+def updated(task: Task, params: Any, extra: dict[str, Any], outputs: Any) -> dict[str, Any]:
+    """The state of the objectives after a step."""
+    changed = {
+        name: objective.update(*_own(name, params, extra), outputs)
+        for name, objective in task.objectives.items()
+        if objective.update
+    }
+    return extra | changed
+
+
+# ---- the gradient -----------------------------------------------------------------------------------
+
+
+def whole_gradient(task: Task, state: TrainState, batch: Any, rng: jax.Array) -> tuple[Any, ...]:
+    """(gradient, metrics, model state, outputs) of a batch at once."""
+    weights = _weights(task, batch)
 
     def loss_fn(params):
         everything = {**params, **state.fixed}
         outputs, model_state = task.forward(everything, state.model_state, batch, rng, state.step)
-        loss, numbers = task.loss(outputs, batch, state.step)
-        return loss, (numbers, model_state)
+        loss, numbers = batch_loss(task, params, state.extra, outputs, batch, state.step)
+        rows, more = row_loss(task, params, state.extra, outputs, batch, state.step, weights)
+        loss = functools.reduce(operator.add, rows, loss)
+        return loss, (numbers | more, model_state, _needed(task, outputs))
 
-    gradients, (numbers, model_state) = jax.grad(loss_fn, has_aux=True)(state.params)
-    return gradients, numbers, model_state
+    gradients, (numbers, model_state, outputs) = jax.grad(loss_fn, has_aux=True)(state.params)
+    return gradients, numbers, model_state, outputs
 
 
-def cached_gradient(
-    task: Task, state: TrainState, batch: Any, rng: jax.Array, count: int
-) -> tuple[Any, Any, Any]:
+def cached_gradient(task: Task, state: TrainState, batch: Any, rng: jax.Array, count: int) -> tuple[Any, ...]:
     """Like `whole_gradient`, but stores the activations of one of `count` microbatches at a time.
 
     GradCache (Gao et al., arXiv 2101.06983). The first pass computes the outputs of all microbatches and
-    keeps them. The loss of the whole batch gives their cotangents. The second pass computes each microbatch
-    again and pulls its cotangent back. The sum is the exact gradient of the whole batch's loss. BatchNorm
-    sees one microbatch at a time, as with `count` groups. Microbatch m holds the images m, m + count, ...:
-    no data moves between devices.
+    keeps those that terms of the whole batch need. These terms give their cotangents. The second pass
+    computes each microbatch again, adds the terms of its rows and pulls the cotangents back. The sum is the
+    exact gradient of the whole batch's loss. BatchNorm sees one microbatch at a time, as with `count`
+    groups. Microbatch m holds the images m, m + count, ...: no data moves between devices.
     """
 
     def split(x: jax.Array) -> jax.Array:
@@ -110,18 +180,33 @@ def cached_gradient(
         return task.forward(everything, state.model_state, part, own, state.step)
 
     parts, numbers_of = jax.tree.map(split, batch), jnp.arange(count)
-    outputs = jax.lax.map(lambda each: forward(state.params, *each)[0], (parts, numbers_of))
-    cotangents, numbers = jax.grad(lambda o: task.loss(o, batch, state.step), has_aux=True)(
-        jax.tree.map(join, outputs)
-    )
+    outputs = jax.lax.map(lambda each: _needed(task, forward(state.params, *each)[0]), (parts, numbers_of))
+    outputs, weights = jax.tree.map(join, outputs), _weights(task, batch)
 
-    def pull(sums: Any, each: Any) -> tuple[Any, None]:
+    def of_batch(params: Any, outputs: Any) -> tuple[Any, Any]:
+        return batch_loss(task, params, state.extra, outputs, batch, state.step)
+
+    # The objectives' own parameters get a gradient here; it is zero where there are none.
+    own = {OBJECTIVES: state.params[OBJECTIVES]} if OBJECTIVES in state.params else {}
+    (of_own, cotangents), numbers = jax.grad(of_batch, (0, 1), has_aux=True)(own, outputs)
+
+    def pull(sums: Any, each: Any) -> tuple[Any, Any]:
         part, number, cotangent = each
-        _, back, model_state = jax.vjp(lambda p: forward(p, part, number), state.params, has_aux=True)
-        found = back(cotangent)[0], jax.tree.map(lambda x: x / count, model_state)
-        return jax.tree.map(jnp.add, sums, found), None
+
+        def of_rows(params: Any) -> tuple[Any, Any]:
+            found, model_state = forward(params, part, number)
+            rows, metrics = row_loss(task, params, state.extra, found, part, state.step, weights)
+            return (_needed(task, found), rows), (model_state, metrics)
+
+        (_, rows), back, (model_state, metrics) = jax.vjp(of_rows, state.params, has_aux=True)
+        gradient = back((cotangent, jax.tree.map(jnp.ones_like, rows)))[0]
+        found = gradient, jax.tree.map(lambda x: x / count, model_state)
+        return jax.tree.map(jnp.add, sums, found), metrics
 
     zeros = jax.tree.map(jnp.zeros_like, (state.params, state.model_state))
     each = (parts, numbers_of, jax.tree.map(split, cotangents))
-    (gradients, model_state), _ = jax.lax.scan(pull, zeros, each)
-    return gradients, numbers, model_state
+    (gradients, model_state), more = jax.lax.scan(pull, zeros, each)
+    if own:
+        gradients |= {OBJECTIVES: jax.tree.map(jnp.add, gradients[OBJECTIVES], of_own[OBJECTIVES])}
+    numbers |= jax.tree.map(lambda x: jnp.sum(x, axis=0), more)
+    return gradients, numbers, model_state, outputs

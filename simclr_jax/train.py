@@ -40,8 +40,8 @@ from simclr_jax.loop import Loop, Outlets
 from simclr_jax.resolve import Run
 from simclr_jax.signals import Signals
 from simclr_jax.state import TrainState
-from simclr_jax.step import make_step
-from simclr_jax.tasks import TASKS, Context, Task
+from simclr_jax.step import OBJECTIVES, make_step
+from simclr_jax.tasks import Context, Task, create_task
 from simclr_jax.text import printable
 
 
@@ -76,7 +76,7 @@ def run(
         with clock.phase("data"):
             if run.config.augment.device == "all":
                 run = run._replace(splits=memory.hold(run.splits, run.config.data))
-        task = TASKS[run.config.task](run.config, run.splits, run.mesh)
+        task = create_task(run.config, run.splits, run.mesh)
         optimizer, rate = build_optimizer(run.config, run.splits.train.size, run.steps, task)
         with clock.phase("start"):
             state = init_state(task, optimizer, run.config.seed, run.mesh, fresh=run.saved is None)
@@ -148,15 +148,24 @@ def init_state(
     variables = jax.jit(task.init, out_shardings=everywhere)(jax.random.key(seed))
     if fresh:
         variables = task.start(variables)
-    params = variables.pop("params")
+    own, extra = jax.jit(lambda: init_objectives(task, seed), out_shardings=everywhere)()
+    params = variables.pop("params") | ({OBJECTIVES: own} if own else {})
     return TrainState(
         step=sharding.put_same(np.int32(0), everywhere),
         params=params,
         model_state=variables,
         opt_state=jax.jit(optimizer.init, out_shardings=everywhere)(params),
+        extra=extra,
         fixed=task.fixed(),
         failed=sharding.put_same(nonfinite.nothing(), everywhere),
     )
+
+
+def init_objectives(task: Task, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(parameters, state) of the objectives that have some, by name."""
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    found = {name: objective.init(key) for name, objective in task.objectives.items()}
+    return tuple({name: each[i] for name, each in found.items() if each[i]} for i in (0, 1))
 
 
 def build_optimizer(

@@ -135,7 +135,7 @@ def tiny_arrays(n=80, classes=4, size=12, channels=1, seed=0):
 
 def untrained_run(workdir, config, classes=4):
     """The workdir of a run of `config` that has not learned anything, made in a moment."""
-    model, side = simclr.create(**config.model, classes=classes), config.data.image_size
+    model, side = simclr.create(config.model, classes=classes), config.data.image_size
     images = np.zeros((2, side, side, config.data.channels), model.encoder.dtype)
     variables = jax.jit(lambda key: simclr.init(model, key, images))(jax.random.key(5))
     conversion.write(workdir, config, jax.device_get(variables), step=7, origin="random")

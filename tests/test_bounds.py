@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from conftest import tiny_config, tiny_splits
 
-from simclr_jax import train
-from simclr_jax.config import bounds, check_field, checks, default, flatten, set_field
+from simclr_jax import registry, train
+from simclr_jax.config import bounds, check_field, checks, declared, default, fields, flatten, set_field
 from simclr_jax.errors import SimclrError
-from simclr_jax.models import resnet, simclr
+from simclr_jax.models import simclr
 
 NAMED = {
     "data.image_size": 10**8,
@@ -55,7 +55,7 @@ def test_a_value_that_no_machine_holds_is_refused_with_a_reason(field):
 def numeric():
     """The fields of numbers and of tuples of numbers."""
     for field, value in flatten(default()).items():
-        if isinstance(value, tuple) and field not in checks.PATTERNS:
+        if isinstance(value, tuple) and field not in fields.PATTERNS:
             yield field, (1e300,)
         elif type(value) in (int, float):
             yield field, type(value)(10**300)
@@ -65,16 +65,19 @@ def numeric():
 def test_every_number_has_a_bound(field, value):
     text = refused(field, value)
     assert "at most" in text
-    assert text.endswith(bounds.BOUNDS[field].why)
-    assert field in bounds.BOUNDS
+    assert text.endswith(declared()[field].why)
+    assert declared()[field].most is not None
     if isinstance(value, float):
         for endless in (float("inf"), float("nan"), float("-inf")):
             assert "a finite number" in refused(field, endless)
 
 
-def test_bounds_are_of_fields_that_there_are():
-    for field in bounds.BOUNDS:
-        check_field(field)
+def test_every_field_says_what_it_is_and_why_it_ends():
+    for name, field in declared().items():
+        check_field(name)
+        assert field.help, name
+        assert (field.most is None) == (not field.why), name
+        assert field.rule is None or field.default is None or field.rule.fits(field.default), name
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -125,12 +128,11 @@ def test_parameters_are_counted_without_the_model(fields):
     config = default()
     for name, value in fields.items():
         set_field(config, f"model.{name}", value)
-    model = simclr.create(**config.model, classes=0)
+    model = simclr.create(config.model, classes=0)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: simclr.init(model, jax.random.key(0), x), images)["params"]
     true = sum(np.prod(x.shape) for x in jax.tree.leaves(shapes))
     assert bounds.parameters(flatten(config)) == pytest.approx(true, rel=0.1)
-    assert bounds.BLOCKS == resnet.DEPTHS
 
 
 @pytest.mark.parametrize("field", ["start.workdir", "distill.teacher"])
@@ -166,7 +168,7 @@ def test_more_images_than_the_device_counts_are_refused(device):
 # ---- one image ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", checks.LOSSES)
+@pytest.mark.parametrize("loss", registry.OBJECTIVES)
 def test_a_batch_of_one_image_teaches_a_contrastive_loss_nothing(loss):
     with pytest.raises(SimclrError, match=r"^config\.train\.batch_size=1: must be 2 or more for"):
         checks.validate(tiny_config(train__batch_size=1, loss__name=loss))

@@ -6,12 +6,12 @@ import json
 import pytest
 from conftest import tiny_config
 
-from simclr_jax import augment, geometry, losses, models, optim, tasks
+from simclr_jax import augment, geometry, losses, optim, registry
 from simclr_jax import config as cfg
-from simclr_jax.config import checks, stored
+from simclr_jax.config import checks, fields, stored
 from simclr_jax.data import host_augment
 from simclr_jax.errors import SimclrError
-from simclr_jax.models import projection, resnet
+from simclr_jax.models import projection, resnet, resnet_fields
 from simclr_jax.tasks import images
 
 BAD = {
@@ -36,7 +36,7 @@ BAD = {
     "model.norm_groups": 3,
     "model.probe_layer": 3,
     "loss.semi_hard": True,
-    "finetune.after_block": 5,
+    "finetune.after_block": -2,
     "distill.alpha": 1.5,
     "optimizer.decay_exclude": (1, 2),
     "eval.resize": "nearest",
@@ -108,17 +108,15 @@ def test_batch_must_fit_devices_and_data():
 
 
 def test_names_are_those_of_the_constructors():
-    assert set(checks.TASKS) == set(tasks.TASKS)
-    assert set(checks.ENCODERS) == set(models.ENCODERS)
-    assert set(checks.DEPTHS) == set(resnet.DEPTHS)
-    assert set(checks.PROJECTIONS) == set(projection.PROJECTIONS)
-    assert set(checks.STEMS) == set(resnet.STEMS)
-    assert set(checks.VARIANTS) == set(resnet.VARIANTS)
-    assert set(checks.RESIZES) == set(geometry.RESIZES)
-    assert set(checks.REMAT_KEEPS) == set(resnet.REMAT_KEEPS)
-    assert set(checks.LOSSES) == set(losses.LOSSES)
-    assert set(checks.OPTIMIZERS) == set(optim.OPTIMIZERS)
-    for scaling in checks.SCALINGS:
+    assert set(fields.PROJECTIONS) == set(projection.PROJECTIONS)
+    assert set(fields.RESIZES) == set(geometry.RESIZES)
+    assert set(resnet_fields.REMAT_KEEPS) == set(resnet.REMAT_POLICIES)
+    assert set(registry.OBJECTIVES) == set(losses.LOSSES)
+    assert set(fields.OPTIMIZERS) == set(optim.OPTIMIZERS)
+    for where in (registry.ENCODERS, registry.OBJECTIVES, registry.FEEDS, registry.TASKS):
+        for one in where.values():
+            assert callable(registry.resolve(one.target))
+    for scaling in fields.SCALINGS:
         optim.scaled_rate(1.0, scaling, 64)
 
 
@@ -166,6 +164,14 @@ def test_renamed_fields():
     assert (old.augment.zoom, old.task) == ((0.8, 1.2), "linear_sweep")
     with pytest.raises(SimclrError, match=r"config\.augment\.scaling: is config\.augment\.zoom now"):
         cfg.check_field("augment.scaling")
+
+
+def test_more_frozen_stages_than_there_are_mean_all():
+    assert cfg.adopt_start(tiny_config(finetune__after_block=1000)).finetune.after_block == 3
+    resnet50 = tiny_config(finetune__after_block=1000, model__encoder="resnet")
+    assert cfg.adopt_start(resnet50).finetune.after_block == 4
+    four = tiny_config(finetune__after_block=4)  # as configs/linear.py had it
+    assert cfg.differences(cfg.from_json(cfg.to_json(four, {}))[0], cfg.adopt_start(four)) == []
 
 
 def test_older_workdir_keeps_its_behaviour(monkeypatch):

@@ -11,12 +11,12 @@ import pytest
 from test_structure import CONFIGS, load_config, small_teacher, traced_step
 
 from simclr_jax import encoder, sharding
-from simclr_jax.config import checks, default, every_steps, flatten, from_json, to_json
+from simclr_jax.config import checks, default, every_steps, fields, flatten, from_json, to_json
 from simclr_jax.errors import SimclrError
 
 EXAMPLES, DEVICES = 100_000, 8  # of the run that is imagined
 QUICK = ("quickstart", "ablation", "mnist")  # configs whose step is traced in a second or two
-NAMES = [value for value in vars(checks).values() if isinstance(value, tuple)]  # that fields may take
+NAMES = [value for value in vars(fields).values() if isinstance(value, tuple)]  # that fields may take
 EXTREMES = (-1, 0, 1, 2, 3, 2**31 - 1, 2**31, 2**63, 10**30, -0.0, 1e-300, 1e-30, 1e300, math.nan, math.inf,
             -math.inf)  # fmt: skip
 STRANGE = (None, "", "x", "../x", "a/b", "/abs", "..", "line\nbreak", "\0", "☃", "nan", "1", "(", True, False,

@@ -399,7 +399,7 @@ def test_what_is_no_checkpoint(tmp_path):
 def test_what_the_original_lacks_does_not_go_out(tmp_path):
     for field, value in (("encoder", "cnn"), ("variant", "torch"), ("stem", "cifar_pad2")):
         config = conversion.config_of({"depth": 18, "width": 0.125, field: value, "projection": "none"})
-        model, images = simclr.create(**config.model), np.zeros((2, 64, 64, 3), np.float32)
+        model, images = simclr.create(config.model), np.zeros((2, 64, 64, 3), np.float32)
         shapes = jax.eval_shape(lambda m=model, x=images: m.init(jax.random.key(0), x, train=False))
         variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         where = tmp_path / field

@@ -10,6 +10,7 @@ import pytest
 from scipy.spatial.distance import pdist
 
 from simclr_jax import data
+from simclr_jax.config import default
 from simclr_jax.measures import health
 from simclr_jax.models import simclr
 
@@ -140,7 +141,7 @@ def test_untrained_encoder_on_digits_has_not_collapsed(architecture):
     """ReLU's common mean makes untrained features alike, which is not yet the same; one image repeated is."""
     images = np.load(Path(data.__file__).parent / "mnist5k.npz")["test_images"][:200, :, :, None]
     fields = {"projection": "none", "projection_layers": 0, "projection_dim": 8, "dtype": "float32"}
-    model = simclr.create(**architecture, **fields)
+    model = simclr.create({**default().model, **architecture, **fields})
 
     @jax.jit
     def untrained(images):

@@ -15,7 +15,8 @@ from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.measures.scores import validation_rows
-from simclr_jax.tasks import TASKS, linear_sweep
+from simclr_jax.step import batch_loss
+from simclr_jax.tasks import create_task, linear_sweep
 
 GRID = {"eval__linear__rates": (0.05, 2.0), "eval__linear__decays": (0.0, 1e-2), "eval__linear__epochs": 3.0}
 
@@ -44,7 +45,7 @@ def test_every_head_is_plain_sgd(pretrained):
     splits, rng = tiny_splits(), np.random.default_rng(0)
     config = heads_config(pretrained)
     with jax.enable_x64(True):
-        task = TASKS["linear_sweep"](config, splits, sharding.make_mesh(1))
+        task = create_task(config, splits, sharding.make_mesh(1))
         grid = linear_sweep.heads_of(config, splits.train)
         optimizer, rate = train.build_optimizer(config, 80, 15, task)
         d, m, classes = 5, len(grid.rate), 4
@@ -59,7 +60,7 @@ def test_every_head_is_plain_sgd(pretrained):
             def loss(p, h=h, label=label, held=held):
                 outputs = linear_sweep.apply(p["heads"], jnp.asarray(h), grid, config)
                 batch = {"label": jnp.asarray(label), "held": jnp.asarray(held)}
-                return task.loss(outputs, batch, 0)[0]
+                return batch_loss(task, {}, {}, outputs, batch, 0)[0]
 
             updates, state = optimizer.update(jax.grad(loss)(stored), state, stored)
             stored = optax.apply_updates(stored, updates)
@@ -131,9 +132,9 @@ def test_eight_devices_train_the_same_heads(pretrained, tmp_path):
 def test_no_labels_or_no_encoder(pretrained):
     unlabelled = Splits(sources.from_arrays(tiny_splits().train.fetch(np.arange(40))[0]), None)
     with pytest.raises(SimclrError, match="no labels"):
-        TASKS["linear_sweep"](heads_config(pretrained), unlabelled, sharding.make_mesh(1))
+        create_task(heads_config(pretrained), unlabelled, sharding.make_mesh(1))
     config = heads_config(pretrained)
     config.start.workdir = ""
     with pytest.raises(SimclrError, match=r"start\.workdir is empty"):
-        TASKS["linear_sweep"](config, tiny_splits(), sharding.make_mesh(1))
+        create_task(config, tiny_splits(), sharding.make_mesh(1))
     assert total_steps(heads_config(pretrained), 80) == 3 * 80 // 16 + 1

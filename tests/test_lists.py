@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from simclr_jax.config import checks
+from simclr_jax.config import fields
 from simclr_jax.data import notes, splits
 from simclr_jax.data.holdout import holdout_rows
 from simclr_jax.errors import SimclrError
@@ -126,7 +126,7 @@ def test_no_list(tmp_path):
 
 
 def test_lists_are_named_where_sources_are():
-    assert "list:FILE" in checks.SOURCES
+    assert "list:FILE" in fields.SOURCES
 
 
 # ---- splits and groups --------------------------------------------------------------------------

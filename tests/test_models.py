@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from simclr_jax import sharding
+from simclr_jax.config import default
 from simclr_jax.models import projection, resnet, simclr
 from simclr_jax.models.norm import batch_norm
 
 
 def build(depth=18, width=1.0, stem="cifar", encoder="resnet", dtype="float32", **kwargs):
-    fields = {"projection": "nonlinear", "projection_layers": 2, "projection_dim": 128} | kwargs
-    return simclr.create(encoder=encoder, depth=depth, width=width, stem=stem, dtype=dtype, **fields)
+    probe = {name: kwargs.pop(name) for name in ("classes", "probe_zero") if name in kwargs}
+    fields = {"encoder": encoder, "depth": depth, "width": width, "stem": stem, "dtype": dtype, **kwargs}
+    return simclr.create({**default().model, **fields}, **probe)
 
 
 def shapes(model, size=32, channels=3):
@@ -179,7 +181,9 @@ def test_groups_on_their_devices_need_no_collective():
 
 def block(**kwargs):
     """A small bottleneck ResNet, its variables and images."""
-    resnet50 = resnet.create(depth=50, blocks=(2, 1, 1, 1), width=0.125, stem="cifar", **kwargs)
+    fields = {"depth": 50, "blocks": (2, 1, 1, 1), "width": 0.125, "stem": "cifar", **kwargs}
+    types = {"dtype": jnp.float32, "param_dtype": jnp.float32}
+    resnet50 = resnet.create({**default().model, **fields}, **types)
     x = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
     variables = jax.jit(lambda: resnet50.init(jax.random.key(0), x, train=False))()
     return resnet50, variables, x
@@ -263,7 +267,7 @@ def test_no_gradient_below_what_is_frozen(frozen):
 
     gradient, moved = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
     for name in variables["params"]:
-        learns = simclr.part(f"encoder/{name}") > frozen
+        learns = model.stage_of(f"{name}/") > frozen
         assert any(np.any(g) for g in jax.tree.leaves(gradient[name])) == learns
         same = jax.tree.map(np.array_equal, moved.get(name, {}), variables["batch_stats"].get(name, {}))
         assert jax.tree.all(same) != learns or name.endswith("conv")

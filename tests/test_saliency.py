@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simclr_jax.config import default
 from simclr_jax.measures import saliency
 from simclr_jax.models import simclr
 from simclr_jax.models.cnn import CNN
@@ -130,7 +131,7 @@ def test_heat_keeps_the_range():
 )
 def test_pooled_last_maps_are_the_features(architecture):
     fields = {"projection": "none", "projection_layers": 0, "projection_dim": 8, "dtype": "float32"}
-    model = simclr.create(**architecture, **fields)
+    model = simclr.create({**default().model, **architecture, **fields})
 
     @jax.jit
     def endpoints(images):
@@ -138,7 +139,7 @@ def test_pooled_last_maps_are_the_features(architecture):
         return model.apply(variables, images, method="endpoints")
 
     ends = endpoints(np.random.default_rng(0).random((2, 20, 20, 1), np.float32))
-    found = model.encoder.pool(simclr.last_maps(ends))
+    found = model.encoder.pool(ends[model.encoder.last])
     np.testing.assert_allclose(found, ends["final_avg_pool"], rtol=1e-5, atol=1e-6)
 
 

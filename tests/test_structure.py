@@ -16,7 +16,7 @@ from simclr_jax.config import checks, default, microbatches, total_steps
 from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.models import simclr
-from simclr_jax.tasks import TASKS
+from simclr_jax.tasks import create_task
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "simclr_jax"
@@ -25,7 +25,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Each room may import those on lower floors, and within itself.
 FLOORS = (
     ("errors", "version", "signals", "text"),
-    ("paths", "orbax_threads"),
+    ("paths", "orbax_threads", "field"),
+    ("registry",),
     ("storage",),
     ("files", "memory_error", "command"),
     ("geometry", "sharding", "distributed", "lock"),
@@ -96,7 +97,7 @@ def load_config(path):
 def small_teacher():
     config = default()
     config.model.encoder, config.model.projection = "cnn", "none"
-    model = simclr.create(**config.model, classes=10)
+    model = simclr.create(config.model, classes=10)
     variables = jax.eval_shape(
         lambda: model.init(jax.random.key(0), jnp.zeros((2, 224, 224, 3)), train=False)
     )
@@ -118,7 +119,7 @@ def traced_step(config, n=100_000, devices=8):
         images = np.zeros((20, min(size, 64), min(size, 64), channels), np.uint8)
         source = sources.from_arrays(images, np.arange(20) % 10)
         shapes = {"index": shapes["label"], "position": shapes["position"]}
-    task = TASKS[config.task](config, Splits(source, source), sharding.make_mesh(devices))
+    task = create_task(config, Splits(source, source), sharding.make_mesh(devices))
     optimizer, rate = train.build_optimizer(config, n, total_steps(config, n), task)
 
     def init():

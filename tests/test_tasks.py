@@ -17,7 +17,8 @@ from simclr_jax.data.splits import Splits
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import Preempted, SimclrError
 from simclr_jax.models import simclr
-from simclr_jax.tasks import TASKS
+from simclr_jax.step import batch_loss
+from simclr_jax.tasks import create_task
 
 
 def fine_tuning(pretrained, **overrides):
@@ -112,7 +113,7 @@ def test_the_classifier_is_really_new(pretrained, zero):
     images, labels = tiny_arrays(classes=7)
     config = adopt_start(fine_tuning(pretrained, finetune__zero_init=zero))
     mesh = sharding.make_mesh(1)
-    task = TASKS["supervised"](config, Splits(sources.from_arrays(images, labels), None), mesh)
+    task = create_task(config, Splits(sources.from_arrays(images, labels), None), mesh)
     optimizer, _ = train.build_optimizer(config, 80, 12, task)
     state = train.init_state(task, optimizer, 0, mesh)
     kernel = np.asarray(state.params["probe"]["dense"]["kernel"])
@@ -182,7 +183,7 @@ def test_pretraining_goes_on_from_another_encoder(pretrained, tmp_path, headless
         conversion.write(start := tmp_path / "headless", config, variables, step=step, origin="")
     config = adopt_start(tiny_config(start__workdir=str(start)))
     mesh = sharding.make_mesh(1)
-    task = TASKS["pretrain"](config, tiny_splits(), mesh)
+    task = create_task(config, tiny_splits(), mesh)
     optimizer, _ = train.build_optimizer(config, 80, 12, task)
     state = train.init_state(task, optimizer, 0, mesh)
     differ = moved(
@@ -205,7 +206,7 @@ def test_supervised_needs_labels(tmp_path):
     images, _ = tiny_arrays()
     bare = Splits(sources.from_arrays(images), None)
     with pytest.raises(SimclrError, match=r"supcon.*: needs labels"):
-        TASKS["pretrain"](tiny_config(loss__name="supcon"), bare, sharding.make_mesh(1))
+        create_task(tiny_config(loss__name="supcon"), bare, sharding.make_mesh(1))
     with pytest.raises(SimclrError, match="has no labels"):
         train.run(
             tiny_config(task="supervised"), tmp_path / "run", splits=Splits(sources.from_arrays(images), None)
@@ -239,12 +240,12 @@ def test_distillation_loss_mixes_labels_by_alpha(teacher, tmp_path):
     config = tiny_config(task="distill", distill__teacher=str(teacher), distill__alpha=0.25,
                          distill__temperature=2.0, train__steps=1, mesh__devices=8)  # fmt: skip
     splits = Splits(sources.from_arrays(images, labels), None)
-    task = TASKS["distill"](config, splits, sharding.make_mesh(8))
+    task = create_task(config, splits, sharding.make_mesh(8))
     rng = np.random.default_rng(0)
     student, master = rng.standard_normal((2, 6, 4)).astype(np.float32)
     label = np.array([0, -1, 3, -1, 2, -1], np.int32)
     outputs = {"logits": jnp.asarray(student), "teacher": jnp.asarray(master)}
-    total, metrics = task.loss(outputs, {"label": label}, 0)
+    total, metrics = batch_loss(task, {}, {}, outputs, {"label": label}, 0)
 
     def log_softmax(x):
         return x - np.log(np.exp(x.astype(np.float64)).sum(axis=1, keepdims=True))
@@ -285,7 +286,7 @@ def test_a_loaded_encoder_is_the_runs(pretrained):
     """uint8, float, and any number of images at a time: the same features as the model's own."""
     loaded = simclr_jax.load(pretrained)
     images, _ = tiny_arrays(n=10)
-    model = simclr.create(**loaded.config.model, classes=4)
+    model = simclr.create(loaded.config.model, classes=4)
     expected = model.apply(loaded.variables, images.astype(np.float32) / 255, method="features")
     np.testing.assert_allclose(loaded(images), expected, atol=1e-5)
     np.testing.assert_allclose(loaded(images), loaded(images.astype(np.float64) / 255), atol=1e-6)

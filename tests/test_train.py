@@ -22,7 +22,8 @@ from simclr_jax.data import sources, splits
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import DivergedError, SimclrError
 from simclr_jax.signals import Signals
-from simclr_jax.tasks import TASKS
+from simclr_jax.step import batch_loss
+from simclr_jax.tasks import create_task
 
 
 def run(workdir, **overrides):
@@ -38,7 +39,7 @@ def rows(workdir):
 def start(devices, **overrides):
     """(task, step function, state, batches) of a tiny run on a mesh of its own."""
     config, mesh = tiny_config(train__steps=40, **overrides), sharding.make_mesh(devices)
-    task = TASKS["pretrain"](config, tiny_splits(channels=3), mesh)
+    task = create_task(config, tiny_splits(channels=3), mesh)
     optimizer, rate = train.build_optimizer(config, 80, 40, task)
     state = train.init_state(task, optimizer, config.seed, mesh)
     return task, train.make_step(task, optimizer, rate, config.seed), state, task.input(0), mesh
@@ -76,7 +77,7 @@ def test_float32_step_is_equal_on_one_and_eight_devices():
 
         def loss(params, model_state, batch):
             outputs, _ = task.forward(params, model_state, batch, jax.random.key(0), 20)
-            return task.loss(outputs, batch, 20)[0]
+            return batch_loss(task, {}, {}, outputs, batch, 20)[0]
 
         place = lambda tree: jax.device_put(  # noqa: E731
             jax.device_get(tree), sharding.replicated(mesh)

@@ -27,7 +27,7 @@ from simclr_jax.data.splits import Splits
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.losses.classification import distillation
 from simclr_jax.models import simclr
-from simclr_jax.tasks import TASKS
+from simclr_jax.tasks import create_task
 
 FIXTURES = Path(__file__).parent.parent / "tests" / "fixtures"
 SIMCLRV2 = {  # (depth, width, selective kernels): millions, with BatchNorm's statistics, without heads
@@ -175,7 +175,7 @@ def models(ref) -> Iterator[Row]:
     """Every endpoint of two small ResNets: evaluation, and a training call with its moving statistics."""
     for name, checkpoint in MODELS.items():
         config, variables = converted(checkpoint)
-        model = simclr.create(**config.model, classes=10)
+        model = simclr.create(config.model, classes=10)
         x, prefix = ref[f"model_{name}/x"], f"model_{name}/eval/"
         ends = jax.jit(functools.partial(model.apply, method="endpoints"))(variables, x)
         ends |= {"proj": ends["projection"]}
@@ -190,7 +190,7 @@ def _training_mode(ref, name, config, variables) -> Iterator[Row]:
     # The precision of the oracle: what float32 leaves of a batch of 4 is told beside what float64 says.
     for dtype, tolerance in (("float32", 2e-4 if name == "bottle_sk" else 1e-5), ("float64", None)):
         with jax.enable_x64(dtype == "float64"):
-            model = simclr.create(**{**config.model, "dtype": dtype}, classes=10)
+            model = simclr.create({**config.model, "dtype": dtype}, classes=10)
             mine = jax.tree.map(lambda a, dtype=dtype: np.asarray(a, dtype), variables)
             call = jax.jit(lambda v, x, m=model: m.apply(v, x, train=True, mutable=["batch_stats"]))
             outputs, moved = call(mine, x.astype(dtype))
@@ -220,7 +220,7 @@ def training(ref) -> Iterator[Row]:
     images = np.zeros((64, 32, 32, 3), np.uint8)
     splits = Splits(sources.from_arrays(images, np.arange(64) % 10), None)
     mesh = sharding.make_mesh(1)
-    task = TASKS["pretrain"](config, splits, mesh)
+    task = create_task(config, splits, mesh)
     optimizer, rate = train.build_optimizer(config, 64, total_steps(config, 64), task)
     state = train.init_state(task, optimizer, 0, mesh)
     leaves = names.leaves(config.model, variables)

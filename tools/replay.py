@@ -21,7 +21,7 @@ from simclr_jax.data import memory
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
-from simclr_jax.tasks import TASKS
+from simclr_jax.tasks import create_task
 
 SHOWN = 10  # arrays at most
 
@@ -49,7 +49,7 @@ def replay(workdir: epath.PathLike, number: int = 0, splits: Splits | None = Non
     if config.augment.device == "all":
         splits = memory.hold(splits, config.data)
     mesh = sharding.make_mesh(config.mesh.devices)
-    task = TASKS[config.task](config, splits, mesh)
+    task = create_task(config, splits, mesh)
     optimizer, rate = train.build_optimizer(
         config, splits.train.size, total_steps(config, splits.train.size), task
     )

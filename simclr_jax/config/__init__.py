@@ -5,11 +5,10 @@ Nothing here imports JAX or TensorFlow, so that `--help` and a mistyped field an
 
 from simclr_jax.config.durations import count_steps, duration, every_steps, microbatches, total_steps
 from simclr_jax.config.fields import (
-    ARCHITECTURE,
-    FREE,
-    PIXELS,
     check_field,
+    declared,
     default,
+    describe,
     flatten,
     lies_in,
     set_field,
@@ -28,17 +27,16 @@ from simclr_jax.config.stored import (
 )
 
 __all__ = [
-    "ARCHITECTURE",
     "CONFIG_FILE",
-    "FREE",
     "OLD_BEHAVIOUR",
-    "PIXELS",
     "SCHEMA",
     "adopt_old_behaviour",
     "adopt_start",
     "check_field",
     "count_steps",
+    "declared",
     "default",
+    "describe",
     "differences",
     "duration",
     "every_steps",

@@ -7,19 +7,10 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import files, paths
-from simclr_jax.config.fields import (
-    ARCHITECTURE,
-    FREE,
-    PIXELS,
-    RENAMED,
-    RENAMED_VALUES,
-    default,
-    flatten,
-    lies_in,
-    set_field,
-)
+from simclr_jax import files, paths, registry
+from simclr_jax.config.fields import RENAMED, RENAMED_VALUES, deciding, declared, default, flatten, set_field
 from simclr_jax.errors import DamagedError, SimclrError
+from simclr_jax.field import ARCHITECTURE, NOTHING, PIXELS
 
 SCHEMA = 6  # of config.json; raise it when a field is added, renamed or changes its meaning
 CONFIG_FILE = "config.json"
@@ -62,6 +53,8 @@ def from_json(text: str) -> tuple[ConfigDict, dict[str, Any]]:
                 set_field(config, field, value)
             except (TypeError, ValueError, KeyError, AttributeError) as error:
                 raise DamagedError(f"{CONFIG_FILE} is damaged ({field}: {error})") from None
+    registry.entry(registry.ENCODERS, config.model.encoder, "model.encoder")
+    _limit_stages(config)
     return config, data
 
 
@@ -105,6 +98,7 @@ def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> Co
         if not isinstance(flat.get(field), str):
             raise SimclrError(f"config.{field}={flat.get(field)!r}: must be the path of a run, '' for none")
     start, config = config.start.workdir, config.copy_and_resolve_references()
+    _limit_stages(config)
     own = going_on(workdir)
     if own is not None and own.start.workdir == start:
         config.start.step = config.start.step or own.start.step
@@ -127,13 +121,23 @@ def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> Co
     _adopt_pixels(config, source, start or config.distill.teacher)
     for field in ("image_size", "channels"):
         set_field(config, f"data.{field}", config.data[field] or source.data[field])
+    _limit_stages(config)
     return config
+
+
+def _limit_stages(config: ConfigDict) -> None:
+    """Counts no more frozen stages than the encoder has, so that 1000 is all of any encoder."""
+    flat = flatten(config)
+    known = isinstance(flat["model.encoder"], str) and flat["model.encoder"] in registry.ENCODERS
+    if known and type(flat["finetune.after_block"]) is int:
+        stages = registry.facts(registry.ENCODERS, flat["model.encoder"], "model.encoder").stages(flat)
+        config.finetune.after_block = min(flat["finetune.after_block"], stages)
 
 
 def _adopt_model(config: ConfigDict, source: ConfigDict) -> None:
     """Fields of `source` that are left at their defaults in `config`; a contradiction is refused."""
     headless = source.model.projection == "none" and config.task == "pretrain"  # it gets a new head
-    architecture = [f"model.{f}" for f in ARCHITECTURE if not (headless and f.startswith("projection"))]
+    architecture = [f for f in deciding(ARCHITECTURE) if not (headless and f.startswith("model.projection"))]
     today, mine, theirs = flatten(default()), flatten(config), flatten(source)
     for field in (*architecture, "data.mean", "data.std", "eval.crop", "eval.resize"):
         if mine[field] == today[field]:
@@ -149,7 +153,7 @@ def _adopt_pixels(config: ConfigDict, source: ConfigDict, where: str) -> None:
     Another value than the default is refused where that run has another one still.
     """
     today, mine, theirs = flatten(default()), flatten(config), flatten(source)
-    for field in (f"data.{name}" for name in PIXELS):
+    for field in deciding(PIXELS):
         if mine[field] == today[field]:
             set_field(config, field, theirs[field])
         elif theirs[field] not in (mine[field], today[field]):
@@ -192,10 +196,16 @@ def adopt_old_behaviour(config: ConfigDict, text: str) -> None:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """One line for each field that decides the result and differs, as `field: old -> new`."""
-    old, new = flatten(old), flatten(new)
+    """One line for each field that decides the result and differs, as `field: old -> new`.
+
+    Fields of encoders, objectives and feeds that neither config chooses decide nothing.
+    """
+    old, new, known = flatten(old), flatten(new), declared()
+    idle = tuple(f"{place}." for place in {*registry.idle(old)} & {*registry.idle(new)})
     return [
         f"config.{field}: {old.get(field)!r} -> {new.get(field)!r}"
         for field in sorted({*old, *new})
-        if old.get(field) != new.get(field) and not lies_in(field, FREE)
+        if old.get(field) != new.get(field)
+        and not field.startswith(idle)
+        and not (field in known and known[field].decides == NOTHING)
     ]

@@ -40,7 +40,7 @@ def config_of(
 @functools.lru_cache(maxsize=32)
 def _shapes(model_json: str, channels: int, classes: int, cut: bool) -> Any:
     """The model's variables as shapes; kept, as many checkpoints are of one architecture."""
-    model = simclr.create(**json.loads(model_json), classes=classes)
+    model = simclr.create(json.loads(model_json), classes=classes)
     images = jax.ShapeDtypeStruct((2, 64, 64, channels), jnp.float32)
     method = "classify" if cut else "__call__"
     variables = jax.eval_shape(lambda x: simclr.init(model, jax.random.key(0), x, method), images)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax import figures
@@ -114,15 +115,20 @@ def where_it_looks(subject: Subject) -> dict[str, Any]:
     views, labels = subject.gallery(MAPPED)
     chosen = figures.spread(labels, SHOWN)
     pictures = views[chosen]
-    size, pool = views.shape[1], subject.encoder.model.encoder.pool
+    size, encoder = views.shape[1], subject.encoder.model.encoder
 
     @jax.jit
     def maps_of(variables: Any, x: jax.Array) -> jax.Array:
-        return simclr.last_maps(subject.endpoints(variables, x))
+        return encoder.maps(encoder.last, subject.endpoints(variables, x)[encoder.last])
 
+    if encoder.last is None:
+        return {"skipped": "the encoder has no maps"}
     found = subject.over(maps_of, pictures)
+    if encoder.pool(found[:1]) is None:
+        return _attention(subject, pictures, size)
+    pool = encoder.pool
     shown = []
-    if not subject.unscorable() and subject.config.eval.endpoint == "final_avg_pool":
+    if not subject.unscorable() and subject.config.eval.endpoint in simclr.FEATURES:
         weights = classifier_weights(subject)
         features = subject.h_of(pictures)
         predicted = np.argmax(np.asarray(linear.logits(weights, features)), axis=1)
@@ -147,6 +153,19 @@ def where_it_looks(subject: Subject) -> dict[str, Any]:
     subject.draw("similarity_maps.png", charts.overlay_pairs, pairs, heats)
     shown.append(["similarity_maps.png", "What makes an image and its nearest neighbour similar, in red"])
     return {"figures": shown}
+
+
+def _attention(subject: Subject, pictures: np.ndarray, size: int) -> dict[str, Any]:
+    """What the class token of a transformer attends to, mean over the heads of the last block."""
+
+    @jax.jit
+    def attention_of(variables: Any, x: jax.Array) -> jax.Array:
+        return jnp.mean(subject.endpoints(variables, x)["attention"], axis=1)
+
+    heat = saliency.heat(saliency.relative(subject.over(attention_of, pictures)), size)
+    title = "Attention of the class token"
+    subject.draw("attention.png", charts.overlays, pictures, np.asarray(heat), [""] * len(pictures), title)
+    return {"figures": [["attention.png", f"{title} in the last block, mean over the heads, in red"]]}
 
 
 def maps(subject: Subject) -> dict[str, Any]:

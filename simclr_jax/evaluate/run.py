@@ -11,13 +11,15 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import checkpoint, encoder, files, memory_error, paths, sharding
-from simclr_jax.config import ARCHITECTURE, bounds, checks, flatten
+from simclr_jax.config import bounds, checks, flatten
+from simclr_jax.config.fields import deciding
 from simclr_jax.data import notes
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError, Stopped, StorageError
 from simclr_jax.evaluate import frozen, inside, learning, page, report, robust
 from simclr_jax.evaluate.subject import Subject, differences
+from simclr_jax.field import ARCHITECTURE
 from simclr_jax.signals import Signals
 from simclr_jax.train import use_compile_cache
 
@@ -204,7 +206,7 @@ def _complete(own: ConfigDict, wanted: ConfigDict | None, workdir: epath.Path) -
     """The config of the evaluation; a model other than the run's is refused."""
     config = wanted or own
     mine, theirs = flatten(own), flatten(config)
-    for field in (f"model.{name}" for name in ARCHITECTURE):
+    for field in deciding(ARCHITECTURE):
         if mine[field] != theirs[field]:
             raise SimclrError(
                 f"config.{field}={theirs[field]!r}: {workdir} has {mine[field]!r}; leave it out"

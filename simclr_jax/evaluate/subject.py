@@ -26,7 +26,7 @@ from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
 from simclr_jax.measures.features import Features, extract
 from simclr_jax.models import simclr
-from simclr_jax.tasks.extractor import RAW_EXAMPLES, Extractor, groups_of, labelled, read_endpoint, sample
+from simclr_jax.tasks.extractor import RAW_EXAMPLES, Extractor, groups_of, labelled, sample
 from simclr_jax.tasks.images import Images
 from simclr_jax.version import __version__
 
@@ -238,7 +238,7 @@ class Subject:
         sample = jax.ShapeDtypeStruct((2, *self.images.shape), self.images.dtype)
         model, variables = self.encoder.model, self.encoder.variables
         ends = jax.eval_shape(lambda v, x: model.apply(v, x, method="endpoints"), variables, sample)
-        names = {"encoder": self.config.eval.endpoint}
+        names = {"encoder": simclr.endpoint_name(model.encoder, self.config.eval.endpoint)}
         if names["encoder"] not in ends:
             raise SimclrError(f"config.eval.endpoint={names['encoder']!r}: there are {', '.join(ends)}")
         has_head = "projection_1" in ends  # without one the projection is h itself
@@ -287,7 +287,9 @@ class Subject:
 
     def h(self, variables: Any, views: jax.Array) -> jax.Array:
         """Features `[n, d]` of evaluation views, differentiable."""
-        found = read_endpoint(self.endpoints(variables, views), self.config.eval.endpoint)
+        found = simclr.read_endpoint(
+            self.encoder.model.encoder, self.endpoints(variables, views), self.config.eval.endpoint
+        )
         return found.astype(jnp.float32)
 
     def over(self, function: Callable[..., Any], *arrays: np.ndarray, who: str = "simclr") -> Any:

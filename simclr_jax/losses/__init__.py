@@ -17,7 +17,7 @@ LOSSES: dict[str, Callable[..., Result]] = {
     "dclw": dclw,
 }
 
-__all__ = ["LOSSES", "create", "dcl", "dclw", "margin_triplet", "nt_logistic", "nt_xent", "supcon"]
+__all__ = ["LOSSES", "Result", "create", "dcl", "dclw", "margin_triplet", "nt_logistic", "nt_xent", "supcon"]
 
 
 def create(

@@ -30,7 +30,7 @@ def class_map(maps: jax.Array, pool: Pool, weights: jax.Array, classes: jax.Arra
     Returns:
       `[n, h, w]` in [0, 1]: what speaks for the class, the most of each image being 1; 0 where nothing does.
     """
-    return _positive(contributions(maps, pool, weights.T[classes]))
+    return relative(contributions(maps, pool, weights.T[classes]))
 
 
 def similarity_maps(maps_a: jax.Array, maps_b: jax.Array, pool: Pool) -> tuple[jax.Array, jax.Array]:
@@ -46,8 +46,8 @@ def similarity_maps(maps_a: jax.Array, maps_b: jax.Array, pool: Pool) -> tuple[j
     lengths = jnp.linalg.norm(a, axis=1, keepdims=True) * jnp.linalg.norm(b, axis=1, keepdims=True)
     scale = 1 / jnp.maximum(lengths, 1e-12)
     return (
-        _positive(contributions(maps_a, pool, b * scale)),
-        _positive(contributions(maps_b, pool, a * scale)),
+        relative(contributions(maps_a, pool, b * scale)),
+        relative(contributions(maps_b, pool, a * scale)),
     )
 
 
@@ -66,7 +66,8 @@ def heat(maps: jax.Array, size: int) -> jax.Array:
     return geometry.resize(maps[..., None], (size, size), "bilinear")[..., 0]
 
 
-def _positive(maps: jax.Array) -> jax.Array:
+def relative(maps: jax.Array) -> jax.Array:
+    """What is positive in maps `[n, h, w]`, the most of each being 1."""
     maps = jnp.maximum(maps, 0)
     most = jnp.max(maps, axis=(1, 2), keepdims=True)
     return maps / jnp.where(most > 0, most, 1)

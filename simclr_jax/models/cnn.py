@@ -1,15 +1,18 @@
 """A small CNN for images of 28 to 64 pixels, quick to train on two CPU cores."""
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.models.encoder import Convolutional
 from simclr_jax.models.norm import batch_norm
 
 
-class CNN(nn.Module):
+class CNN(Convolutional, nn.Module):
     """Images `[n, h, w, c]` to endpoints: initial_conv, block_group1..3 and final_avg_pool `[n, d]`.
 
     Three convolutions of stride 2, each with BatchNorm and ReLU: on CPU, arithmetic is what costs, and
@@ -23,11 +26,32 @@ class CNN(nn.Module):
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """A name before the first convolution, so that convolution i is stage i; and the convolutions."""
+        return ("stem", *(f"block_group{i}" for i in range(1, len(self.widths) + 1)))
+
+    @property
+    def last(self) -> str:
+        """The last convolution."""
+        return self.stages[-1]
+
+    def stage_of(self, path: str) -> int:
+        """i for convolution i and its BatchNorm.
+
+        Raises:
+          ValueError: the encoder has no such parameter.
+        """
+        found = re.match(r"(?:conv|norm)(\d+)/", path)
+        if found is None or not 0 < int(found[1]) < len(self.stages):
+            raise ValueError(f"the CNN has no parameter {path!r}")
+        return int(found[1])
+
     @nn.compact
     def __call__(
         self, x: jax.Array, train: bool, frozen: int = -1, frozen_train: bool = False
     ) -> dict[str, jax.Array]:
-        """The endpoints; the arguments are those of `ResNet`, a convolution being a block group."""
+        """The endpoints; the arguments are those of `models.encoder.Encoder`."""
         frozen = min(frozen, len(self.widths))
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         ends = {}
@@ -50,7 +74,7 @@ class CNN(nn.Module):
         return quarters.reshape(n, -1)
 
 
-def create(*, width: float, norm_groups: int, dtype, param_dtype, **_: Any) -> CNN:
-    """The small CNN, every width multiplied by `width`; what else describes a ResNet it has not."""
-    widths = tuple(max(1, round(features * width)) for features in CNN.widths)
-    return CNN(widths, norm_groups=norm_groups, dtype=dtype, param_dtype=param_dtype)
+def create(model: Mapping[str, Any], *, dtype: Any, param_dtype: Any) -> CNN:
+    """The small CNN, every width multiplied by `model["width"]`; images may have any size."""
+    widths = tuple(max(1, round(features * model["width"])) for features in CNN.widths)
+    return CNN(widths, norm_groups=model["norm_groups"], dtype=dtype, param_dtype=param_dtype)

@@ -5,32 +5,27 @@ of every group has a projection shortcut, the stem's max-pool pads at the end on
 of a block starts with gamma 0.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.models.encoder import Convolutional
 from simclr_jax.models.norm import batch_norm
+from simclr_jax.models.resnet_fields import DEPTHS, STEMS
 
-# depth: (blocks of each group, bottleneck)
-DEPTHS = {
-    18: ((2, 2, 2, 2), False),
-    34: ((3, 4, 6, 3), False),
-    50: ((3, 4, 6, 3), True),
-    101: ((3, 4, 23, 3), True),
-    152: ((3, 8, 36, 3), True),
-    200: ((3, 24, 36, 3), True),
-}
-VARIANTS = ("original", "torch")
 # remat_keep: JAX's policy, which says what a rematerialised block keeps
-REMAT_KEEPS = {
-    "inputs": None,
-    "convolutions": lambda primitive, *_, **__: primitive.name == "conv_general_dilated",
-}
-# stem: (kernel, stride, padding on each side or None for the original's fixed padding)
-STEMS = {"imagenet": (7, 2, None), "cifar": (3, 1, None), "cifar_pad2": (3, 1, 2)}
+
+
+def _is_convolution(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name == "conv_general_dilated"
+
+
+REMAT_POLICIES = {"inputs": None, "convolutions": _is_convolution}
 
 
 def _conv(
@@ -148,11 +143,17 @@ class Block(nn.Module):
         return x * nn.sigmoid(self.conv(x.shape[-1], 1, 1, bias=True, name="se_expand")(gate))
 
 
-class ResNet(nn.Module):
+# Fields of config.model that the ResNet takes as they are.
+AS_THEY_ARE = (
+    "width", "stem", "variant", "sk_ratio", "se_ratio", "dropblock_size", "norm_groups", "remat", "remat_keep"
+)  # fmt: skip
+
+
+class ResNet(Convolutional, nn.Module):
     """Images `[n, h, w, c]` to endpoints, by the original's names.
 
     initial_conv (before BatchNorm), initial_max_pool, block_group1..4 `[n, h', w', c']` and
-    final_avg_pool `[n, d]`. The fields are `create`'s.
+    final_avg_pool `[n, d]`. Stage 0 is the stem, stage g block group g.
     """
 
     blocks: Sequence[int]
@@ -170,17 +171,32 @@ class ResNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stem and the block groups."""
+        return ("stem", *(f"block_group{g}" for g in range(1, len(self.blocks) + 1)))
+
+    @property
+    def last(self) -> str:
+        """The last block group."""
+        return self.stages[-1]
+
+    def stage_of(self, path: str) -> int:
+        """0 for the stem, g for block group g.
+
+        Raises:
+          ValueError: the encoder has no such parameter.
+        """
+        found = re.match(r"group(\d+)_block\d+/|stem_", path)
+        if found is None or int(found[1] or 0) >= len(self.stages):
+            raise ValueError(f"the ResNet has no parameter {path!r}")
+        return int(found[1] or 0)
+
     @nn.compact
     def __call__(
         self, x: jax.Array, train: bool, frozen: int = -1, frozen_train: bool = False
     ) -> dict[str, jax.Array]:
-        """The endpoints.
-
-        Args:
-          train: BatchNorm by the batch, and DropBlock (needs the rng "dropblock").
-          frozen: no gradient flows into what comes up to this block group (0: the stem; -1: nothing).
-          frozen_train: BatchNorm goes by the batch there too; otherwise what is frozen stands still.
-        """
+        """The endpoints; the arguments are those of `models.encoder.Encoder`."""
         frozen = min(frozen, len(self.blocks))
         conv = partial(_conv, dtype=self.dtype, param_dtype=self.param_dtype)
 
@@ -198,7 +214,7 @@ class ResNet(nn.Module):
         def done(part: int, x: jax.Array) -> jax.Array:
             return jax.lax.stop_gradient(x) if part == frozen else x
 
-        block = nn.remat(Block, policy=REMAT_KEEPS[self.remat_keep]) if self.remat else Block
+        block = nn.remat(Block, policy=REMAT_POLICIES[self.remat_keep]) if self.remat else Block
         ends: dict[str, jax.Array] = {}
         x = done(0, self.initial(x, conv, norm(0), width, ends))
         for group, count in enumerate(self.blocks, 1):
@@ -251,53 +267,18 @@ class ResNet(nn.Module):
         return lambda x: drop_block(x, keep, self.dropblock_size, self.make_rng("dropblock"))
 
 
-def create(
-    *,
-    depth: int,
-    blocks: Sequence[int] = (),
-    width: float = 1.0,
-    stem: str = "imagenet",
-    variant: str = "original",
-    sk_ratio: float = 0.0,
-    se_ratio: float = 0.0,
-    dropblock_keep: Sequence[float] = (),
-    dropblock_size: int = 7,
-    norm_groups: int = 1,
-    remat: bool = False,
-    remat_keep: str = "inputs",
-    dtype=jnp.float32,
-    param_dtype=jnp.float32,
-) -> ResNet:
-    """A ResNet of 18, 34, 50, 101, 152 or 200 layers.
+def create(model: Mapping[str, Any], *, dtype: Any, param_dtype: Any) -> ResNet:
+    """The ResNet of `config.model`, of 18, 34, 50, 101, 152 or 200 layers; images may have any size.
 
-    Args:
-      blocks: of each group, instead of those of `depth`, which then only says basic or bottleneck.
-      width: multiplies every channel count, fractions too.
-      stem: "imagenet" (7×7 stride 2, max-pool), "cifar" (3×3 stride 1; SimCLR, B.9) or "cifar_pad2"
-        (solo-learn's, padded by two).
-      variant: "original", or "torch": torchvision's function; the first weights are the original's too.
-      sk_ratio: of selective kernels; 0 for none, 0.0625 in SimCLRv2.
-      se_ratio: of squeeze-and-excitation; 0 for none.
-      dropblock_keep: probability, for each group, that DropBlock keeps a unit; () for no DropBlock.
-      norm_groups: parts of the batch that BatchNorm takes by themselves.
-      remat: keep less of the blocks and compute it again in the backward pass.
-      remat_keep: "inputs" of the blocks alone, or their "convolutions" too: BatchNorm and ReLU are cheap.
-      dtype, param_dtype: of the computation; of parameters and statistics.
+    Its fields, explained in config/fields.py: depth, blocks, width, stem, variant, sk_ratio, se_ratio,
+    dropblock_keep, dropblock_size, norm_groups, remat, remat_keep.
     """
-    counts, bottleneck = DEPTHS[depth]
+    counts, bottleneck = DEPTHS[model["depth"]]
     return ResNet(
-        blocks=tuple(blocks) or counts,
+        blocks=tuple(model["blocks"]) or counts,
         bottleneck=bottleneck,
-        width=width,
-        stem=stem,
-        variant=variant,
-        sk_ratio=sk_ratio,
-        se_ratio=se_ratio,
-        dropblock_keep=tuple(dropblock_keep),
-        dropblock_size=dropblock_size,
-        norm_groups=norm_groups,
-        remat=remat,
-        remat_keep=remat_keep,
+        dropblock_keep=tuple(model["dropblock_keep"]),
         dtype=dtype,
         param_dtype=param_dtype,
+        **{name: model[name] for name in AS_THEY_ARE},
     )

@@ -1,14 +1,18 @@
 """The whole model: encoder, projection head, linear classifier."""
 
-import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models import ENCODERS
+from simclr_jax import registry
+from simclr_jax.errors import SimclrError
+from simclr_jax.models.encoder import Encoder
 from simclr_jax.models.projection import PROJECTIONS, Probe, Projection
+
+FEATURES = ("final_avg_pool", "features")  # names of any encoder's representation
 
 
 class SimCLR(nn.Module):
@@ -39,12 +43,12 @@ class SimCLR(nn.Module):
         self, images: jax.Array, train: bool = False, frozen: int = -1, frozen_train: bool = False
     ) -> jax.Array:
         """Logits `[n, classes]`, with a gradient to all that is not `frozen` (see `ResNet`)."""
-        h = self.encoder(images, train, frozen, frozen_train)["final_avg_pool"]
+        h = self.encoder(images, train, frozen, frozen_train)[self.encoder.features]
         return self.probe(self.projection(h, train, self.probe_layer)[-1])
 
     def features(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """The representation h, `[n, d]`: the encoder's final_avg_pool."""
-        return self.encoder(images, train)["final_avg_pool"]
+        """The representation h, `[n, d]`: the encoder's features."""
+        return self.encoder(images, train)[self.encoder.features]
 
     def endpoints(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
         """The encoder's endpoints, projection_1 .. (its layers), projection (z) and logits.
@@ -53,7 +57,7 @@ class SimCLR(nn.Module):
         """
         ends = self.encoder(images, train)
         present = len(self.variables["params"].get("projection", {})) // 2  # a dense and a norm each
-        hidden = self.projection(ends["final_avg_pool"], train, min(present, self.projection.layers))
+        hidden = self.projection(ends[self.encoder.features], train, min(present, self.projection.layers))
         ends |= {f"projection_{i}": x for i, x in enumerate(hidden) if i}
         if present == self.projection.layers:
             ends["projection"] = hidden[-1]
@@ -70,18 +74,41 @@ def init(model: SimCLR, rng: jax.Array, images: jax.Array, method: str = "__call
     return jax.tree.map(lambda x: x.astype(keep), variables)
 
 
-def part(path: str) -> int:
-    """What of the encoder a parameter belongs to: 0 the stem, g block group g; heads come after all."""
-    if not path.startswith("encoder/"):
-        return 1 << 30
-    group = re.match(r"encoder/(?:group|conv|norm)(\d+)", path)
-    return int(group[1]) if group else 0
+def stage_of(encoder: Encoder, path: str) -> int:
+    """The stage of the encoder that a parameter "encoder/..." belongs to; the heads come after all stages.
+
+    Raises:
+      ValueError: the encoder has no such parameter.
+    """
+    inside = path.removeprefix("encoder/")
+    return len(encoder.stages) if inside == path else encoder.stage_of(inside)
 
 
-def last_maps(endpoints: dict[str, jax.Array]) -> jax.Array:
-    """The last block group's output `[n, h, w, k]`; the encoder's `pool` turns it into the features."""
-    groups = [name for name in endpoints if re.fullmatch(r"block_group\d+", name)]
-    return endpoints[max(groups, key=lambda name: int(name.removeprefix("block_group")))]
+def trainable(encoder: Encoder, path: str, frozen: int = -1) -> bool:
+    """Whether a parameter is trained where the stages up to `frozen` stand still."""
+    inside = path.removeprefix("encoder/")
+    return stage_of(encoder, path) > frozen and (inside == path or encoder.trainable(inside))
+
+
+def read_endpoint(encoder: Encoder, ends: Mapping[str, jax.Array], name: str) -> jax.Array:
+    """An endpoint of `SimCLR.endpoints` as features `[n, d]`; maps are averaged over their places.
+
+    Args:
+      name: of the endpoint; "final_avg_pool" or "features": the representation of any encoder.
+
+    Raises:
+      SimclrError: there is none of this name.
+    """
+    name = endpoint_name(encoder, name)
+    if name not in ends:
+        raise SimclrError(f"config.eval.endpoint={name!r}: this encoder has {', '.join(ends)}")
+    maps = encoder.maps(name, ends[name])
+    return ends[name] if maps is None else jnp.mean(maps, axis=(1, 2))
+
+
+def endpoint_name(encoder: Encoder, name: str) -> str:
+    """The encoder's own name of an endpoint: its representation has one that fits all encoders."""
+    return encoder.features if name in FEATURES else name
 
 
 def normalize_images(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype) -> jax.Array:
@@ -97,27 +124,20 @@ def normalize_images(images: jax.Array, mean: tuple[float, ...], std: tuple[floa
     return images.astype(dtype)
 
 
-def create(
-    *,
-    encoder: str,
-    dtype: str,
-    projection: str,
-    projection_layers: int,
-    projection_dim: int,
-    norm_groups: int = 1,
-    probe: bool = True,
-    probe_layer: int = 0,
-    probe_zero: bool = False,
-    classes: int = 0,
-    **architecture: Any,
-) -> SimCLR:
-    """The model of a config's `model` tree (`architecture`: the encoder's own); no classes, no probe."""
-    dtypes = {"dtype": jnp.dtype(dtype)}
-    dtypes["param_dtype"] = jnp.promote_types(dtypes["dtype"], jnp.float32)
-    layers = PROJECTIONS[projection](projection_layers)
+def create(config: Mapping[str, Any], *, classes: int = 0, probe_zero: bool = False) -> SimCLR:
+    """The model of a config's `model` tree.
+
+    Args:
+      classes: of the classifier; 0: there is none.
+      probe_zero: the classifier starts at zero.
+    """
+    dtype = jnp.dtype(config["dtype"])
+    dtypes = {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
+    encoder = registry.resolve(registry.entry(registry.ENCODERS, config["encoder"], "model.encoder").target)
+    layers = PROJECTIONS[config["projection"]](config["projection_layers"])
     return SimCLR(
-        ENCODERS[encoder](norm_groups=norm_groups, **dtypes, **architecture),
-        Projection(layers, projection_dim, norm_groups, **dtypes),
-        Probe(classes, probe_zero, dtypes["param_dtype"]) if probe and classes else None,
-        probe_layer,
+        encoder(config, **dtypes),
+        Projection(layers, config["projection_dim"], config["norm_groups"], **dtypes),
+        Probe(classes, probe_zero, dtypes["param_dtype"]) if config["probe"] and classes else None,
+        config["probe_layer"],
     )

@@ -1,13 +1,19 @@
-"""Tasks by name: what the one train loop can train."""
+"""What the one train loop can train; which tasks there are stands in registry.py."""
 
-from simclr_jax.tasks import distill, linear_sweep, pretrain, supervised
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import registry
+from simclr_jax.data.splits import Splits
 from simclr_jax.tasks.task import Context, Task
 
-TASKS = {
-    "pretrain": pretrain.create,
-    "supervised": supervised.create,
-    "distill": distill.create,
-    "linear_sweep": linear_sweep.create,
-}
+__all__ = ["Context", "Task", "create_task"]
 
-__all__ = ["TASKS", "Context", "Task"]
+
+def create_task(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
+    """The task that `config.task` names, on the examples of `splits`.
+
+    Raises:
+      SimclrError: the examples are not what the task needs.
+    """
+    return registry.resolve(registry.TASKS[config.task].target)(config, splits, mesh)

@@ -8,9 +8,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simclr_jax import encoder, sharding
-from simclr_jax.config import PIXELS
+from simclr_jax.config.fields import deciding, flatten
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
+from simclr_jax.field import PIXELS
 from simclr_jax.losses.classification import classification, distillation
 from simclr_jax.models import simclr
 from simclr_jax.tasks.images import Images
@@ -66,10 +67,13 @@ def _check(teacher: encoder.Encoder, config: ConfigDict, splits: Splits) -> None
         mine, its = config.data[field], teacher.config.data[field]
         if mine != its:
             raise SimclrError(f"{where}: takes images of {field} {its}; set --config.data.{field}={its}")
-    for field in PIXELS:
-        mine, its = config.data[field], teacher.config.data[field]
+    mine_all, its_all = flatten(config), flatten(teacher.config)
+    for field in deciding(PIXELS):
+        mine, its = mine_all[field], its_all[field]
         if mine != its:
-            raise SimclrError(f"{where}: has {field} {its!r}, and the student {mine!r}: give both the same")
+            raise SimclrError(
+                f"{where}: has config.{field}={its!r}, and the student {mine!r}: give both the same"
+            )
     if config.distill.alpha < 1 and not splits.train.classes:
         raise SimclrError(
             f"config.distill.alpha={config.distill.alpha}: {splits.train.name} has no labels to mix in; use 1"

@@ -4,16 +4,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax import metrics
 from simclr_jax.data.sources import Source, Stream
-from simclr_jax.errors import SimclrError
 from simclr_jax.measures.features import Features, extract
 from simclr_jax.models import simclr
 from simclr_jax.tasks.images import Images
 
+MAIN = simclr.FEATURES[0]
 RAW_SIDE, RAW_EXAMPLES = 32, 50_000  # of the raw-pixel baseline, at most
 
 
@@ -21,17 +20,17 @@ class Extractor:
     """What `model` makes of `images`; compiled once for all variables and splits.
 
     Args:
-      endpoints: names of `SimCLR.endpoints`; maps `[n, h, w, c]` are averaged over h and w.
+      endpoints: names of `SimCLR.endpoints`, MAIN: the representation; maps are averaged over their places.
     """
 
-    def __init__(self, images: Images, model: simclr.SimCLR, endpoints: Sequence[str] = ("final_avg_pool",)):
+    def __init__(self, images: Images, model: simclr.SimCLR, endpoints: Sequence[str] = (MAIN,)):
         self.images = images
 
         def encode(variables: Any, x: jax.Array) -> dict[str, jax.Array]:
             ends = model.apply(
                 variables, images.prepare(x), method="endpoints"
             )  # BatchNorm never trains here
-            return {name: read_endpoint(ends, name) for name in endpoints}
+            return {name: simclr.read_endpoint(model.encoder, ends, name) for name in endpoints}
 
         self._encode = jax.jit(encode)
         self._pixels = jax.jit(lambda x: _raw_pixels(images.seen(x)))
@@ -75,17 +74,6 @@ def groups_of(split: Source | Stream, index: np.ndarray | None, labels: np.ndarr
     if groups is None:
         return None
     return (groups if index is None else groups[index])[labels >= 0]
-
-
-def read_endpoint(ends: dict[str, jax.Array], name: str) -> jax.Array:
-    """An endpoint as features `[n, d]`; maps `[n, h, w, d]` are averaged over h and w.
-
-    Raises:
-      SimclrError: there is none of this name.
-    """
-    if name not in ends:
-        raise SimclrError(f"config.eval.endpoint={name!r}: this encoder has {', '.join(ends)}")
-    return jnp.mean(ends[name], axis=(1, 2)) if ends[name].ndim == 4 else ends[name]
 
 
 def _raw_pixels(images: jax.Array) -> jax.Array:

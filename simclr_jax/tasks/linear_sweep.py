@@ -21,9 +21,9 @@ from simclr_jax.data import order
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
+from simclr_jax.losses.objective import of_outputs
 from simclr_jax.measures.scores import validation_rows
 from simclr_jax.models import simclr
-from simclr_jax.tasks.extractor import read_endpoint
 from simclr_jax.tasks.images import Images
 from simclr_jax.tasks.supervised import plain_recipe
 from simclr_jax.tasks.task import Task
@@ -69,7 +69,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     heads, count = heads_of(config, train), len(train.classes)
     architecture = {**source.config.model.to_dict(), "dtype": config.model.dtype}
     read = functools.partial(
-        _read, simclr.create(**architecture, classes=len(source.classes)), config.eval.endpoint
+        _read, simclr.create(architecture, classes=len(source.classes)), config.eval.endpoint
     )
 
     def init(rng: jax.Array) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         init=init,
         input=batches,
         forward=forward,
-        loss=loss,
+        objectives={"labels": of_outputs(loss)},
         trainable=lambda path: True,
         evals={},
         classes=train.classes,
@@ -130,7 +130,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
 
 
 def _read(model: simclr.SimCLR, endpoint: str, variables: Any, x: jax.Array) -> jax.Array:
-    h = read_endpoint(model.apply(variables, x, method="endpoints"), endpoint)
+    h = simclr.read_endpoint(model.encoder, model.apply(variables, x, method="endpoints"), endpoint)
     return h.astype(jnp.promote_types(h.dtype, jnp.float32))
 
 

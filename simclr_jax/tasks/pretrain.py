@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -13,18 +13,18 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import encoder, figures, losses, run_summary, sharding
+from simclr_jax import encoder, figures, registry, run_summary
 from simclr_jax.config import every_steps
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
-from simclr_jax.losses import tiled
 from simclr_jax.losses.classification import classification
+from simclr_jax.losses.objective import Objective, Sizes, of_outputs
 from simclr_jax.measures import embedding, knn
 from simclr_jax.measures.features import Features, extract
 from simclr_jax.measures.scores import PARTS, score
 from simclr_jax.metrics import Progress
 from simclr_jax.models import simclr
-from simclr_jax.tasks.extractor import RAW_EXAMPLES, Extractor, groups_of, labelled, sample
+from simclr_jax.tasks.extractor import MAIN, RAW_EXAMPLES, Extractor, groups_of, labelled, sample
 from simclr_jax.tasks.images import Images
 from simclr_jax.tasks.task import Context, Task
 
@@ -42,8 +42,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         raise SimclrError(f"config.loss.name='supcon': needs labels, and {splits.train.name} has none")
     classes, start = splits.train.classes, config.start
     images = Images(config, splits, mesh, views=2)
-    model = simclr.create(**config.model, classes=len(classes))
-    contrast, scale = _contrastive_loss(config, mesh), config.loss.scale
+    model = simclr.create(config.model, classes=len(classes))
 
     def init(rng: jax.Array) -> dict[str, Any]:
         return simclr.init(model, rng, images.sample())
@@ -60,22 +59,16 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         )
         return jax.tree.map(lambda x: x.reshape(n, v, *x.shape[1:]), outputs), model_state
 
-    def loss(outputs, batch, step):
-        value, metrics = contrast(outputs["projection"], batch["label"])
-        total = value * scale
-        metrics |= {"loss": total, "feature_std": _deviation(outputs["features"])}
-        if "logits" in outputs:
-            probe, accuracy = classification(outputs["logits"], batch["label"])
-            metrics |= {"probe_loss": probe, "probe_accuracy": accuracy}
-            total = total + probe
-        return total, metrics
+    objectives = {"contrast": _watched(_contrast(config, mesh))}
+    if model.probe is not None:
+        objectives["probe"] = of_outputs(_probe_loss, "logits")
 
     return Task(
         init=init,
         input=images.batches,
         forward=forward,
-        loss=loss,
-        trainable=lambda path: True,
+        objectives=objectives,
+        trainable=lambda path: simclr.trainable(model.encoder, path),
         evals=_Evaluations(config, splits, mesh, model, init, images).evals(),
         classes=classes,
         start=lambda v: encoder.transplant(v, start.workdir, start.step, new_head=True),
@@ -86,23 +79,28 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     )
 
 
-def _contrastive_loss(config: ConfigDict, mesh: Mesh) -> Callable:
-    """(z [n, 2, d], label [n]) -> loss, metrics; NT-Xent in tiles where all its logits would be too many."""
-    fields = config.loss.to_dict()
-    del fields["scale"]
-    name, budget, gathered = fields.pop("name"), fields.pop("dense_mb"), fields.pop("gather_mb")
-    rows = 2 * config.train.batch_size
-    if name == "nt_xent" and not fields["one_view"] and 4e-6 * rows**2 / mesh.size > budget:
-        ring = 4e-6 * rows * config.model.projection_dim > gathered
-        options = {"normalize": fields["normalize"], "mesh": mesh, "axis": sharding.AXIS, "ring": ring}
-        return lambda z, label: tiled.nt_xent(z, fields["temperature"], **options)
-    dense = losses.create(name, **fields)
+def _contrast(config: ConfigDict, mesh: Mesh) -> Objective:
+    """The objective that `config.loss` names."""
+    name, sizes = config.loss.name, Sizes(config.train.batch_size, 2, config.model.projection_dim, mesh)
+    return registry.resolve(registry.entry(registry.OBJECTIVES, name, "loss.name").target)(
+        name, config.loss, sizes
+    )
 
-    def gather(z: jax.Array) -> jax.Array:
-        # With the columns replicated the step has one all-gather and moves no images.
-        return jax.lax.with_sharding_constraint(z, sharding.replicated(mesh))
 
-    return functools.partial(dense, gather=gather)
+def _watched(objective: Objective) -> Objective:
+    """The objective, whose metrics also tell of a collapse."""
+
+    def loss(params, extra, outputs, batch, step):
+        value, metrics = objective.loss(params, extra, outputs, batch, step)
+        return value, {"loss": value, **metrics, "feature_std": _deviation(outputs["features"])}
+
+    return objective._replace(loss=loss, needs=(*objective.needs, "features") if objective.needs else ())
+
+
+def _probe_loss(outputs, batch, step):
+    """Of the linear classifier that learns online."""
+    value, accuracy = classification(outputs["logits"], batch["label"])
+    return value, {"probe_loss": value, "probe_accuracy": accuracy}
 
 
 def _deviation(h: jax.Array) -> jax.Array:
@@ -169,7 +167,7 @@ class _Evaluations:
             found = self.extractor.raw_pixels(split, index)
         else:
             found = self.extractor(variables, split, index)
-            found = found._replace(features=found.features["final_avg_pool"])
+            found = found._replace(features=found.features[MAIN])
         return labelled(found), groups_of(split, index, found.labels)
 
     def knn(self, state, context: Context) -> dict[str, float]:
@@ -233,7 +231,7 @@ class _Evaluations:
         split = self.splits.test or self.splits.train
         index = sample(split, GALLERY)
         found = self.extractor({"params": state.params, **state.model_state}, split, index)
-        features = found.features["final_avg_pool"]
+        features = found.features[MAIN]
         images = extract(self.images.seen, self.images.every(split, index), self.mesh).features
         _, near = knn.nearest(features, features, NEIGHBOURS + 1, self.mesh)
         if jax.process_index() == 0:

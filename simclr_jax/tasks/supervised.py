@@ -18,6 +18,7 @@ from simclr_jax.config import duration, every_steps
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.losses.classification import classification
+from simclr_jax.losses.objective import of_outputs
 from simclr_jax.measures import ranking
 from simclr_jax.measures.features import extract
 from simclr_jax.measures.knn import top_k_accuracy
@@ -50,7 +51,7 @@ def classifier(
 ) -> Task:
     """A task that trains the logits of one view an image, by the `loss` of {logits [n, classes]}."""
     images, start = Images(config, splits, mesh, views=1), config.start
-    model = simclr.create(**config.model, classes=len(classes), probe_zero=config.finetune.zero_init)
+    model = simclr.create(config.model, classes=len(classes), probe_zero=config.finetune.zero_init)
     frozen = config.finetune.after_block
     freezing = {"frozen": frozen, "frozen_train": not config.finetune.frozen_norm}
 
@@ -73,8 +74,8 @@ def classifier(
         init=init,
         input=images.batches,
         forward=forward,
-        loss=loss,
-        trainable=lambda path: simclr.part(path) > frozen,
+        objectives={"labels": of_outputs(loss)},
+        trainable=lambda path: simclr.trainable(model.encoder, path, frozen),
         evals=_evals(config, splits, mesh, model, images),
         classes=classes,
         start=lambda v: encoder.transplant(v, start.workdir, start.step),

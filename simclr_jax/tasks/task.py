@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from etils import epath
 
+from simclr_jax.losses.objective import Objective
+
 
 class Context(NamedTuple):
     """Arguments of an evaluation beside the state."""
@@ -23,7 +25,7 @@ class Task(NamedTuple):
     init: Callable  # rng -> variables: {"params": ..., other collections: ...}
     input: Callable  # step -> iterator over host batches, this process's rows
     forward: Callable  # (params | fixed, model_state, batch, rng, step) -> outputs [n, ...], model_state
-    loss: Callable  # (outputs, batch, step) -> scalar, metrics; apart from forward for GradCache
+    objectives: Mapping[str, Objective]  # the loss is the sum of these terms; see step.py
     trainable: Callable  # parameter path -> bool
     evals: Mapping[str, tuple[int, Callable]]  # name -> (every n steps; 0: at the end, fn)
     #   fn(state, Context) -> flat dict of floats

@@ -11,7 +11,7 @@ from simclr_jax import checkpoint, metrics, nonfinite, sharding, train
 from simclr_jax.errors import DivergedError, SimclrError
 from simclr_jax.loop import call_inputs, program
 from simclr_jax.step import make_step
-from simclr_jax.tasks import TASKS
+from simclr_jax.tasks import create_task
 
 DIVERGING = {"optimizer__name": "sgd", "optimizer__learning_rate": 1e38, "model__projection": "none",
              "train__steps": 40}  # fmt: skip
@@ -53,16 +53,25 @@ def test_replay_says_what_is_missing(tmp_path):
         replay.replay(tmp_path)
 
 
+def changed(task, change):
+    """The task, with `change(value, numbers, step)` of what its contrastive objective gives."""
+    contrast = task.objectives["contrast"]
+
+    def loss(params, extra, outputs, batch, step):
+        return change(*contrast.loss(params, extra, outputs, batch, step), step)
+
+    return task._replace(objectives={**task.objectives, "contrast": contrast._replace(loss=loss)})
+
+
 @pytest.mark.slow
 def test_nothing_is_applied_after_the_first_bad_step_within_a_call():
     """Five steps a call; the third batch of images is poisoned through the learning rate's schedule."""
     config = tiny_config(augment__device="all", train__steps_per_call=5)
     mesh = sharding.make_mesh(1)
-    task = TASKS["pretrain"](config, tiny_splits(), mesh)
+    task = create_task(config, tiny_splits(), mesh)
     optimizer, rate = train.build_optimizer(config, 80, 12, task)
 
-    def loss(outputs, batch, step):
-        value, numbers = task.loss(outputs, batch, step)
+    def poisoned(value, numbers, step):
         bad = jnp.where(step == 2, jnp.nan, 1.0)
         return value * bad, numbers | {"loss": numbers["loss"] * bad}
 
@@ -73,7 +82,7 @@ def test_nothing_is_applied_after_the_first_bad_step_within_a_call():
         return jax.device_get(program(task, step_fn)(state, *arguments))
 
     good, _ = after(2, task)
-    bad, numbers = after(5, task._replace(loss=loss))
+    bad, numbers = after(5, changed(task, poisoned))
     assert int(bad.step) == int(good.step) == 2
     assert int(numbers[nonfinite.KEY]["step"]) == 2
     assert np.isnan(numbers[nonfinite.KEY]["loss"])
@@ -84,18 +93,10 @@ def test_nothing_is_applied_after_the_first_bad_step_within_a_call():
 
 
 def test_other_numbers_that_are_none_end_the_run_before_they_are_saved(tmp_path, monkeypatch):
-    create = TASKS["pretrain"]
+    def infinite(value, numbers, step):
+        return value, numbers | {"contrast_entropy": jnp.where(step == 2, jnp.inf, 0.0)}
 
-    def broken(*args):
-        task = create(*args)
-
-        def loss(outputs, batch, step):
-            value, numbers = task.loss(outputs, batch, step)
-            return value, numbers | {"contrast_entropy": jnp.where(step == 2, jnp.inf, 0.0)}
-
-        return task._replace(loss=loss)
-
-    monkeypatch.setitem(TASKS, "pretrain", broken)
+    monkeypatch.setattr(train, "create_task", lambda *args: changed(create_task(*args), infinite))
     with pytest.raises(DivergedError, match="contrast_entropy is inf at step 3"):
         train.run(tiny_config(), tmp_path, splits=tiny_splits())
 

@@ -45,7 +45,7 @@ def measure(config: ConfigDict, *, steps: int = 3) -> dict:
 
 
 def _state(config: ConfigDict) -> TrainState:
-    model = simclr.create(**config.model, classes=1000)
+    model = simclr.create(config.model, classes=1000)
     side = config.data.image_size
     images = jax.ShapeDtypeStruct((2, side, side, config.data.channels), jnp.float32)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)

@@ -14,7 +14,7 @@ from simclr_jax.convert import workdir as workdirs
 from simclr_jax.data.splits import Splits
 from simclr_jax.models import simclr
 from simclr_jax.step import make_step
-from simclr_jax.tasks import TASKS, Task, linear_sweep
+from simclr_jax.tasks import Task, create_task, linear_sweep
 
 WHERE = ("augmented images, encoder included", "cached features")
 
@@ -34,7 +34,7 @@ def measure(config: ConfigDict, *, steps: int = 20) -> dict:
         }
         calls = {}
         for name, of_run in (("one", alone), ("all", sweep)):
-            task = TASKS["linear_sweep"](of_run, splits, mesh)
+            task = create_task(of_run, splits, mesh)
             calls[WHERE[0], name] = _call(task, of_run, splits, mesh)
             calls[WHERE[1], name] = _call(_on_features(task, of_run, splits), of_run, splits, mesh)
     found = contest({f"{where}, {name}": call for (where, name), call in calls.items()}, steps)
@@ -54,7 +54,7 @@ def measure(config: ConfigDict, *, steps: int = 20) -> dict:
 
 def _write_encoder(workdir: str, config: ConfigDict) -> None:
     """A workdir with the config's encoder, untrained."""
-    data, model = config.data, simclr.create(**config.model)
+    data, model = config.data, simclr.create(config.model)
     images = np.zeros((2, data.image_size, data.image_size, data.channels), np.float32)
     variables = jax.jit(lambda key: simclr.init(model, key, images))(jax.random.key(0))
     workdirs.write(workdir, config, jax.device_get(variables), step=0, origin="random")

@@ -20,7 +20,7 @@ from simclr_jax.data import memory, sources, splits
 from simclr_jax.data.prefetch import Prefetch
 from simclr_jax.errors import SimclrError
 from simclr_jax.step import make_step, repeated
-from simclr_jax.tasks import TASKS
+from simclr_jax.tasks import create_task
 
 CLASSES = 10  # of the synthetic images
 WARM_UP = 2  # calls
@@ -131,7 +131,7 @@ def row(name: str, is_peer: bool, times: dict, batch: int, flops: float | None) 
 
 def build(config: ConfigDict, images: splits.Splits, mesh: jax.sharding.Mesh) -> Built:
     """The task of `config` and its step, as train.run makes them."""
-    task = TASKS[config.task](config, images, mesh)
+    task = create_task(config, images, mesh)
     steps = total_steps(config, images.train.size)
     optimizer, rate = train.build_optimizer(config, images.train.size, steps, task)
     count = microbatches(config)

@@ -1,0 +1,71 @@
+"""The contract of an encoder: a Flax module that tells its stages, its features and its maps.
+
+Freezing, Grad-CAM, probes of middle layers, conversion and validation ask the encoder; nothing else knows the
+names of its parameters or endpoints. `registry.ENCODERS` names the function that makes one:
+
+    create(model, *, dtype, param_dtype) -> Encoder
+
+`model` is `config.model`, whose fields are `model["width"]`, and `model["vit"]["patch"]` where an encoder
+brings its own.
+"""
+
+from typing import Any, Protocol
+
+import jax
+
+
+class Encoder(Protocol):
+    """Inputs `[n, ...]` to named endpoints."""
+
+    features: str  # name of the endpoint [n, d] that is the representation h
+    last: str | None  # name of the endpoint whose maps Grad-CAM reads; None: there is none
+    stages: tuple[str, ...]  # names, in the order of computation; they can be frozen from the first on
+    dtype: Any  # of the computation
+
+    def __call__(
+        self, x: jax.Array, train: bool, frozen: int = -1, frozen_train: bool = False
+    ) -> dict[str, jax.Array]:
+        """The endpoints.
+
+        Args:
+          train: statistics by the batch, and random parts (the rng "dropblock").
+          frozen: no gradient flows into the stages up to this number; -1: into all.
+          frozen_train: statistics go by the batch there too; otherwise what is frozen stands still.
+        """
+
+    def stage_of(self, path: str) -> int:
+        """The number of the stage that a parameter "group1_block1/conv0/kernel" belongs to.
+
+        Raises:
+          ValueError: the encoder has no such parameter.
+        """
+
+    def trainable(self, path: str) -> bool:
+        """Whether a parameter is trained at all; no optimiser touches the others."""
+
+    def maps(self, name: str, x: jax.Array) -> jax.Array | None:
+        """An endpoint as maps `[n, h, w, c]`; None where it has no places."""
+
+    def pool(self, maps: jax.Array) -> jax.Array | None:
+        """The maps of `last` as features `[n, d]`; None where features are no function of them alone."""
+
+    def adapt(self, params: Any, old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> Any:
+        """Parameters of an encoder of examples `old`, `[h, w, c]` say, for examples `new`: positions."""
+
+
+class Convolutional:
+    """What the convolutional encoders have in common: every endpoint but the features is a map."""
+
+    features = "final_avg_pool"
+
+    def trainable(self, path: str) -> bool:
+        """All parameters are trained."""
+        return True
+
+    def maps(self, name: str, x: jax.Array) -> jax.Array | None:
+        """The endpoint itself, where it has places."""
+        return x if x.ndim == 4 else None
+
+    def adapt(self, params: Any, old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> Any:
+        """Convolutions take images of any size."""
+        return params
