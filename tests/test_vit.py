@@ -13,8 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+import simclr_jax
 from simclr_jax import sharding
+from simclr_jax.convert import __main__ as command
+from simclr_jax.convert import torch as convert_torch
 from simclr_jax.convert import vit as convert_vit
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import vit as vits
@@ -556,11 +560,50 @@ def test_what_is_refused(change, message):
 
 def test_numbers_that_are_not_finite_and_unknown_heads_are_refused():
     state = state_of("timm")
-    with pytest.raises(SimclrError, match="width of 32 does not tell the number of heads"):
+    with pytest.raises(SimclrError, match="0 heads do not divide its width of 32; give --heads"):
         convert_vit.read(state, "weights.pth")
     state["norm.bias"][3] = np.nan
     with pytest.raises(SimclrError, match=r"norm\.bias holds values that are no finite numbers"):
         convert_vit.read(state, "weights.pth", heads=HEADS)
+
+
+@pytest.mark.parametrize("kind", ["timm", "torchvision"])
+def test_files_to_workdirs_and_back(tmp_path, kind):
+    state = state_of(kind)
+    file = {f"state_dict.backbone.{name}": array for name, array in state.items()} | {
+        "state_dict.ema": F([1])
+    }
+    save_file(file, tmp_path / "weights.safetensors")
+    said = convert_torch.convert(tmp_path / "weights.safetensors", tmp_path / "run", heads=HEADS)
+    assert "2 blocks of 4 heads" in said
+    assert "left out: 1 outside state_dict.backbone." in said
+    encoder = simclr_jax.load(tmp_path / "run")
+    assert encoder.config.data.image_size == SIDE
+    assert len(encoder.classes) == CLASSES
+    if kind == "torchvision":
+        mean, std = (F(each) for each in (encoder.config.data.mean, encoder.config.data.std))
+        logits = encoder.model.apply(encoder.variables, images_of(), method="classify")
+        np.testing.assert_allclose(logits, np.load(FIXTURE)["torchvision/logits"], atol=1e-5)
+        assert (mean + std < 1).all()
+
+    command.main(["to-torch", str(tmp_path / "run"), f"--out={tmp_path}/back.safetensors", f"--names={kind}"])
+    assert_equal(load_file(tmp_path / "back.safetensors"), state)
+    convert_torch.convert(tmp_path / "back.safetensors", tmp_path / "again")  # the .json tells the heads
+    again = simclr_jax.load(tmp_path / "again")
+    assert again.config.to_dict() == encoder.config.to_dict()
+    assert_equal(paths(again.variables), paths(encoder.variables))
+
+
+def test_another_image_size_interpolates_the_positions(tmp_path):
+    state = state_of("timm")
+    save_file(state, tmp_path / "weights.safetensors")
+    convert_torch.convert(tmp_path / "weights.safetensors", tmp_path / "run", heads=HEADS, image_size=56)
+    encoder = simclr_jax.load(tmp_path / "run")
+    assert encoder.config.data.image_size == 56
+    positions = encoder.variables["params"]["encoder"]["positions"]
+    matrix = vits.bicubic(4, 7)
+    expected = np.einsum("ah,bw,hwd->abd", matrix, matrix, state["pos_embed"][0, 1:].reshape(4, 4, -1))
+    np.testing.assert_allclose(positions[1:], expected.reshape(49, -1), atol=1e-5)
 
 
 def test_vits_are_found_below_prefixes():

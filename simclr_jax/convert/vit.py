@@ -276,8 +276,8 @@ def _fields(encoder: dict[str, Any], dims: Dims, heads: int, where: str) -> tupl
     if not heads:
         moco = fixed and dims.width == MOCO[0]
         heads = MOCO[1] if moco else HEADS.get(dims.width) or dims.width // 64
-    if not heads or dims.width % heads:
-        raise SimclrError(f"{where}: its width of {dims.width} does not tell the number of heads; give it")
+    if heads < 1 or dims.width % heads:
+        raise SimclrError(f"{where}: {heads} heads do not divide its width of {dims.width}; give --heads")
     size = next((size for size, shape in SIZES.items() if shape == (dims.width, dims.depth, heads)), None)
     fields = {
         "size": size or "S",
