@@ -47,6 +47,7 @@ class Entry(NamedTuple):
 ENCODERS: dict[str, Entry] = {  # target: create(model, dtype=, param_dtype=) -> models.encoder.Encoder
     "resnet": Entry("simclr_jax.models.resnet:create", "simclr_jax.models.resnet_fields:FACTS"),
     "cnn": Entry("simclr_jax.models.cnn:create", "simclr_jax.models.cnn_fields:FACTS"),
+    "vit": Entry("simclr_jax.models.vit:create", "simclr_jax.models.vit_fields:FACTS"),
 }
 OBJECTIVES: dict[str, Entry] = {  # target: create(name, options, batch) -> losses.objective.Objective
     name: Entry("simclr_jax.losses.contrast:create")

@@ -20,14 +20,19 @@ def parser() -> argparse.ArgumentParser:
     google.add_argument("checkpoint", help="prefix, folder of a checkpoint, or SavedModel")
     google.add_argument("--ema", action="store_true", help="take the moving average (ema_model/)")
 
-    torch = kinds.add_parser("torch", help="a PyTorch ResNet (.pth, .ckpt, .safetensors) to a workdir")
-    torch.add_argument("checkpoint", help="torchvision's, lightly's, solo-learn's or VISSL's state dict")
+    torch = kinds.add_parser("torch", help="a PyTorch ResNet or ViT (.pth, .ckpt, .safetensors) to a workdir")
+    torch.add_argument(
+        "checkpoint", help="torchvision's, lightly's, solo-learn's, VISSL's or timm's state dict"
+    )
     torch.add_argument("--prefix", help="of the encoder's keys, where there are several encoders")
+    torch.add_argument(
+        "--heads", type=int, default=0, metavar="N", help="of a ViT's attention (those usual at its width)"
+    )
 
     for each in (google, torch):
         each.add_argument("--out", required=True, metavar="WORKDIR", help="new local folder")
         each.add_argument(
-            "--image-size", type=int, default=0, metavar="N", help="pixels (224, CIFAR stem 32)"
+            "--image-size", type=int, default=0, metavar="N", help="pixels (224, CIFAR stem 32, a ViT's own)"
         )
     google.add_argument(
         "--probe-layer",
@@ -41,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
         "--format", choices=("tf1", "tf2"), default="tf1", help="name-based (default) or object-based"
     )
     out = kinds.add_parser("to-torch", help="a workdir to a state dict (.pth or .safetensors)")
+    out.add_argument(
+        "--names", choices=("timm", "torchvision"), default="", help="of a ViT's layers: timm's by default"
+    )
     for each, what in ((back, "FOLDER"), (out, "FILE")):
         each.add_argument("workdir")
         each.add_argument("--out", required=True, metavar=what, help="new, local")
@@ -65,7 +73,13 @@ def main(argv: list[str] | None = None) -> None:
         elif args.kind == "torch":
             from simclr_jax.convert import torch
 
-            said = torch.convert(args.checkpoint, args.out, prefix=args.prefix, image_size=args.image_size)
+            said = torch.convert(
+                args.checkpoint,
+                args.out,
+                prefix=args.prefix,
+                image_size=args.image_size,
+                heads=args.heads,
+            )
         elif args.kind == "to-google":
             from simclr_jax.convert import google_tf
 
@@ -73,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             from simclr_jax.convert import torch
 
-            said = torch.export(args.workdir, args.out, step=args.step)
+            said = torch.export(args.workdir, args.out, step=args.step, naming=args.names)
     except SimclrError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(FAILED)

@@ -11,7 +11,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 READ = (
     "it reads ResNets of plain basic or bottleneck blocks (ResNet-18, 34, 50, 101, 152, 200, other numbers "
-    "of blocks, any width) with one 7×7 or 3×3 convolution as stem"
+    "of blocks, any width) with one 7×7 or 3×3 convolution as stem, and ViTs by timm's or torchvision's names"
 )
 VIT = {  # (width, blocks): size
     (192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H", (1408, 40): "g",

@@ -1,4 +1,4 @@
-"""PyTorch's ResNets, in and out: torchvision's names and what other projects wrap around them.
+"""PyTorch's ResNets and ViTs, in and out: torchvision's names and what other projects wrap around them.
 
 In: state dicts of torchvision, lightly, solo-learn, VISSL and whoever else keeps torchvision's names. Out:
 torchvision's names for models of variant "torch"; for the original's, the same names with more where they
@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import encoder, paths
-from simclr_jax.convert import names
+from simclr_jax.convert import names, torch_vit
 from simclr_jax.convert.architectures import recognise, refusal
 from simclr_jax.convert.infer import depth_of
 from simclr_jax.convert.torch_files import (
@@ -35,7 +35,7 @@ from simclr_jax.convert.workdir import assemble, check_free, config_of, describe
 from simclr_jax.errors import SimclrError, one_line
 from simclr_jax.geometry import RESIZES
 from simclr_jax.models.projection import PROJECTIONS
-from simclr_jax.models.resnet import STEMS, VARIANTS
+from simclr_jax.models.resnet_fields import STEMS, VARIANTS
 
 MARK_VERSION = 1
 MODULE = "simclr_resnet.py"  # copy of torch_module.py beside a file of the original's kind
@@ -44,7 +44,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torc
 
 
 def convert(
-    checkpoint: epath.PathLike, out: epath.PathLike, *, prefix: str | None = None, image_size: int = 0
+    checkpoint: epath.PathLike,
+    out: epath.PathLike,
+    *,
+    prefix: str | None = None,
+    image_size: int = 0,
+    heads: int = 0,
 ) -> str:
     """Writes the workdir `out` from a PyTorch state dict; returns what it inferred, as text.
 
@@ -56,7 +61,8 @@ def convert(
       checkpoint: .safetensors, or what `torch.save` wrote (.pth, .pt, .ckpt; needs torch). Nothing in it
         is ever run.
       prefix: of the encoder's keys, "backbone." say, where there are several encoders.
-      image_size: pixels; 0: 224, or 32 with a CIFAR stem.
+      image_size: pixels; 0: 224, or 32 with a CIFAR stem; a ViT has its own.
+      heads: of a ViT's attention; 0: those that the libraries' ViTs of its width have.
 
     Raises:
       SimclrError: it is no such file, or holds what has no place in a model.
@@ -64,6 +70,8 @@ def convert(
     check_free(out)
     where = str(checkpoint)
     found = open_file(where)
+    if torch_vit.is_vit(found):
+        return torch_vit.convert(found, out, where, prefix=prefix, image_size=image_size, heads=heads)
     prefix = choose(found, prefix, where)
     scope = scope_of(found, prefix, where)
     shapes = {name: found.shapes[key] for name, key in scope.items()}
@@ -205,18 +213,20 @@ def _config_of_marker(
 # ---- writing --------------------------------------------------------------------------------------
 
 
-def export(workdir: epath.PathLike, out: epath.PathLike, *, step: int = 0) -> str:
+def export(workdir: epath.PathLike, out: epath.PathLike, *, step: int = 0, naming: str = "") -> str:
     """Writes a state dict and, beside it, a .json of the same name; returns what they are for, as text.
 
     Of variant "torch": encoder and a classifier that reads it, with torchvision's names. Otherwise all of
-    the model, and the PyTorch module `simclr_resnet.py` that loads it.
+    the model, and the PyTorch module `simclr_resnet.py` that loads it. Of a ViT: the encoder, and a
+    classifier that reads its features.
 
     Args:
       out: a new file, .pth (needs torch) or .safetensors.
       step: of the workdir's checkpoints; 0: the newest.
+      naming: of a ViT: "timm" or "torchvision"; "": timm.
 
     Raises:
-      SimclrError: the model is no ResNet, or there is something already.
+      SimclrError: the model is no ResNet and no ViT, or there is something already.
     """
     path = pathlib.Path(paths.local(out, "--out"))
     if path.suffix not in SUFFIXES:
@@ -227,6 +237,10 @@ def export(workdir: epath.PathLike, out: epath.PathLike, *, step: int = 0) -> st
     if path.exists():
         raise SimclrError(f"--out={out}: exists already; choose another, or remove it")
     config, _, step, variables = encoder.read(workdir, step)
+    if config.model.encoder == "vit":
+        return _export_vit(path, config, step, variables, naming or "timm")
+    if naming:
+        raise SimclrError(f"--names={naming}: only a ViT can be written by several names")
     arrays = {leaf: names.get(variables, leaf.path) for leaf in names.leaves(config.model, variables)}
     plain = config.model.variant == "torch"
     tensors, held, notes = _tensors(config, arrays, plain)
@@ -234,10 +248,6 @@ def export(workdir: epath.PathLike, out: epath.PathLike, *, step: int = 0) -> st
     texts = {beside: json.dumps(marker, indent=2) + "\n"}
     if not plain:
         texts[module] = pathlib.Path(__file__).with_name("torch_module.py").read_text()
-    there = [each for each in texts if each.exists()]
-    for each in there:  # of the same weights in the other format, say
-        if each.read_bytes() != texts.pop(each).encode():
-            raise SimclrError(f"{each}: exists already and is another; choose another --out")
     _write(path, tensors, marker, texts)
     if plain:
         lines = ["state dict with torchvision's names"]
@@ -253,6 +263,18 @@ def export(workdir: epath.PathLike, out: epath.PathLike, *, step: int = 0) -> st
     lines += notes
     lines.append(f"{beside.name} says what the weights do not: keep it beside them")
     return "\n".join(lines)
+
+
+def _export_vit(
+    path: pathlib.Path, config: ConfigDict, step: int, variables: Mapping[str, Any], naming: str
+) -> str:
+    """The same of a ViT's run."""
+    beside = path.with_suffix(".json")
+    tensors, marker, notes = torch_vit.tensors_of(config, variables, step, naming)
+    _write(path, tensors, marker, {beside: json.dumps(marker, indent=2) + "\n"})
+    seen = f"normalised by the mean and std of {beside.name}" if config.data.mean else "in [0, 1]"
+    kept = f"{beside.name} says what the weights do not: keep it beside them"
+    return "\n".join([*notes, f"takes images {seen}", kept])
 
 
 def _tensors(
@@ -315,6 +337,11 @@ def _write(
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    there = [each for each in texts if each.exists()]
+    for each in there:  # of the same weights in the other format, say
+        if each.read_bytes() != texts[each].encode():
+            raise SimclrError(f"{each}: exists already and is another; choose another --out")
+    texts = {each: text for each, text in texts.items() if each not in there}
     halves = {each: each.with_name(each.name + ".half") for each in (*texts, path)}
     done: list[pathlib.Path] = []
     try:

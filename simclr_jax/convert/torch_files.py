@@ -1,4 +1,4 @@
-"""PyTorch's checkpoint files: their tensors by name, and the ResNet among them.
+"""PyTorch's checkpoint files: their tensors by name, and the encoder among them.
 
 A file never gets to run code: pickles are read by `weights_only`, and only by a PyTorch where that is safe.
 """
@@ -165,6 +165,15 @@ def choose(found: Found, prefix: str | None, where: str) -> str:
             f"{where}: no ResNet in it (conv1.weight, bn1.weight, layer1.0.conv1.weight and so on, or the "
             f"same numbered by nn.Sequential); it holds {some}"
         )
+    return choose_prefix(there, prefix, where)
+
+
+def choose_prefix(there: list[str], prefix: str | None, where: str) -> str:
+    """The only prefix of an encoder, or the one that the user gave.
+
+    Raises:
+      SimclrError: there are several, or the one that was given is none.
+    """
     listed = ", ".join(each or '""' for each in there)
     if prefix is None:
         if len(there) > 1:
