@@ -12,12 +12,12 @@ import numpy as np
 import optuna
 import pytest
 from conftest import tiny_arrays, tiny_config
-from sweeps import results, trials
-from sweeps import space as spaces
-from sweeps import study as studies
 
 from simclr_jax.config import flatten
 from simclr_jax.errors import DivergedError, SimclrError
+from simclr_jax.sweep import results, trials
+from simclr_jax.sweep import space as spaces
+from simclr_jax.sweep import study as studies
 
 TOOL = Path(__file__).parent.parent / "tools" / "sweep.py"
 KEEPS = ({"checkpoint.keep": 1}, {"checkpoint.keep": 2})  # one compiled program for both
