@@ -46,7 +46,7 @@ def find(given: str) -> str:
         return given
     if name in names():
         return f"{folder() / name}.py{colon}{argument}"
-    near = difflib.get_close_matches(name, names(), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, names(), n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}"
     raise SimclrError(f"--config={given}: no recipe has this name; {hint}")
 
