@@ -19,7 +19,7 @@ from packaging.version import Version
 from safetensors.numpy import load_file
 from test_convert_torch import save, small_state
 
-from simclr_jax import cli
+from simclr_jax import cli, main
 from simclr_jax.config import recipes
 from simclr_jax.errors import SimclrError
 from simclr_jax.version import __version__
@@ -302,6 +302,7 @@ def test_words_and_exit_codes(installed, tmp_path, words):
 def test_a_name_is_the_checkouts_recipe(name):
     assert recipes.find(name) == str(ROOT / "configs" / f"{name}.py")
     assert recipes.find(f"{name}:a/b") == str(ROOT / "configs" / f"{name}.py") + ":a/b"
+    assert main.default_workdir(recipes.find(name)) == f"runs/{name}"
 
 
 @pytest.mark.parametrize(
