@@ -139,10 +139,15 @@ def environment(*paths, absent=""):
 def start(installed, *words, cwd, absent=""):
     """A process of the installed `simclr` with these words; `-c` and code are for Python itself."""
     program = [sys.executable] if words[:1] == ("-c",) else [str(installed.folder / "bin" / "simclr")]
-    return subprocess.Popen(
-        [*program, *words], cwd=cwd, env=environment(installed.hook, installed.folder, absent=absent),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    # Tests that run in the background are deaf to Ctrl-C, and so would be what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            [*program, *words], cwd=cwd, env=environment(installed.hook, installed.folder, absent=absent),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run(installed, *words, cwd, absent=""):
@@ -197,7 +202,7 @@ for workdir, channels in (("runs/quickstart", 1), ("converted", 3)):
 """
 TINY = (
     "--config=quickstart", "--config.train.steps=2", "--config.train.batch_size=16",
-    "--config.data.image_size=12", "--config.model.width=0.25", "--config.eval.every.steps=2",
+    "--config.data.image_size=12", "--config.model.width=0.25", "--config.eval.every.epochs=0",
     "--config.eval.final=False", "--config.eval.figures=False",
 )  # fmt: skip
 
