@@ -1,7 +1,7 @@
 """The paper's ablations in miniature: 10,000 images of Fashion-MNIST, a small CNN, 8 epochs.
 
     python -m simclr_jax.main --config=configs/ablation.py --config.data.download=True
-    python tools/sweep.py --config=configs/ablation.py --space=tools/ablations/temperature.py --test
+    python -m simclr_jax.sweep --config=ablation --space=tools/ablations/temperature.py --test
 
 Hardware: one CPU core. Time: 50 seconds, half as long again with the baselines.
 Expected (measured): linear probe on 10,000 labels 84.4 %, kNN 83.1 %; untrained encoder 81.2 and 77.9 %, raw

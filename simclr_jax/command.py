@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -42,7 +43,18 @@ def misread(error: object, argv: list[str]) -> None:
     """Fails by a mistake in the command line, whose option the error itself may not name."""
     given = [arg for arg in argv if "=" in arg and repr(arg.split("=", 1)[1]) in str(error)]
     named = not given or given[0].split("=")[0].lstrip("-") in str(error)
-    fail(error if named else f"{given[0]}: {error}")
+    line = _without_traceback(str(error))
+    fail(line if named else f"{given[0]}: {line}")
+
+
+def _without_traceback(text: str) -> str:
+    """One line of an error that holds a traceback, of a mistake in a config file: what, and where."""
+    head, traceback_follows, trace = text.partition("\n\nTraceback")
+    if not traceback_follows:
+        return text
+    file, line = re.findall(r'File "(.+)", line (\d+)', trace)[-1]
+    place = "" if file.endswith("config_flags.py") else f" ({os.path.basename(file)}, line {line})"
+    return f"{head.strip()} {trace.strip().splitlines()[-1]}{place}"
 
 
 @contextlib.contextmanager

@@ -11,13 +11,13 @@ if __name__ == "__main__":  # before what takes a second to import
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from simclr_jax import command, paths
+from simclr_jax import cli, command, paths
 from simclr_jax.command import fail
-from simclr_jax.config import adopt_start, check_field, checks, describe
+from simclr_jax.config import adopt_start, check_field, checks, describe, recipes
 from simclr_jax.errors import SimclrError
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="file that defines the run, for example configs/quickstart.py"
+    "config", help_string="what defines the run: a recipe's name, quickstart say, or a Python file"
 )
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "where the run is kept, local or gs:// (default: runs/NAME of the config)"
@@ -34,9 +34,9 @@ PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0")
 
 HELP = """Trains an encoder without labels (SimCLR) and scores it.
 
-usage: python -m simclr_jax.main --config=FILE [--workdir=DIR] [--resume=force]
-                                 [--config.FIELD=VALUE ...]
-                                 [--coordinator=HOST:PORT --processes=N --process=I]
+usage: {command} --config=NAME [--workdir=DIR] [--resume=force]
+           [--config.FIELD=VALUE ...]
+           [--coordinator=HOST:PORT --processes=N --process=I]
 
   --config       {config}
   --workdir      {workdir}
@@ -55,7 +55,7 @@ OPTIONS = ("config", "workdir", "resume", "coordinator", "processes", "process")
 def show_help() -> None:
     """Prints the options and every field of the config."""
     texts = {name: flags.FLAGS[name].help for name in OPTIONS}
-    print(HELP.format(fields=describe(), **texts))
+    print(HELP.format(command=cli.name("simclr_jax.main"), fields=describe(), **texts))
 
 
 def parse(argv: list[str], words: int = 0) -> list[str]:
@@ -66,11 +66,11 @@ def parse(argv: list[str], words: int = 0) -> list[str]:
         sys.exit(0)
     try:
         if "config" not in names:
-            raise SimclrError("--config is missing: for example --config=configs/quickstart.py")
+            raise SimclrError("--config is missing: for example --config=quickstart")
         for name in names:
             if name.startswith("config."):
                 check_field(name.removeprefix("config."))
-        rest = flags.FLAGS(list(map(_at_home, argv)))
+        rest = flags.FLAGS(list(map(_at_home, recipes.find_in(argv))))
         if len(rest) > 1 + words:
             raise SimclrError(f"{rest[1 + words]!r}: not understood; options start with --")
         CONFIG.value.to_dict()  # a file that cannot be loaded says so only when it is used

@@ -134,7 +134,7 @@ def test_where_tensorflow_is_not_installed(tmp_path):
         f"--workdir={tmp_path}/run", f"--config.data.source=npz:{tmp_path}/tiny.npz",
         "--config.data.image_size=12",
         "--config.train.batch_size=16", "--config.train.steps=4", "--config.model.width=0.25",
-        "--config.eval.every.steps=2", "--config.eval.final=False", "--config.eval.figures=False",
+        "--config.eval.every.steps=2", "--config.eval.linear.iterations=5", "--config.eval.linear.draws=1",
     ]  # fmt: skip
     done = subprocess.run(
         [*command, "--config.augment.device=all"], cwd=ROOT, capture_output=True, text=True, check=False

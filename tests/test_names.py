@@ -6,13 +6,13 @@ import pytest
 from conftest import tiny_arrays, tiny_config, untrained_run
 from etils import epath
 from PIL import Image
-from sweeps import space
 
 from simclr_jax import main
 from simclr_jax import workdir as folder
 from simclr_jax.data import pipeline, sources, splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import run, subject
+from simclr_jax.sweep import space
 
 NAMES = ("../x", "a/b", "/abs", "..", ".", "line\nbreak", "", "~", "<b>&amp;", "C:\\x", "ü" * 60)
 

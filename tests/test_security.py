@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tiny_arrays, tiny_config, tiny_splits
-from sweeps import study
 
 from simclr_jax import lock, train
 from simclr_jax.config import checks
 from simclr_jax.data import multilabel, splits
 from simclr_jax.errors import SimclrError
+from simclr_jax.sweep import study
 
 ROOT = Path(__file__).parent.parent
 FILES = [

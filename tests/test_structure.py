@@ -25,7 +25,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Each room may import those on lower floors, and within itself.
 FLOORS = (
     ("errors", "version", "signals", "text"),
-    ("paths", "orbax_threads", "field"),
+    ("paths", "orbax_threads", "field", "cli"),
     ("registry",),
     ("storage",),
     ("files", "memory_error", "command"),
@@ -42,6 +42,7 @@ FLOORS = (
     ("loop",),
     ("train",),
     ("main", "evaluate"),
+    ("sweep",),
 )  # fmt: skip
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 PURE = ("losses", "models", "optim", "augment", "geometry")  # never TensorFlow, flags or the config

@@ -1,4 +1,4 @@
-"""tools/sweep.py: every setting once, on held-out images, and on again after whatever ended it."""
+"""Sweeps: every setting once, on held-out images, and on again after whatever ended it."""
 
 import csv
 import json
@@ -12,14 +12,13 @@ import numpy as np
 import optuna
 import pytest
 from conftest import tiny_arrays, tiny_config
-from sweeps import results, trials
-from sweeps import space as spaces
-from sweeps import study as studies
 
 from simclr_jax.config import flatten
 from simclr_jax.errors import DivergedError, SimclrError
+from simclr_jax.sweep import results, trials
+from simclr_jax.sweep import space as spaces
+from simclr_jax.sweep import study as studies
 
-TOOL = Path(__file__).parent.parent / "tools" / "sweep.py"
 KEEPS = ({"checkpoint.keep": 1}, {"checkpoint.keep": 2})  # one compiled program for both
 SEEDS = ({"seed": 0}, {"seed": 1})
 
@@ -290,7 +289,7 @@ def test_another_sweep_in_the_same_folder_is_refused(config, tmp_path, monkeypat
 
 
 def command(*more):
-    return [sys.executable, str(TOOL), "--config=configs/quickstart.py", *more]
+    return [sys.executable, "-m", "simclr_jax.sweep", "--config=configs/quickstart.py", *more]
 
 
 @pytest.mark.slow
@@ -302,7 +301,8 @@ def test_the_command_is_interrupted_and_goes_on(config, tmp_path):
     )
     (tmp_path / "space.py").write_text("suggest = lambda trial: {'seed': trial.suggest_int('seed', 0, 0)}")
     given = [
-        sys.executable, str(TOOL), f"--config={tmp_path / 'config.py'}", f"--space={tmp_path / 'space.py'}",
+        sys.executable, "-m", "simclr_jax.sweep",
+        f"--config={tmp_path / 'config.py'}", f"--space={tmp_path / 'space.py'}",
         f"--out={tmp_path / 'out'}", "--trials=1", "--test",
     ]  # fmt: skip
     process = subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -340,7 +340,7 @@ def test_a_wrong_command_is_one_line(given, line):
 
 def test_without_optuna_the_extra_is_named():
     code = (
-        "import importlib.util as u, runpy, sys; found = u.find_spec; sys.path.insert(0, 'tools')\n"
+        "import importlib.util as u, runpy, sys; found = u.find_spec\n"
         "u.find_spec = lambda name, *more: None if name == 'optuna' else found(name, *more)\n"
         "runpy.run_path('tools/sweep.py', run_name='__main__')"
     )

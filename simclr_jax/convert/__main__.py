@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from simclr_jax import paths
+from simclr_jax import cli, paths
 from simclr_jax.errors import SimclrError
 
 FAILED = 2
@@ -12,7 +12,7 @@ FAILED = 2
 def parser() -> argparse.ArgumentParser:
     """The four conversions and their options."""
     top = argparse.ArgumentParser(
-        prog="python -m simclr_jax.convert", description="Other projects' weights in, ours out."
+        prog=cli.name("simclr_jax.convert"), description="Other projects' weights in, ours out."
     )
     kinds = top.add_subparsers(dest="kind", required=True, metavar="google | torch | to-google | to-torch")
 

@@ -12,7 +12,7 @@ if __name__ == "__main__":  # before what takes a second to import
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from simclr_jax import command, paths, registry
+from simclr_jax import cli, command, paths, registry
 from simclr_jax.config import check_field, checks, load_config
 from simclr_jax.errors import SimclrError
 
@@ -38,7 +38,7 @@ What was found before is kept: the same command goes on where it stopped."""
 def parser() -> argparse.ArgumentParser:
     """The options, but for those of the config."""
     top = argparse.ArgumentParser(
-        prog="python -m simclr_jax.evaluate",
+        prog=cli.name("simclr_jax.evaluate"),
         description="Tells how good the encoder of a run is: WORKDIR/eval/report.html.",
         epilog=PROTOCOLS,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -3,7 +3,7 @@
     python tools/ablations/draw.py --sweeps=runs/sweeps --out=docs
 
 --sweeps holds the folders ablation_temperature, ablation_projection and ablation_augmentation, as
-tools/sweep.py names them; one that is missing is left out.
+`simclr sweep` names them; one that is missing is left out.
 """
 
 import ast

@@ -1,26 +1,11 @@
 """Tables for the terminal: numbers to the right; the first column and those without a title to the left."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from bench.contest import PIPELINED
+from simclr_jax.text import show_table
 
-
-def show(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = ()
-) -> None:
-    """Prints a table of texts; columns that are empty in every row are left out."""
-    rows = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    kept = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    print(f"\n{title}")
-    widths = [max(len(line[i]) for line in (columns, *rows)) for i in range(len(columns))]
-    for line in (columns, *rows):
-        cells = [
-            line[i].ljust(widths[i]) if i == kept[0] or not columns[i] else line[i].rjust(widths[i])
-            for i in kept
-        ]
-        print("   ".join(cells).rstrip())
-    for note in notes:
-        print(f"  {note}")
+show = show_table
 
 
 def number(value: float | None) -> str:

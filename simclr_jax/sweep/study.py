@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from simclr_jax.config import differences
 from simclr_jax.errors import SimclrError, one_line
-from sweeps import space as spaces
+from simclr_jax.sweep import space as spaces
 
 HEARTBEAT, PATIENCE = 10, 60  # seconds: of a sign of life, and without one until a trial counts as dead
 MOST_DEATHS = 5  # of one trial, before it is left alone

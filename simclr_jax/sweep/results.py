@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import optuna
-from bench import table
 from optuna.trial import FrozenTrial, TrialState
 
 from simclr_jax.figures import BLUE, INK, ORANGE, attempt, new, save, text
-from sweeps import study as studies
-from sweeps.trials import Sweep
+from simclr_jax.sweep import study as studies
+from simclr_jax.sweep.trials import Sweep
+from simclr_jax.text import show_table
 
 
 def report(sweep: Sweep, study: optuna.Study) -> None:
@@ -51,7 +51,7 @@ def show(trials: list[FrozenTrial], title: str) -> None:
         settings = notes.get("name", "").replace(",", "  ")
         rows.append([rank if done else "", value, notes.get("steps", ""), settings, state])
     columns = ["rank", "top-1", "steps", "", "state"]
-    table.show(title, columns, [[str(cell) for cell in row] for row in rows])
+    show_table(title, columns, [[str(cell) for cell in row] for row in rows])
     for trial in trials:
         if "error" in trial.user_attrs:
             print(f"  {trial.user_attrs['name']}: {trial.user_attrs['error']}")

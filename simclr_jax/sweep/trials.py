@@ -18,8 +18,8 @@ from simclr_jax.data.sources import Stream
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import DivergedError, OutOfMemoryError, Preempted, SimclrError, StorageError
 from simclr_jax.feeds import hold, load_splits
-from sweeps import space as spaces
-from sweeps import study as studies
+from simclr_jax.sweep import space as spaces
+from simclr_jax.sweep import study as studies
 
 SHARE = 0.1  # of the training images, kept to score trials on
 CLEAR_EVERY = 10  # trials: their compiled programs would fill the memory

@@ -1,0 +1,71 @@
+"""The command `simclr`: `simclr train --config=imagenet` is `python -m simclr_jax.main --config=imagenet`.
+
+Each word names a module that runs as with `python -m`, so that options, exit codes and signals are the same.
+Nothing but the chosen module is imported: a command needs only the libraries of its own.
+"""
+
+import difflib
+import importlib.util
+import runpy
+import sys
+
+from simclr_jax.version import __version__
+
+# word: (module, what it does)
+COMMANDS = {
+    "train": ("simclr_jax.main", "trains an encoder without labels, or with them, and scores it"),
+    "evaluate": ("simclr_jax.evaluate", "tells how good the encoder of a run is, on one page"),
+    "convert": ("simclr_jax.convert", "other projects' weights in, ours out"),
+    "sweep": ("simclr_jax.sweep", "tries settings of a config's fields"),
+    "doctor": ("simclr_jax.doctor", "checks machine, memory, images and recipe before a run"),
+}
+FAILED = 2
+
+_typed: dict[str, str] = {}  # module: how the user called it
+
+
+def name(module: str) -> str:
+    """How the user calls a module's command, for its own help: `simclr train`, or `python -m MODULE`."""
+    return _typed.get(module, f"python -m {module}")
+
+
+def present() -> dict[str, str]:
+    """{word: module} of the commands whose module is installed."""
+    return {word: module for word, (module, _) in COMMANDS.items() if importlib.util.find_spec(module)}
+
+
+def show_help() -> None:
+    """Prints the commands."""
+    words = present()
+    width = max(map(len, words))
+    print("SimCLR in JAX and Flax: from images to a scored encoder.\n\nusage: simclr COMMAND [OPTIONS]\n")
+    for word in words:
+        print(f"  {word:{width}}  {COMMANDS[word][1]}")
+    print("\nsimclr COMMAND --help has the options of each, simclr --version the version.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command that the first word names, with the words after it.
+
+    Args:
+      argv: the words behind `simclr`, those of the process by default.
+
+    Returns:
+      The exit code, where the command itself does not end the process.
+    """
+    word, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    words = present()
+    if word in ("-h", "-help", "--help", "help"):
+        show_help()
+    elif word in ("-version", "--version"):
+        print(f"simclr_jax {__version__}")
+    elif word in words:
+        _typed[words[word]] = f"simclr {word}"
+        sys.argv = [sys.argv[0], *rest]
+        runpy.run_module(words[word], run_name="__main__", alter_sys=True)
+    else:
+        near = difflib.get_close_matches(word, words, n=1)
+        hint = f"did you mean simclr {near[0]}?" if near else f"there are {', '.join(words)}"
+        print(f"error: simclr {word}: no such command; {hint}", file=sys.stderr)
+        return FAILED
+    return 0
