@@ -14,6 +14,7 @@ from simclr_jax import checkpoint, paths, sharding
 from simclr_jax.config import load_config
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import Reader, kind
+from simclr_jax.models import encoder as encoders
 from simclr_jax.models import simclr
 
 
@@ -143,19 +144,31 @@ def _newest_step(directory: epath.Path) -> int:
 
 
 def transplant(
-    variables: dict[str, Any], workdir: epath.PathLike, step: int = 0, *, new_head: bool = False
+    variables: dict[str, Any],
+    start: ConfigDict,
+    encoder: encoders.Encoder,
+    spec: jax.ShapeDtypeStruct,
+    *,
+    new_head: bool = False,
 ) -> dict[str, Any]:
-    """Fresh variables with the encoder and the projection head of another run.
+    """Fresh variables with the encoder and the projection head of another run, `config.start`.
 
     The classifier stays new, and with `new_head` so does the head where the other run has none. All stay
-    as they are where `workdir` is empty.
+    as they are where there is no other run. Parameters that depend on the size of examples are adapted.
+
+    Args:
+      encoder: of the new model; spec: of one example of the new run.
 
     Raises:
       SimclrError: the other run lacks one of the parameters, or has another shape of it.
     """
+    workdir = start.workdir
     if not workdir:
         return variables
-    _, _, _, other = read(workdir, step)
+    config, data, _, other = read(workdir, start.step)
+    of_other = kind(config).reader(config, data).spec()
+    params = other["params"]
+    other = {**other, "params": {**params, "encoder": encoder.adapt(params["encoder"], of_other, spec)}}
     new = {"probe", *({"projection"} - other["params"].keys() if new_head else ())}
 
     def take(path, leaf):

@@ -6,7 +6,7 @@ import json
 import pytest
 from conftest import tiny_config
 
-from simclr_jax import augment, geometry, losses, optim, registry
+from simclr_jax import augment, feeds, geometry, losses, optim, registry
 from simclr_jax import config as cfg
 from simclr_jax.config import checks, fields, stored
 from simclr_jax.data import host_augment
@@ -28,7 +28,7 @@ BAD = {
     "augment.brightness": "v3",
     "augment.crop_min_covered": 1.5,
     "eval.crop": 0.0,
-    "model.encoder": "vit",
+    "model.encoder": "vgg",
     "model.depth": 20,
     "model.blocks": (2, 2),
     "model.variant": "timm",
@@ -113,9 +113,11 @@ def test_names_are_those_of_the_constructors():
     assert set(resnet_fields.REMAT_KEEPS) == set(resnet.REMAT_POLICIES)
     assert set(registry.OBJECTIVES) == set(losses.LOSSES)
     assert set(fields.OPTIMIZERS) == set(optim.OPTIMIZERS)
-    for where in (registry.ENCODERS, registry.OBJECTIVES, registry.FEEDS, registry.TASKS):
+    for where in (registry.ENCODERS, registry.OBJECTIVES, registry.TASKS):
         for one in where.values():
             assert callable(registry.resolve(one.target))
+    for one in registry.FEEDS.values():
+        assert isinstance(registry.resolve(one.target), feeds.Kind)
     for scaling in fields.SCALINGS:
         optim.scaled_rate(1.0, scaling, 64)
 

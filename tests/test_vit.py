@@ -13,14 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_config, tiny_splits
 from safetensors.numpy import load_file, save_file
 
 import simclr_jax
-from simclr_jax import sharding
+from simclr_jax import checkpoint, sharding, train
 from simclr_jax.convert import __main__ as command
 from simclr_jax.convert import torch as convert_torch
 from simclr_jax.convert import vit as convert_vit
 from simclr_jax.errors import SimclrError
+from simclr_jax.evaluate import run as evaluation
 from simclr_jax.models import vit as vits
 from simclr_jax.models.vit_fields import FACTS, FIELDS, SIZES
 
@@ -611,6 +613,25 @@ def test_vits_are_found_below_prefixes():
     assert convert_vit.find(names) == [("module.base_encoder.", "timm")]
     assert convert_vit.find(state_of("torchvision")) == [("", "torchvision")]
     assert convert_vit.find(["layer1.0.conv1.weight", "x_blocks.0.attn.qkv.weight"]) == []
+
+
+def test_a_run_is_tuned_at_another_image_size_and_shows_where_it_looks(tmp_path):
+    vit = {"width": 16, "depth": 2, "heads": 2, "mlp": 32, "patch": 4, "positions": "learned"}
+    fields = {"model__encoder": "vit", **{f"model__vit__{name}": value for name, value in vit.items()}}
+    splits = tiny_splits()
+    train.run(tiny_config(train__steps=4, **fields), tmp_path / "run", splits=splits)
+    made = evaluation.evaluate(tmp_path / "run", splits=splits, protocols=["saliency"])
+    assert [name for name, _ in made["protocols"]["saliency"]["figures"]] == ["attention.png"]
+    tuned = tiny_config(task="supervised", start__workdir=str(tmp_path / "run"), data__image_size=16,
+                        finetune__after_block=1, train__steps=4, **fields)  # fmt: skip
+    train.run(tuned, tmp_path / "tuned", splits=tiny_splits(size=16))
+    before, after = (
+        checkpoint.read_parameters(tmp_path / name / "checkpoints")[1]["encoder"] for name in ("run", "tuned")
+    )
+    assert (before["positions"].shape, after["positions"].shape) == ((10, 16), (17, 16))
+    np.testing.assert_array_equal(before["positions"][0], after["positions"][0])
+    jax.tree.map(np.testing.assert_array_equal, before["block1"], after["block1"])
+    assert np.any(before["block2"]["mlp"]["in"]["kernel"] != after["block2"]["mlp"]["in"]["kernel"])
 
 
 if __name__ == "__main__":

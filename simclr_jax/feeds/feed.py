@@ -67,6 +67,9 @@ class Feed(Protocol):
 class Reader(Protocol):
     """How a loaded encoder takes examples; hashable, as programs are compiled for it."""
 
+    def spec(self) -> jax.ShapeDtypeStruct:
+        """Shape and type of one example as the encoder was trained on it."""
+
     def check(self, examples: Any) -> np.ndarray:
         """Examples `[n, ...]` as an array; raises SimclrError where they are not what the encoder takes."""
 

@@ -161,6 +161,10 @@ class ImageReader(NamedTuple):
     crop: float
     resize: str
 
+    def spec(self) -> jax.ShapeDtypeStruct:
+        """Of one image `[h, w, c]`."""
+        return jax.ShapeDtypeStruct((self.size, self.size, self.channels), jnp.float32)
+
     def check(self, examples: Any) -> np.ndarray:
         """Images `[n, h, w, c]`, uint8 or float32 in [0, 1]; RGBA too where the encoder takes RGB.
 

@@ -71,7 +71,9 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         trainable=lambda path: simclr.trainable(model.encoder, path),
         evals=_Evaluations(config, splits, mesh, model, init, feed).evals(),
         classes=classes,
-        start=lambda v: encoder.transplant(v, start.workdir, start.step, new_head=True),
+        start=functools.partial(
+            encoder.transplant, start=start, encoder=model.encoder, spec=feed.spec(), new_head=True
+        ),
         fixed=feed.fixed,
         fetch=feed.fetch,
         steps_per_call=feed.steps_per_call,

@@ -4,6 +4,7 @@ Which it is, three fields say: `start.workdir` (whose encoder), `finetune.after_
 stands still) and `model.probe_layer` (where in the projection head the classifier sits).
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -78,7 +79,7 @@ def classifier(
         trainable=lambda path: simclr.trainable(model.encoder, path, frozen),
         evals=_evals(config, splits, mesh, model, feed),
         classes=classes,
-        start=lambda v: encoder.transplant(v, start.workdir, start.step),
+        start=functools.partial(encoder.transplant, start=start, encoder=model.encoder, spec=feed.spec()),
         fixed=feed.fixed,
         fetch=feed.fetch,
         steps_per_call=feed.steps_per_call,
