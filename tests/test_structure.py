@@ -25,13 +25,13 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # Each room may import those on lower floors, and within itself.
 FLOORS = (
     ("errors", "version", "signals", "text"),
-    ("paths", "orbax_threads"),
-    ("storage",),
+    ("paths", "orbax_threads", "field"),
+    ("storage", "registry"),
     ("files", "memory_error", "command"),
-    ("geometry", "sharding", "distributed", "lock"),
+    ("geometry", "draws", "sharding", "distributed", "lock"),
     ("wandb_run",),
-    ("state", "losses", "models", "optim", "augment", "data", "metrics",
-     "figures", "run_summary"),
+    ("state", "losses", "models", "optim", "augment", "corruption", "data",
+     "metrics", "figures", "run_summary"),
     ("config", "checkpoint", "measures"),
     ("workdir", "recipe"),
     ("encoder",),
@@ -43,7 +43,15 @@ FLOORS = (
     ("main", "evaluate"),
 )  # fmt: skip
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
-PURE = ("losses", "models", "optim", "augment", "geometry")  # never TensorFlow, flags or the config
+PURE = (
+    "losses",
+    "models",
+    "optim",
+    "augment",
+    "corruption",
+    "geometry",
+    "draws",
+)  # never TensorFlow, flags or the config
 TENSORFLOW = ("data/tf.py", "data/tfds.py", "data/multilabel.py", "convert/google_tf.py")
 
 
