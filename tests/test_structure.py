@@ -43,15 +43,8 @@ FLOORS = (
     ("main", "evaluate"),
 )  # fmt: skip
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
-PURE = (
-    "losses",
-    "models",
-    "optim",
-    "augment",
-    "corruption",
-    "geometry",
-    "draws",
-)  # never TensorFlow, flags or the config
+# Never TensorFlow, flags or the config.
+PURE = ("losses", "models", "optim", "augment", "corruption", "geometry", "draws")
 TENSORFLOW = ("data/tf.py", "data/tfds.py", "data/multilabel.py", "convert/google_tf.py")
 
 
