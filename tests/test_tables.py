@@ -154,9 +154,18 @@ def test_a_test_split_beside(tmp_path, test):
 
 
 def test_texts_that_look_like_numbers_in_the_test_split(tmp_path):
-    (tmp_path / "test.csv").write_text("code,class\n01,a\n")
-    found = csv_table(tmp_path, "code,class\n01,a\nx,b\n", "train.csv")
+    (tmp_path / "test.csv").write_text("code,class\n01,02\n")
+    found = csv_table(tmp_path, "code,class\n01,02\nx,b\n", "train.csv")
     np.testing.assert_array_equal(rows(found.test), [[1, 0]])
+    assert classes(found.test) == ["02"]
+
+
+def test_the_test_split_has_the_same_column_of_labels(tmp_path):
+    """The last column of the training rows, wherever it stands in the other file."""
+    (tmp_path / "test.csv").write_text("kind,x\nb,3\n")
+    found = csv_table(tmp_path, "x,kind\n1,a\n2,b\n", "train.csv")
+    assert found.test.columns.names == ("x",)
+    assert classes(found.test) == ["b"]
 
 
 def test_no_test_split_beside_another_name(tmp_path):
@@ -310,7 +319,9 @@ def test_no_such_table(tmp_path, where, line):
 
 
 def test_no_such_column_of_labels(tmp_path):
-    with pytest.raises(SimclrError, match=r"no column kind, which config\.data\.label names; there are age"):
+    with pytest.raises(
+        SimclrError, match=r"no column kind for the labels \(config\.data\.label\); there are age"
+    ):
         csv_table(tmp_path, CSV, label="kind")
 
 

@@ -35,6 +35,8 @@ class Table(NamedTuple):
     cells: columns.Cells
     labels: Labels | None
     notes: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()  # names of columns of text, that of the labels too
+    label: str = NO_LABELS  # the column of labels
 
     def rows(self, index: np.ndarray) -> "Table":
         """The rows `index` alone."""
@@ -85,7 +87,7 @@ def _read(where: str, data_dir: str | None, label: str) -> tuple[Table, Table | 
     beside = _test_beside(path)
     if beside is None:
         return train, None
-    test = _read_csv(beside, label, train)
+    test = _read_csv(beside, train.label, train)
     return train, test._replace(notes=(*test.notes, f"{test.name}: the rows to test on"))
 
 
@@ -99,9 +101,8 @@ def _bundled(name: str) -> Table:
     return Table(f"table:sklearn/{name}", cells, labels._replace(classes=tuple(map(str, found.target_names))))
 
 
-def _has_text(train: Table | None, name: str) -> bool:
-    """Whether the training rows have texts in a column."""
-    return train is not None and name in train.cells and train.cells[name].dtype == object
+def _texts(cells: columns.Cells) -> tuple[str, ...]:
+    return tuple(name for name, found in cells.items() if found.dtype == object)
 
 
 def _classes(train: Table | None) -> tuple[str, ...] | None:
@@ -141,16 +142,20 @@ def _npz_table(
         raise SimclrError(f"{name}: rows must be numbers or text [n, d], not {rows.dtype} {list(rows.shape)}")
     cells = {str(i): rows[:, i] for i in range(rows.shape[1])}
     if rows.dtype.kind == "U":
-        cells = {key: columns.parse(cell.tolist(), _has_text(train, key)) for key, cell in cells.items()}
+        cells = {
+            key: columns.parse(cell.tolist(), train is not None and key in train.texts)
+            for key, cell in cells.items()
+        }
     if y not in found:
         why = f"{name}: no labels: the file has no {y}; it holds {', '.join(found.keys())}"
-        return Table(name, cells, None, (why,))
+        return Table(name, cells, None, (why,), _texts(cells))
     labels = arrays.npz_array(path, found, y, **told)
     if labels.ndim and len(labels) != len(rows):
         raise SimclrError(
             f"table:{path.name}: {y} has {len(labels):,} labels for the {len(rows):,} rows of {x}"
         )
-    return Table(name, cells, number(labels, len(rows), f"table:{path.name}/{y}", classes=_classes(train)))
+    known = number(labels, len(rows), f"table:{path.name}/{y}", classes=_classes(train))
+    return Table(name, cells, known, texts=_texts(cells))
 
 
 # ---- .csv ---------------------------------------------------------------------------------------
@@ -176,12 +181,17 @@ def _read_csv(path: Path, label: str, train: Table | None = None) -> Table:
         notes += (f"{where}: columns without a name are not read: {numbers}",)
     for i, name in enumerate(header):
         if name:
-            cells[name] = columns.parse([line[i] for line in lines], _has_text(train, name))
+            as_text = train is not None and name in train.texts
+            cells[name] = columns.parse([line[i] for line in lines], as_text)
+    texts = _texts(cells)
     if label == NO_LABELS:
-        return Table(where, cells, None, (*notes, f"{where}: no labels: config.data.label is {NO_LABELS}"))
+        return Table(
+            where, cells, None, (*notes, f"{where}: no labels: config.data.label is {NO_LABELS}"), texts
+        )
     column = _label_column(list(cells), label, where)
     notes += (f"{where}: the labels are the column {printable(column)}",)
-    return Table(where, cells, _labels(cells.pop(column), column, where, _classes(train)), notes)
+    labels = _labels(cells.pop(column), column, where, _classes(train))
+    return Table(where, cells, labels, notes, texts, column)
 
 
 def _label_column(names: list[str], label: str, where: str) -> str:
@@ -189,15 +199,15 @@ def _label_column(names: list[str], label: str, where: str) -> str:
         return first_named(names, LABEL_NAMES) or names[-1]
     if label not in names:
         raise SimclrError(
-            f"{where}: there is no column {printable(label)}, which config.data.label names; there are "
+            f"{where}: there is no column {printable(label)} for the labels (config.data.label); there are "
             f"{columns.listed(names)}"
         )
     return label
 
 
 def _labels(found: np.ndarray, column: str, where: str, classes: Sequence[str] | None) -> Labels:
-    if found.dtype != object and not (np.isnan(found) | (found != np.rint(found))).any():
-        found = found.astype(np.int64)
+    if found.dtype != object and (np.abs(found) < 2**53).all() and (found == np.rint(found)).all():
+        found = found.astype(np.int64)  # floats would be told in a note
     try:
         return number(found, len(found), where, classes=classes, own_names=True)
     except SimclrError as error:
