@@ -461,7 +461,7 @@ def test_keys_of_views():
 def made_mlp(rows=5, d=6, **own):
     """(module, variables, rows)"""
     fields = {name: field.default for name, field in mlp_fields.FACTS.fields.items()} | own
-    module = mlp.create({"mlp": fields}, dtype=jnp.float32, param_dtype=jnp.float32, spec=None)
+    module = mlp.create({"mlp": fields}, dtype=jnp.float32, param_dtype=jnp.float32)
     x = np.random.default_rng(1).normal(size=(rows, d)).astype(np.float32)
     return module, jax.jit(module.init, static_argnames="train")(jax.random.key(0), x, train=False), x
 
@@ -507,7 +507,7 @@ def test_stages():
     assert count == weights - (x.shape[1] + 1) * 8
     assert features == 8
     assert module.last is None
-    assert module.pool is None
+    assert module.pool(x) is None
     assert module.maps("layer1", x) is None
     assert module.trainable("layer1/kernel")
     assert module.adapt(variables, None, None) is variables
@@ -516,7 +516,7 @@ def test_stages():
 def test_dropout_acts_in_training_and_in_what_moves():
     module, variables, x = made_mlp(rows=50, layers=2, hidden=64, dropout=0.5)
 
-    rngs = {"dropout": jax.random.key(2)}
+    rngs = {"dropblock": jax.random.key(2)}
 
     def ends(**how):
         return jax.jit(lambda: module.apply(variables, x, rngs=rngs, **how))()

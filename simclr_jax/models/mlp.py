@@ -23,7 +23,6 @@ class MLP(nn.Module):
 
     features = "features"  # endpoint that is the representation
     last = None  # endpoint with maps: there is none
-    pool = None
 
     @nn.compact
     def __call__(
@@ -32,7 +31,7 @@ class MLP(nn.Module):
         """The endpoints.
 
         Args:
-          train: with dropout (needs the rng "dropout").
+          train: with dropout (needs the rng "dropblock", as all random parts of encoders).
           frozen: no gradient flows into layers up to this stage (-1: nothing is frozen).
           frozen_train: dropout acts in the frozen layers too.
         """
@@ -44,7 +43,7 @@ class MLP(nn.Module):
             x = nn.relu(dense(x))
             if self.dropout:
                 moves = train and (stage > frozen or frozen_train)
-                x = nn.Dropout(self.dropout, deterministic=not moves)(x)
+                x = nn.Dropout(self.dropout, deterministic=not moves, rng_collection="dropblock")(x)
             x = ends[name] = jax.lax.stop_gradient(x) if stage == frozen else x
         return ends | {self.features: x}
 
@@ -69,8 +68,12 @@ class MLP(nn.Module):
         """An endpoint as maps `[n, h, w, c]`: rows of a table have none."""
 
     @staticmethod
-    def adapt(params: Any, old_spec: Any, new_spec: Any) -> Any:
-        """Parameters for inputs of another shape: the same, as no parameter follows a size."""
+    def pool(maps: jax.Array) -> None:
+        """Maps as features: there are none."""
+
+    @staticmethod
+    def adapt(params: Any, old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> Any:
+        """Parameters for rows of another table: the same, as other columns have no weights to take over."""
         return params
 
     @staticmethod
@@ -79,7 +82,7 @@ class MLP(nn.Module):
         return True
 
 
-def create(model: Mapping[str, Any], *, dtype: jnp.dtype, param_dtype: jnp.dtype, spec: Any) -> MLP:
+def create(model: Mapping[str, Any], *, dtype: jnp.dtype, param_dtype: jnp.dtype) -> MLP:
     """The MLP of a config's `model`, whose fields stand in `model.mlp`; it takes rows of any length."""
     own = model["mlp"]
     return MLP(own["layers"], own["hidden"], own["dropout"], dtype=dtype, param_dtype=param_dtype)

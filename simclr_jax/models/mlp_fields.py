@@ -9,6 +9,7 @@ LARGE = "its weights fit in no memory"
 
 
 def _stages(flat: Flat) -> int:
+    """The number of the last layer, which is stage layers - 1."""
     return flat["model.mlp.layers"] - 1
 
 
