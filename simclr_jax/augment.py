@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
 
-from simclr_jax import geometry
+from simclr_jax import draws, geometry
 
 
 def random_views(
@@ -60,7 +60,7 @@ def random_views(
         columns = jnp.where(u[0] < flip, columns[::-1], columns)
         return geometry.resample(image, rows, columns)
 
-    keys = _view_keys(seed, position, views)
+    keys = draws.view_keys(seed, position, views)
     of_geometry, of_colour = jnp.moveaxis(jax.vmap(jax.vmap(jax.random.split))(keys), 2, 0)
     cropped = jax.vmap(jax.vmap(one, (None, 0)))(images, of_geometry)
     return _coloured(cropped, of_colour, **colour)
@@ -81,17 +81,7 @@ def photometric(views: jax.Array, position: jax.Array, seed: int, **colour: Any)
     """
     if views.dtype == jnp.uint8:
         views = views.astype(jnp.float32) / 255
-    return _coloured(views, _view_keys(seed, position, views.shape[1]), **colour)
-
-
-def _view_keys(seed: int, position: jax.Array, views: int) -> jax.Array:
-    """A key `[n, views]` for every view."""
-
-    def of_view(p, v):
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p), v)
-
-    numbers = jnp.arange(views, dtype=jnp.uint32)
-    return jax.vmap(jax.vmap(of_view, (None, 0)), (0, None))(position, numbers)
+    return _coloured(views, draws.view_keys(seed, position, views.shape[1]), **colour)
 
 
 # ---- colour and blur, on planes -------------------------------------------------------------------

@@ -28,6 +28,7 @@ class Facts(NamedTuple):
 
     fields: Mapping[str, Field] = {}  # below config.model.NAME, config.loss.NAME or config.data.NAME
     check: Callable[[Flat], None] = lambda flat: None  # raises SimclrError where fields do not go together
+    takes: str = "images"  # encoders: what they take; feeds: what they give
     # Of encoders alone:
     stages: Callable[[Flat], int] = lambda flat: 1  # the number of the last stage that can be frozen
     smallest: Callable[[Flat], tuple[int, str]] = lambda flat: (1, "")  # side of images in pixels, and why
@@ -47,6 +48,7 @@ class Entry(NamedTuple):
 ENCODERS: dict[str, Entry] = {  # target: create(model, dtype=, param_dtype=) -> models.encoder.Encoder
     "resnet": Entry("simclr_jax.models.resnet:create", "simclr_jax.models.resnet_fields:FACTS"),
     "cnn": Entry("simclr_jax.models.cnn:create", "simclr_jax.models.cnn_fields:FACTS"),
+    "mlp": Entry("simclr_jax.models.mlp:create", "simclr_jax.models.mlp_fields:FACTS"),
     "vit": Entry("simclr_jax.models.vit:create", "simclr_jax.models.vit_fields:FACTS"),
 }
 OBJECTIVES: dict[str, Entry] = {  # target: create(name, options, batch) -> losses.objective.Objective
@@ -55,6 +57,7 @@ OBJECTIVES: dict[str, Entry] = {  # target: create(name, options, batch) -> loss
 }
 FEEDS: dict[str, Entry] = {  # by the part of config.data.source before the colon; all others are images
     "images": Entry("simclr_jax.feeds.images:KIND"),
+    "table": Entry("simclr_jax.feeds.tables:KIND", "simclr_jax.feeds.table_fields:FACTS"),
 }
 TASKS: dict[str, Entry] = {  # target: create(config, splits, mesh) -> tasks.task.Task
     "pretrain": Entry("simclr_jax.tasks.pretrain:create"),

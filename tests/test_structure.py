@@ -29,10 +29,10 @@ FLOORS = (
     ("registry",),
     ("storage",),
     ("files", "memory_error", "command"),
-    ("geometry", "sharding", "distributed", "lock"),
+    ("geometry", "draws", "sharding", "distributed", "lock"),
     ("wandb_run",),
-    ("state", "losses", "models", "optim", "augment", "data", "metrics",
-     "figures", "run_summary"),
+    ("state", "losses", "models", "optim", "augment", "corruption", "data",
+     "metrics", "figures", "run_summary"),
     ("config", "checkpoint", "measures"),
     ("workdir", "recipe", "feeds"),
     ("encoder",),
@@ -45,7 +45,8 @@ FLOORS = (
     ("sweep",),
 )  # fmt: skip
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
-PURE = ("losses", "models", "optim", "augment", "geometry")  # never TensorFlow, flags or the config
+# Never TensorFlow, flags or the config.
+PURE = ("losses", "models", "optim", "augment", "corruption", "geometry", "draws")
 TENSORFLOW = ("data/tf.py", "data/tfds.py", "data/multilabel.py", "convert/google_tf.py")
 
 

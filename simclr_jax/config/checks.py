@@ -89,8 +89,18 @@ def _check_evaluation(flat: dict[str, Any]) -> None:
     )
 
 
+def _takes(encoder: str) -> str:
+    return registry.facts(registry.ENCODERS, encoder, "model.encoder").takes
+
+
 def _check_model(flat: dict[str, Any]) -> None:
-    registry.facts(registry.ENCODERS, flat["model.encoder"], "model.encoder").check(flat)
+    encoder = registry.facts(registry.ENCODERS, flat["model.encoder"], "model.encoder")
+    encoder.check(flat)
+    given = registry.facts(registry.FEEDS, registry.kind_of(flat["data.source"]), "data.source").takes
+    fit = ", ".join(name for name in registry.ENCODERS if _takes(name) == given)
+    _require(
+        encoder.takes == given, flat, "model.encoder", f"one that takes {given}, as data.source has: {fit}"
+    )
     layers = bounds.layers_of(flat)
     between = 0 <= flat["model.probe_layer"] <= layers
     _require(between, flat, "model.probe_layer", f"from 0 to {layers}, the projection head's layers")
@@ -108,8 +118,12 @@ def _check_microbatch(flat: dict[str, Any]) -> None:
 
 def _check_calls(flat: dict[str, Any]) -> None:
     calls, device = flat["train.steps_per_call"], flat["augment.device"]
+    images = registry.kind_of(flat["data.source"]) == "images"
     _require(
-        calls < 2 or device == "all", flat, "train.steps_per_call", "0 or 1 but for augment.device='all'"
+        calls < 2 or device == "all" or not images,
+        flat,
+        "train.steps_per_call",
+        "0 or 1 but for augment.device='all'",
     )
 
 
@@ -159,8 +173,10 @@ def _check_source(flat: dict[str, Any]) -> None:
     allowed = "one of " + ", ".join(SOURCES)
     if not kind:
         raise SimclrError(f"config.data.source is empty: must be {allowed}")
-    known = kind in PLACES or flat["data.source"] in SOURCES
+    known = kind in {*PLACES, *registry.FEEDS} - {"images"} or flat["data.source"] in SOURCES
     _require(known, flat, "data.source", allowed)
+    if kind not in PLACES and known and ":" in flat["data.source"] and not rest:
+        raise SimclrError(f"config.data.source={kind + ':'!r}: say which one, {kind}:PATH")
     if kind in PLACES and not rest:
         raise SimclrError(
             f"config.data.source={kind + ':'!r}: say which one, "

@@ -30,7 +30,7 @@ from simclr_jax.field import (
 from simclr_jax.models.resnet_fields import DEPTHS, REMAT_KEEPS, STEMS, VARIANTS
 
 # Names that a field may take; where a dict of constructors has them too, tests compare both.
-SOURCES = ("tfds:NAME", "folder:PATH", "list:FILE", "npz:PATH", "builtin:mnist5k", "arrays")
+SOURCES = ("tfds:NAME", "folder:PATH", "list:FILE", "npz:PATH", "builtin:mnist5k", "arrays", "table:PATH")
 DTYPES = ("float32", "bfloat16", "float64")
 PROJECTIONS = ("none", "linear", "nonlinear")
 OPTIMIZERS = ("lars", "sgd", "adam", "adamw")
@@ -104,7 +104,7 @@ FIELDS: dict[str, Field] = {
     "start.step": Field(0, "of its checkpoints; 0: the newest when the run began", NOT_NEGATIVE, *STEP),
     # the images
     "data.source": Field(
-        "", "tfds:NAME, folder:PATH, list:FILE, npz:PATH, builtin:mnist5k, arrays given to run()"
+        "", "tfds:NAME, folder:PATH, list:FILE, npz:PATH, builtin:mnist5k, table:PATH, arrays given to run()"
     ),
     "data.data_dir": Field(None, "of TFDS (default ~/tensorflow_datasets), folders", decides=NOTHING),
     "data.download": Field(

@@ -23,20 +23,25 @@ NPZ_KEYS = (  # images, labels; the first pair found counts
     (("x_train", "y_train"), ("x_test", "y_test")),
     (("images", "labels"), (None, None)),
 )
+OBJECTS_REMEDY = "save images as uint8 [n, h, w, c], labels as numbers or as labels.astype(str)"
+ROOM_REMEDY = "save fewer or smaller images, or image files for folder: or list:"
 
 
-def open_npz(where: str | Path, data_dir: str | None = None) -> tuple[Path, Any]:
-    """The path of an .npz file or a folder of .npy files, and its arrays, read when they are asked for."""
-    path = local_source("npz", str(where), data_dir)
+def open_npz(where: str | Path, data_dir: str | None = None, kind: str = "npz") -> tuple[Path, Any]:
+    """The path of an .npz file or a folder of .npy files, and its arrays, read when they are asked for.
+
+    `kind` is that of the source, which an error names.
+    """
+    path = local_source(kind, str(where), data_dir)
     if path.is_dir():
         return path, _Mapped(path)
     try:
         arrays = np.load(path, allow_pickle=False)
         arrays.keys()
     except FileNotFoundError:
-        raise SimclrError(f"npz:{path}: no such file") from None
+        raise SimclrError(f"{kind}:{path}: no such file") from None
     except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise SimclrError(f"npz:{path}: not an .npz file ({one_line(error)})") from None
+        raise SimclrError(f"{kind}:{path}: not an .npz file ({one_line(error)})") from None
     return path, arrays
 
 
@@ -59,20 +64,27 @@ class _Mapped(Mapping):
         return len(self.files)
 
 
-def npz_array(path: Path, arrays: Any, key: str) -> np.ndarray:
+def npz_array(
+    path: Path, arrays: Any, key: str, *, kind: str = "npz", remedy: str = OBJECTS_REMEDY
+) -> np.ndarray:
     """One array of an open .npz file. Python objects in it are refused: reading them could run code."""
     try:
         return arrays[key]
     except KeyError:
-        raise SimclrError(f"npz:{path}: lacks {key}; it holds {', '.join(arrays.keys())}") from None
+        raise SimclrError(f"{kind}:{path}: lacks {key}; it holds {', '.join(arrays.keys())}") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         pickled = "allow_pickle" in str(error) or "Python objects" in str(error)
-        remedy = "; save images as uint8 [n, h, w, c], labels as numbers or as labels.astype(str)" * pickled
-        line = "it holds Python objects, not numbers" if remedy else f"it is damaged ({one_line(error)})"
-        raise SimclrError(f"npz:{path}: {key} cannot be read, {line}{remedy}") from None
+        why = (
+            f"it holds Python objects, not numbers; {remedy}"
+            if pickled
+            else f"it is damaged ({one_line(error)})"
+        )
+        raise SimclrError(f"{kind}:{path}: {key} cannot be read, {why}") from None
 
 
-def check_room(path: Path, keys: list[str], copies: int = 1) -> None:
+def check_room(
+    path: Path, keys: list[str], copies: int = 1, *, kind: str = "npz", remedy: str = ROOM_REMEDY
+) -> None:
     """Raises SimclrError where the arrays promise more bytes than there is memory.
 
     A file of some megabytes can hold zeros that fill any memory: only the headers are read here.
@@ -83,8 +95,8 @@ def check_room(path: Path, keys: list[str], copies: int = 1) -> None:
     if free is not None and needs > free:
         largest = max(sizes, key=sizes.__getitem__)
         raise SimclrError(
-            f"npz:{path}: its arrays take {needs / 2**30:,.1f} GiB of memory, {largest} most, and "
-            f"{free / 2**30:,.1f} are free; save fewer or smaller images, or image files for folder: or list:"
+            f"{kind}:{path}: its arrays take {needs / 2**30:,.1f} GiB of memory, {largest} most, and "
+            f"{free / 2**30:,.1f} are free; {remedy}"
         )
 
 

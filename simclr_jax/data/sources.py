@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simclr_jax.data import decode, formats, pixels
+from simclr_jax.data.columns import Columns
 from simclr_jax.data.formats import Reading
 from simclr_jax.data.labels import NO_LABEL, Labels, number
 from simclr_jax.data.tf import load as load_tensorflow
@@ -64,6 +65,7 @@ class Source:
     ids: np.ndarray | None = field(default=None, compare=False)  # every label [size], where they are at hand
     groups: np.ndarray | None = field(default=None, compare=False)  # [size]: a hold-out divides none
     notes: tuple[str, ...] = ()  # what to tell of how it was read
+    columns: Columns | None = None  # of a table: what the numbers of a row are
 
     def subset(self, index: np.ndarray) -> "Source":
         """The examples `index [m]` as a Source of their own, under the same class names."""
@@ -159,8 +161,11 @@ def of_arrays(
     name: str,
     notes: tuple[str, ...] = (),
     on_disk: bool = False,
+    columns: Columns | None = None,
 ) -> Source:
     """Examples in memory: images uint8 `[n, h, w, c]`, and labels that are read already; None: no labels.
+
+    Or rows of a table, float32 `[n, d]`, with their `columns`.
 
     Of arrays that are mapped from disk some images alone tell them from others: reading all takes too long.
     """
@@ -183,6 +188,7 @@ def of_arrays(
         fingerprint=_digest(str(images.shape).encode(), images[:: max(1, step)], ids),
         ids=ids,
         notes=notes + labels.notes,
+        columns=columns,
     )
 
 

@@ -1,0 +1,142 @@
+"""The feed of tables: rows live on the accelerators, views are SCARF's (arXiv 2106.15147)."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from simclr_jax import sharding
+from simclr_jax.config import total_steps
+from simclr_jax.corruption import random_corruption
+from simclr_jax.data import memory, tables
+from simclr_jax.data.columns import Columns
+from simclr_jax.data.sources import Source, Splits
+from simclr_jax.feeds.feed import Batch, Kind
+
+STEPS_PER_CALL = 16  # where the config says nothing: a step of a small MLP takes less than a call
+
+
+class Rows:
+    """The rows of `splits` as `config` wants them, `count` views of each while training."""
+
+    pictures = False
+
+    def __init__(self, config: ConfigDict, splits: Splits, mesh: Mesh, count: int):
+        self.config, self.splits, self.mesh, self.count = config, splits, mesh, count
+        self.dtype = jnp.dtype(config.model.dtype)
+        self.steps_per_call = config.train.steps_per_call or STEPS_PER_CALL
+        self._share = {"process": jax.process_index(), "processes": jax.process_count()}
+        self._rows, self._labels = splits.train.fetch(np.arange(splits.train.size))
+
+    def spec(self) -> jax.ShapeDtypeStruct:
+        """Of one row `[d]`."""
+        return jax.ShapeDtypeStruct(self._rows.shape[1:], self.dtype)
+
+    def fixed(self) -> dict[str, Any]:
+        """All training rows and labels, on every device: the rows are the marginals, too."""
+        held = {"rows": self._rows, "labels": self._labels}
+        return sharding.put_same(held, sharding.replicated(self.mesh))
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """The numbers of the rows from `step` on: {index, position}."""
+        train, config = self.splits.train, self.config
+        steps = {"start": step, "stop": total_steps(config, train.size)}
+        return memory.batches(train, **steps, batch=config.train.batch_size, seed=config.seed, **self._share)
+
+    def fetch(self, fixed: dict[str, Any], batch: Batch) -> Batch:
+        """{rows [n, d], label, position} by their numbers."""
+        index = batch["index"]
+        held = {"rows": fixed["rows"][index], "label": fixed["labels"][index]}
+        return {**held, "position": batch["position"]}
+
+    def views(self, fixed: dict[str, Any], batch: Batch) -> jax.Array:
+        """`[n, v, d]`: the row itself, and corrupted ones."""
+        return self._corrupted(batch["rows"], fixed["rows"], batch["position"], self.config.seed, self.count)
+
+    def prepare(self, views: jax.Array) -> jax.Array:
+        """Rows are standardised as they are read."""
+        return views.astype(self.dtype)
+
+    def every(self, split: Source, index: np.ndarray | None = None) -> Iterator[Batch]:
+        """Every row once, or those in `index`, in order: {example [n, d], label, mask}."""
+        return memory.eval_batches(split, batch=self.config.eval.batch_size, index=index, **self._share)
+
+    def see(self, examples: jax.Array) -> jax.Array:
+        """The row itself."""
+        return examples
+
+    def raw(self, examples: jax.Array) -> jax.Array:
+        """The row itself."""
+        return examples
+
+    def change(self, seen: jax.Array, position: jax.Array, seed: int, **fields: Any) -> jax.Array:
+        """Each row, corrupted."""
+        bank = jnp.asarray(self._rows)
+        return self._corrupted(seen, bank, position, seed, 1, first_clean=False, **fields)[:, 0]
+
+    def _corrupted(self, rows, bank, position, seed, views, **fields) -> jax.Array:
+        columns = self.splits.train.columns
+        own = {"rate": self.config.data.table.corruption, "feature": columns.feature if columns else ()}
+        return random_corruption(rows, bank, position, seed, views=views, **(own | fields))
+
+    def preview(self, workdir: epath.Path, batch: Batch) -> None:
+        """There is nothing to see."""
+
+
+class RowReader(NamedTuple):
+    """How a loaded encoder takes rows."""
+
+    columns: Columns
+
+    def spec(self) -> jax.ShapeDtypeStruct:
+        """Of one row `[d]`."""
+        return jax.ShapeDtypeStruct((len(self.columns.feature),), jnp.float32)
+
+    def check(self, examples: Any) -> np.ndarray:
+        """Rows `[n, d]` as the table has them (texts as 0 and 1), standardised by the training rows.
+
+        Raises:
+          SimclrError: they are not such.
+        """
+        return self.columns.standardize(np.asarray(examples))
+
+    def host(self, part: np.ndarray) -> np.ndarray:
+        """Nothing more is to be done."""
+        return part
+
+    def prepare(self, examples: jax.Array, preprocess: bool, dtype: Any) -> jax.Array:
+        """In the type of the computation."""
+        return examples.astype(dtype)
+
+
+def load(*, source: str, data_dir: str | None, holdout: float, table: ConfigDict, **_: Any) -> Splits:
+    """The splits of `table:WHERE`; the arguments are fields of `config.data`."""
+    return tables.load(source.partition(":")[2], data_dir, holdout, table["label"])
+
+
+def identity(splits: Splits) -> dict[str, Any]:
+    """What the columns are, for encoders that are loaded later."""
+    return {"columns": json.loads(json.dumps(splits.train.columns.features))}
+
+
+def reader(config: ConfigDict, data: dict[str, Any]) -> RowReader:
+    """How the encoder of a run takes rows; config.json has the columns."""
+    return RowReader(Columns.of(data.get("columns", ())))
+
+
+def as_they_are(config: ConfigDict, splits: Splits) -> Splits:
+    """Tables are in memory."""
+    return splits
+
+
+def check(config: ConfigDict, splits: Splits) -> None:
+    """Nothing else has to fit."""
+
+
+KIND = Kind("rows", load, check, as_they_are, Rows, reader, identity)
