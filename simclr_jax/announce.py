@@ -29,7 +29,7 @@ def describe(run: Run, task: Task, state: TrainState) -> None:
     train, test = run.splits
     tested = f"{test.size:,} to test on" if test else "no test split"
     labels = f"{len(train.classes)} classes" if train.classes else "no labels"
-    print(f"images: {train.size:,} to train on ({train.name}), {tested}, {labels}")
+    print(f"{train.noun}: {train.size:,} to train on ({train.name}), {tested}, {labels}")
     if not isinstance(train, Source):
         print(
             "note: TFRecord is read in sequence: the order of images depends on the number of processes, "
@@ -37,7 +37,7 @@ def describe(run: Run, task: Task, state: TrainState) -> None:
         )
     print(f"parameters: {sum(count.values()):,} ({parts}){frozen}")
     kind, share = mesh.devices.flat[0].device_kind, config.train.batch_size // mesh.size
-    print(f"mesh: {mesh.size} × {kind}, {share} images on each")
+    print(f"mesh: {mesh.size} × {kind}, {share} {train.noun} on each")
     done = f", going on after step {first}" if first else ""
     periods = ", ".join(
         f"{name} every {every_steps(node.every, train.size, config.train.batch_size) or 'never'}"

@@ -14,7 +14,9 @@ def describe(splits: Splits) -> tuple[str, ...]:
     notes = dict.fromkeys(note for part in parts for note in part.notes)
     groups = getattr(splits.train, "groups", None)
     if groups is not None and len(np.unique(groups)) == 1:
-        notes["the images to train on are of one group: hold-outs within the evaluation divide it"] = None
+        notes[
+            f"the {splits.train.noun} to train on are of one group: hold-outs within the evaluation divide it"
+        ] = None
     elif groups is not None:
         others = getattr(splits.test, "groups", None)
         tested = f", {len(np.unique(others)):,} to test on" if others is not None else ""
@@ -38,4 +40,4 @@ def _counts(role: str, split: Source | Stream | None) -> str:
         parts.append(f"{without:,} without a label")
     if empty := int((counts == 0).sum()):
         parts.append(f"{empty:,} of the {len(counts):,} classes have no image")
-    return f"images of each class to {role} on: " + "; ".join(parts)
+    return f"{split.noun} of each class to {role} on: " + "; ".join(parts)

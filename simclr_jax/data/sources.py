@@ -67,6 +67,11 @@ class Source:
     notes: tuple[str, ...] = ()  # what to tell of how it was read
     columns: Columns | None = None  # of a table: what the numbers of a row are
 
+    @property
+    def noun(self) -> str:
+        """What its examples are called."""
+        return "rows" if self.columns else "images"
+
     def subset(self, index: np.ndarray) -> "Source":
         """The examples `index [m]` as a Source of their own, under the same class names."""
         if self.part is not None:
@@ -125,6 +130,7 @@ class Stream:
     notes: tuple[str, ...] = ()
     reading: Reading | None = field(default=None, compare=False)
     ledger: Ledger = field(default_factory=Ledger, compare=False)  # stays empty
+    noun = "images"
 
 
 class Splits(NamedTuple):

@@ -245,10 +245,12 @@ class _Evaluations:
         index = sample(split, GALLERY)
         found = self.extractor({"params": state.params, **state.model_state}, split, index)
         features = found.features[MAIN]
-        images = extract(self.feed.see, self.feed.every(split, index), self.mesh).features
+        seen = extract(self.feed.see, self.feed.every(split, index), self.mesh).features
         _, near = knn.nearest(features, features, NEIGHBOURS + 1, self.mesh)
         if jax.process_index() == 0:
-            figures.attempt(print, folder / "neighbours.png", figures.neighbours, images, near, found.labels)
+            if self.feed.pictures:
+                neighbours = figures.neighbours
+                figures.attempt(print, folder / "neighbours.png", neighbours, seen, near, found.labels)
             figures.attempt(print, folder / "tsne.png", _map, features, found.labels, split.classes)
 
 

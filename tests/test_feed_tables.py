@@ -1,0 +1,102 @@
+"""Runs on tables: trained, scored beside raw columns and the untrained encoder, resumed, evaluated, loaded."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+import simclr_jax
+from simclr_jax import checkpoint, train
+from simclr_jax.config import checks
+from simclr_jax.data import tables
+from simclr_jax.errors import SimclrError
+from simclr_jax.evaluate import run as evaluation
+
+
+def table_config(**fields):
+    small = {"data__source": "table:sklearn/wine", "model__encoder": "mlp", "model__mlp__layers": 2,
+             "model__mlp__hidden": 16, "train__batch_size": 32, "train__steps_per_call": 4}  # fmt: skip
+    return tiny_config(**(small | fields))
+
+
+def arrays(workdir, step=12):
+    return checkpoint.read(workdir / "checkpoints", step).arrays
+
+
+def test_trained_scored_evaluated_and_loaded(tmp_path):
+    config = table_config(eval__final=True, eval__figures=True, train__steps=40)
+    summary = train.run(config, tmp_path)
+    scores = summary["scores"]["linear_all"]
+    assert set(scores) == {"simclr", "untrained", "raw_pixels"}
+    assert min(scores.values()) > 0.8  # three kinds of wine are easy to tell apart
+    assert not (tmp_path / "figures" / "views.png").exists()
+    assert not (tmp_path / "figures" / "neighbours.png").exists()
+
+    made = evaluation.evaluate(tmp_path, protocols=["knn", "lbfgs", "health"])
+    assert {row["id"] for row in made["rows"]} >= {"knn_200", "lbfgs"}
+
+    encoder = simclr_jax.load(tmp_path)
+    splits = tables.load("sklearn/wine", None, 0.1)
+    from sklearn import datasets
+
+    raw = datasets.load_wine().data
+    features = encoder(raw)
+    assert features.shape == (178, 16)
+    # Raw rows are standardised by the training rows, as the run's own rows are.
+    seen = {row.tobytes() for row in splits.train.fetch(np.arange(splits.train.size))[0]}
+    assert sum(row.tobytes() in seen for row in encoder.reader.check(raw)) == splits.train.size
+    with pytest.raises(SimclrError, match=r"rows must be numbers \[n, 13\], not float64 \[178, 12\]"):
+        encoder(raw[:, :12])
+
+
+def test_one_device_equals_eight_and_a_cut_run_goes_on_to_the_bit(tmp_path):
+    train.run(table_config(), tmp_path / "one")
+    train.run(table_config(mesh__devices=8, eval__batch_size=32), tmp_path / "eight")
+    one, eight = arrays(tmp_path / "one"), arrays(tmp_path / "eight")
+    for name in one:
+        np.testing.assert_allclose(one[name], eight[name], rtol=2e-3, atol=2e-5, err_msg=name)
+    for step in (8, 12):
+        (tmp_path / "one" / "checkpoints" / str(step)).rename(tmp_path / f"gone{step}")
+    assert train.run(table_config(), tmp_path / "one")["resumed_from"] == 4
+    again = arrays(tmp_path / "one")
+    for name in one:
+        np.testing.assert_array_equal(one[name], again[name], err_msg=name)
+
+
+def test_microbatches_see_the_same_views(tmp_path):
+    """Draws are keyed by position: the first loss is that of the whole batch, but for BatchNorm in the head."""
+    fields = {"model__projection": "none", "train__steps": 4, "train__steps_per_call": 1}
+    for name, micro in (("whole", 0), ("parts", 8)):
+        train.run(table_config(**fields, train__microbatch=micro), tmp_path / name)
+    rows = [
+        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
+        for name in ("whole", "parts")
+    ]
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=1e-5)
+    assert rows[0]["grad_norm"] == pytest.approx(rows[1]["grad_norm"], rel=1e-4)
+
+
+def test_learning_from_labels_reads_the_rows_as_they_are(tmp_path):
+    train.run(table_config(), tmp_path / "start")
+    config = table_config(task="supervised", start__workdir=str(tmp_path / "start"), train__steps=40,
+                          finetune__after_block=0, eval__final=True)  # fmt: skip
+    summary = train.run(config, tmp_path / "tuned")
+    assert summary["test"]["top1"] > 0.8
+    before, after = (
+        checkpoint.read_parameters(tmp_path / name / "checkpoints")[1]["encoder"]
+        for name in ("start", "tuned")
+    )
+    np.testing.assert_array_equal(before["layer1"]["kernel"], after["layer1"]["kernel"])
+    assert np.any(before["layer2"]["kernel"] != after["layer2"]["kernel"])
+
+
+def test_encoders_and_feeds_that_do_not_fit_are_refused():
+    for fields, told in (
+        ({"model__encoder": "resnet"}, r"model\.encoder='resnet': must be one that takes rows.*mlp"),
+        ({"data__source": "builtin:mnist5k"}, r"model\.encoder='mlp': must be one that takes images.*resnet"),
+        ({"data__source": "table:"}, r"data\.source='table:': say which one"),
+        ({"data__table__corruption": 1.5}, r"data\.table\.corruption=1\.5: must be a probability"),
+    ):
+        with pytest.raises(SimclrError, match=told):
+            checks.validate(table_config(**fields))
