@@ -109,21 +109,33 @@ def lower(built: Built, given: Arguments) -> jax.stages.Lowered:
     return loop.program(built.task, built.step_fn).lower(given.state, *given.call)
 
 
-def random_like(shapes: Any) -> Any:
-    """Arrays on the devices: random images, whole numbers from 0 up."""
+def sample(built: Built, given: Arguments, seed: int, mesh: Mesh) -> tuple[train.TrainState, tuple]:
+    """What the program takes, as arrays: an untrained network, random images, every step of a call."""
+    state = train.init_state(built.task._replace(fixed=dict), built.optimizer, seed, mesh, fresh=False)
+    call = _random(given.call)
+    if len(call) > 1:
+        count = sharding.put_same(np.int32(built.task.steps_per_call), given.call[1].sharding)
+        call = (call[0], count)
+    return state.replace(fixed=_random(given.state.fixed)), call
 
-    def values(x: jax.ShapeDtypeStruct) -> jax.Array:
-        if x.dtype == jnp.uint8:
-            return jax.random.bits(jax.random.key(0), x.shape, jnp.uint8)
-        if jnp.issubdtype(x.dtype, jnp.floating):
-            return jax.random.uniform(jax.random.key(0), x.shape, x.dtype)
-        last = x.shape[-1] if x.shape else 1
-        return jnp.broadcast_to(jnp.arange(last) % CLASSES, x.shape).astype(x.dtype)
 
-    def make(x: jax.ShapeDtypeStruct) -> jax.Array:
-        return jax.jit(lambda: values(x), out_shardings=x.sharding)()
+def _random(shapes: Any) -> Any:
+    """Random images; labels 0 and 1; other whole numbers count from 0."""
 
-    return jax.tree.map(make, shapes)
+    def make(path: Any, x: jax.ShapeDtypeStruct) -> jax.Array:
+        is_label = jax.tree_util.keystr(path).endswith("['label']")
+
+        def values() -> jax.Array:
+            if x.dtype == jnp.uint8:
+                return jax.random.bits(jax.random.key(0), x.shape, jnp.uint8)
+            if jnp.issubdtype(x.dtype, jnp.floating):
+                return jax.random.uniform(jax.random.key(0), x.shape, x.dtype)
+            numbers = jax.lax.broadcasted_iota(jnp.int32, x.shape or (1,), max(len(x.shape) - 1, 0))
+            return (numbers % 2 if is_label else numbers).reshape(x.shape).astype(x.dtype)
+
+        return jax.jit(values, out_shardings=x.sharding)()
+
+    return jax.tree_util.tree_map_with_path(make, shapes)
 
 
 def _placed(tree: Any, where: NamedSharding) -> Any:

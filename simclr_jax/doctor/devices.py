@@ -26,8 +26,8 @@ def check(plan: Plan) -> Iterator[Finding]:
         yield from _left_out(plan)
     if train.microbatch:
         yield note(
-            f"the batch of {train.batch_size:,} is computed in microbatches of {train.microbatch:,}: the exact "
-            f"loss of the whole batch, but BatchNorm sees {train.microbatch:,} images at a time"
+            f"microbatches of {train.microbatch:,}: the loss is that of the whole batch, but BatchNorm sees "
+            f"{train.microbatch:,} images at a time"
         )
 
 

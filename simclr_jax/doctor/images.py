@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from simclr_jax.data import notes
+from simclr_jax.data import memory, notes
 from simclr_jax.data.sources import Source, Splits
 from simclr_jax.data.survey import HEAD
 from simclr_jax.doctor import ahead
 from simclr_jax.doctor.findings import Finding, note, ok, warning
 from simclr_jax.doctor.plan import Plan
+from simclr_jax.text import printable
 
 LOOKED_AT = 64  # files whose size is read
 RARE = 10  # images; with fewer a class can hardly be tested
@@ -41,7 +42,7 @@ def stand_in(config: Any) -> Splits | None:
 
 def check(plan: Plan) -> Iterator[Finding]:
     """Counts, classes, notes of the reader, and whether there will be scores."""
-    train = plan.train
+    train, data = plan.train, plan.config.data
     if not plan.here:
         yield note(f"the rest of this page takes {train.size:,} images of {len(train.classes):,} classes")
         return
@@ -51,6 +52,9 @@ def check(plan: Plan) -> Iterator[Finding]:
         yield note(line.removeprefix("note: "))
     yield from _classes(plan)
     yield from _tested(plan)
+    if plan.config.augment.device == "all" and getattr(train, "kind", "") != "array":
+        side = data.stored_size or data.image_size
+        memory.check_size(train, side=side, channels=data.channels, memory_gb=data.memory_gb)
 
 
 def _classes(plan: Plan) -> Iterator[Finding]:
@@ -60,12 +64,13 @@ def _classes(plan: Plan) -> Iterator[Finding]:
         return
     counts = np.bincount(ids[ids >= 0], minlength=len(names))
     small, large = int(np.argmin(counts)), int(np.argmax(counts))
-    line = f"the smallest class, {names[small]!r}, has {counts[small]:,} images, the largest {counts[large]:,}"
+    smallest, largest = (f"{counts[i]:,} ({printable(names[i])})" for i in (small, large))
+    line = f"images of a class: {smallest} to {largest}"
     if counts[small] < RARE:
         yield warning(f"{line}: too few to score it", "add images, or merge classes; docs/imbalance.md")
     elif counts[large] > UNEVEN * counts[small]:
         yield note(f"{line}: read the balanced accuracy (docs/imbalance.md)")
-    else:
+    elif len(names) > notes.SHOWN:  # otherwise the reader's note has counted all
         yield ok(line)
 
 
@@ -82,7 +87,8 @@ def _tested(plan: Plan) -> Iterator[Finding]:
     elif not test.classes:
         yield warning(f"{test.name} has no labels: no scores", "give the test images their classes")
     else:
-        line = f"{test.size:,} images to test on ({test.name}): the encoder can be scored"
+        kept = "kept for testing" if test.name == train.name else f"to test on ({test.name})"
+        line = f"{test.size:,} images {kept}: the encoder can be scored"
         yield note(f"{line}, to ± {50 / test.size**0.5:.0f} %") if test.size < FEW else ok(line)
 
 
@@ -106,8 +112,9 @@ def shorter_side(train: Any) -> int | None:
 def _side(path: bytes) -> int | None:
     """Of one file, by its first bytes; None where they do not tell."""
     try:
-        with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
-            with Image.open(io.BytesIO(file.read(HEAD))) as image:
-                return min(image.size)
+        with open(path, "rb") as file:
+            head = io.BytesIO(file.read(HEAD))
+        with warnings.catch_warnings(action="ignore"), Image.open(head) as image:
+            return min(image.size)
     except Exception:  # what is unreadable the run tells
         return None
