@@ -10,12 +10,9 @@ or declares an entry point of the group `simclr_jax.encoders` (`.objectives`, `.
 that a config.json names is ever imported unless it is registered.
 """
 
-import importlib
-import importlib.metadata
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from simclr_jax.errors import SimclrError
 from simclr_jax.field import Field
 
 Flat = Mapping[str, Any]  # a config as {"model.width": 1.0, ...}

@@ -41,6 +41,7 @@ FLOORS = (
     ("loop",),
     ("train",),
     ("main", "evaluate"),
+    ("doctor",),
 )  # fmt: skip
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 PURE = ("losses", "models", "optim", "augment", "geometry")  # never TensorFlow, flags or the config

@@ -55,8 +55,21 @@ def _lock(plan: Plan) -> Iterator[Finding]:
     who = f"process {process} on {host}"
     if host != socket.gethostname():
         yield warning(f"{plan.workdir}: {who} trains there, or did when it died", "see whether it still runs")
-    elif os.path.exists(f"/proc/{process}"):
+    elif _lives(process):
         yield error(f"{plan.workdir}: {who} is training there", "wait until it ends, or another --workdir")
+
+
+def _lives(process: int) -> bool:
+    """Whether such a process is there, on this host."""
+    if os.name != "posix":  # elsewhere the question would end it
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _room(plan: Plan) -> Iterator[Finding]:

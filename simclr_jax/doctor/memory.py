@@ -32,23 +32,24 @@ def check(plan: Plan) -> Iterator[Finding]:
     """Whether the step fits, and how much is left."""
     has, where = room(plan)
     needed = need(plan)
-    if needed is None:
-        yield too_large(plan, has, where, plan.program.shortage.needed)
+    if needed is None and plan.program.shortage is None:
+        yield note("how much memory a step takes, this backend does not tell")
+        return
+    if needed is None or (has is not None and needed.total > has):
+        yield too_large(plan, has, where, needed.total if needed else plan.program.shortage.needed)
         return
     parts = f"state {told(needed.state)}, batches {told(needed.batch)}, temporary {told(needed.temporary)}"
     line = f"a step takes {told(needed.total)} {where}: {parts}"
     if has is None:
         yield note(f"{line}; how much there is, this backend does not tell")
-    elif needed.total > has:
-        yield too_large(plan, has, where, needed.total)
     elif needed.total > FULL * has:
         yield warning(
             f"{line}; of {told(has)} only {told(has - needed.total)} are left",
             "; or ".join(memory_error.training(plan.config, plan.on_cpu)[:2]),
         )
     else:
-        yield ok(f"{line}; {told(has - needed.total)} of {told(has)} are left")
-    yield ok(f"compiled in {plan.program.seconds:.0f} s")
+        left = f"{told(has - needed.total)} of {told(has)} are left"
+        yield ok(f"{line}; {left} (compiled in {plan.program.seconds:.0f} s)")
     if plan.on_cpu:
         yield note("of another machine's memory this says little: ask there, or give --topology=v5e:4x8")
 

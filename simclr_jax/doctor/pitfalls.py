@@ -110,7 +110,7 @@ def few_negatives(plan: Plan) -> Finding | None:
 def batch_of_the_whole_set(plan: Plan) -> Finding | None:
     """An epoch of one or two steps: batch statistics and the rate of a large batch, on few images."""
     steps = plan.train.size // plan.config.train.batch_size
-    if steps >= 4:
+    if not 1 <= steps <= 3:
         return None
     return note(f"an epoch has {steps} steps: the batch is a large part of the {plan.train.size:,} images")
 
@@ -141,8 +141,9 @@ def blur_of_small_images(plan: Plan) -> Finding | None:
 
 def jitter_of_small_images(plan: Plan) -> Finding | None:
     """The paper halves the strength of the colour jitter on CIFAR-10 (B.9)."""
-    augment, side = plan.config.augment, plan.config.data.image_size
-    if not augment.jitter or augment.jitter_strength <= 0.5 or side > TINY:
+    augment, data = plan.config.augment, plan.config.data
+    coloured, side = data.channels == 3, data.image_size
+    if not (augment.jitter and coloured) or augment.jitter_strength <= 0.5 or side > TINY:
         return None
     return warning(
         f"config.augment.jitter_strength={augment.jitter_strength:g} on images of {side} pixels",

@@ -38,7 +38,9 @@ CHECKS: Mapping[str, Check] = {
     "disk": disk.check,
     "what to expect": published.check,
 }
-COMPILED = ("memory", "speed", "disk")  # of no use where the batch fits neither images nor devices
+SOUND = (  # of no use where the batch does not fit the images or the devices
+    "length and learning rate", "memory", "speed", "disk",
+)  # fmt: skip
 
 
 def examine(
@@ -73,7 +75,7 @@ def examine(
         found["devices"].append(of_error(problem))
         sound = False
     for name, check in CHECKS.items():
-        if sound or name not in COMPILED:
+        if sound or name not in SOUND:
             found[name] += _attempt(check, plan)
     return found
 

@@ -12,8 +12,9 @@ def check(plan: Plan) -> Iterator[Finding]:
     """Steps, epochs, evaluations, checkpoints; peak rate and warm-up."""
     config, examples, batch = plan.config, plan.train.size, plan.config.train.batch_size
     epochs = plan.steps * batch / examples
+    shown = f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.2g}"
     left = f", {plan.steps - plan.first:,} of them left" if plan.first else ""
-    yield ok(f"{plan.steps:,} steps{left}: {epochs:,.3g} epochs of {examples // batch:,} steps")
+    yield ok(f"{plan.steps:,} steps{left}: {shown} epochs of {examples // batch:,} steps")
     yield ok(recipe.describe(config, examples))
     scaling, rate = config.optimizer.scaling, config.optimizer.learning_rate
     if scaling != "none":

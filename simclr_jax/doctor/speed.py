@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from simclr_jax.data import pipeline
+from simclr_jax.data import pipeline, tf
 from simclr_jax.data.sources import Source
 from simclr_jax.doctor import ahead, memory
 from simclr_jax.doctor.findings import Finding, note, ok, warning
@@ -32,14 +32,25 @@ class Reading(NamedTuple):
     count: int  # images
 
 
+class Step(NamedTuple):
+    """How long a step takes."""
+
+    seconds: float | None  # None: nobody can tell
+    why: str = ""  # it is not measured
+
+    @property
+    def measured(self) -> float | None:
+        """The seconds, where they are not a guess."""
+        return None if self.why else self.seconds
+
+
 def check(plan: Plan) -> Iterator[Finding]:
     """Images a second of input and step, and the expected time."""
-    step = step_seconds(plan)
-    batch = plan.config.train.batch_size
-    if isinstance(step, float):
-        yield ok(f"a step takes {_time(step)}: {batch / step:,.0f} images/s")
+    step, batch = time_step(plan), plan.config.train.batch_size
+    if step.measured:
+        yield ok(f"a step takes {_time(step.seconds)}: {batch / step.seconds:,.0f} images/s")
     else:
-        yield note(step)
+        yield note(step.why)
     read = None
     if not plan.here:
         yield note("how fast the images are read is unknown, as they are not here")
@@ -47,23 +58,25 @@ def check(plan: Plan) -> Iterator[Finding]:
         yield from _reading_once(plan)
     else:
         read = input_rate(plan)
-        yield from _input(plan, read, step if isinstance(step, float) else None)
-    yield from _duration(plan, step if isinstance(step, float) else None, read)
+        yield from _input(plan, read, step.measured)
+    yield from _duration(plan, step, read)
 
 
 # ---- the step -----------------------------------------------------------------------------------
 
 
-def step_seconds(plan: Plan) -> float | str:
-    """Seconds of a step, of some that are made; or why none is made."""
-    if plan.topology:
-        return "how fast a step is, only the slice itself can say"
+def time_step(plan: Plan) -> Step:
+    """Seconds of a step, of some that are made; or a guess, and why none is made."""
     has, _ = memory.room(plan)
     needed = memory.need(plan)
-    if needed is None or (has is not None and needed.total > has):
-        return "the step's speed is unknown, as it does not fit"
+    if plan.program.compiled is None or (needed and has is not None and needed.total > has):
+        return Step(None, "the step's speed is unknown, as it does not fit")
+    if plan.chip:
+        least = _least(plan)
+        return Step(least, f"a step takes {_time(least)} or more, by the chip's published rates; how much "
+                    "more, only the slice itself can say")  # fmt: skip
     if plan.on_cpu and (guess := _guess(plan)) > PATIENCE:
-        return f"the step's speed is unknown: not tried, as it takes about {_time(guess)} on these cores"
+        return Step(guess, f"a step takes roughly {_time(guess)} on these cores, too long to try one")
     tell("timing the train step ...")
     compiled, each = plan.program.compiled, plan.built.task.steps_per_call
     state, call = ahead.sample(plan.built, plan.arguments, plan.config.seed, plan.mesh)
@@ -77,16 +90,25 @@ def step_seconds(plan: Plan) -> float | str:
         return time.perf_counter() - begin
 
     seconds(1)
-    return seconds(CALLS) / (CALLS * each)
+    return Step(seconds(CALLS) / (CALLS * each))
+
+
+def _cost(plan: Plan, what: str) -> float:
+    """What the compiler counts of a step, on one device; a loop's body counts once."""
+    return (plan.program.compiled.cost_analysis() or {}).get(what, 0.0)
 
 
 def _guess(plan: Plan) -> float:
-    """About how many seconds a step takes on this host's cores; a call makes one there or more."""
-    each = plan.built.task.steps_per_call
-    flops = (plan.program.compiled.cost_analysis() or {}).get("flops", 0.0) * plan.mesh.size
+    """Roughly how many seconds a step takes on this host's cores."""
     micro = plan.config.train.microbatch
-    loops = plan.config.train.batch_size // micro if micro else 1  # a loop's body is counted once
-    return each * loops * flops / (CORE * (os.cpu_count() or 1))
+    loops = plan.config.train.batch_size // micro if micro else 1
+    return loops * plan.mesh.size * _cost(plan, "flops") / (CORE * (os.cpu_count() or 1))
+
+
+def _least(plan: Plan) -> float:
+    """Seconds of a step that arithmetic and memory take at a chip's published rates: no step is faster."""
+    chip = plan.chip
+    return max(_cost(plan, "flops") / chip.peak, _cost(plan, "bytes accessed") / chip.bandwidth)
 
 
 # ---- the input ----------------------------------------------------------------------------------
@@ -94,6 +116,7 @@ def _guess(plan: Plan) -> float:
 
 def input_rate(plan: Plan) -> Reading:
     """Images a second of the run's own pipeline."""
+    tf.load()  # takes seconds that do not count
     tell(f"timing the input, at most {LONGEST:.0f} s ...")
     config, processes = plan.config.copy_and_resolve_references(), jax.process_count()
     share = min(config.train.batch_size // processes, max(1, PIXELS // config.data.image_size**2))
@@ -104,22 +127,20 @@ def input_rate(plan: Plan) -> Reading:
 
 def timed(batches: Iterator[Any], count: Callable[[Any], int]) -> Reading:
     """The speed of `batches`, by some of them. The first builds the pipeline: its time does not count."""
-    begin, images, first = time.perf_counter(), 0, None
+    begin, images, first, in_first = time.perf_counter(), 0, 0.0, 0
     for batch in batches:
         now = time.perf_counter()
-        if first is None:
-            first, in_first = now, count(batch)
-            images = 0
-        else:
+        if first:
             images += count(batch)
-        if now - begin > LONGEST or (now - first > ENOUGH and images):
+        else:
+            first, in_first = now, count(batch)
+        if now - begin > LONGEST or (images and now - first > ENOUGH):
             break
-    close = getattr(batches, "close", None)
-    if close:
+    if close := getattr(batches, "close", None):
         close()
-    if not images:  # one batch was all there was time for
-        return Reading(in_first / max(first - begin, math.ulp(first)), in_first)
-    return Reading(images / max(now - first, math.ulp(now)), images + in_first)
+    if images:
+        return Reading(images / max(now - first, math.ulp(now)), images + in_first)
+    return Reading(in_first / max(first - begin, math.ulp(first)), in_first)  # there was time for one alone
 
 
 def _input(plan: Plan, read: Reading, step: float | None) -> Iterator[Finding]:
@@ -161,6 +182,7 @@ def _reading_once(plan: Plan) -> Iterator[Finding]:
     if isinstance(train, Source) and train.kind == "array":
         yield ok(f"the images lie in memory, {told(_held_bytes(plan))}: there is no input to wait for")
         return
+    tf.load()
     tell(f"timing how fast images are read, at most {LONGEST:.0f} s ...")
     side, some = data.stored_size or data.image_size, np.arange(min(train.size, READ))
     reading = {"size": side, "crop": 1.0, "resize": "bilinear", "threads": data.threads}
@@ -187,15 +209,18 @@ def unreadable(plan: Plan) -> Iterator[Finding]:
 # ---- both ---------------------------------------------------------------------------------------
 
 
-def _duration(plan: Plan, step: float | None, read: Reading | None) -> Iterator[Finding]:
-    left = plan.steps - plan.first
-    if step is None:
-        if read and plan.topology is None:
-            waits = left * plan.config.train.batch_size / (read.rate * jax.process_count())
-            yield note(f"the {left:,} steps take at least {_time(waits)}: so long the input needs")
+def _duration(plan: Plan, step: Step, read: Reading | None) -> Iterator[Finding]:
+    """The steps that are left, by whatever is slower."""
+    left, batch = plan.steps - plan.first, plan.config.train.batch_size
+    reading = batch / (read.rate * jax.process_count()) if read and not plan.topology else 0.0
+    slower = max(step.seconds or 0.0, reading)
+    if not slower or not left:
         return
-    slower = max(step, plan.config.train.batch_size / (read.rate * jax.process_count()) if read else 0.0)
-    yield ok(f"the {left:,} steps take about {_time(left * slower)}, without evaluations")
+    line = f"the {left:,} steps take {{}} {_time(left * slower)}, without evaluations"
+    if step.measured:
+        yield ok(line.format("about"))
+    else:
+        yield note(line.format("roughly" if plan.on_cpu and step.seconds else "at least"))
 
 
 def _time(seconds: float) -> str:
