@@ -87,7 +87,8 @@ def _tested(plan: Plan) -> Iterator[Finding]:
     elif not test.classes:
         yield warning(f"{test.name} has no labels: no scores", "give the test images their classes")
     else:
-        kept = "kept for testing" if test.name == train.name else f"to test on ({test.name})"
+        held = test.name == train.name and plan.config.data.source != "arrays"
+        kept = "kept for testing" if held else f"to test on ({test.name})"
         line = f"{test.size:,} images {kept}: the encoder can be scored"
         yield note(f"{line}, to ± {50 / test.size**0.5:.0f} %") if test.size < FEW else ok(line)
 
