@@ -1,6 +1,7 @@
 """The command: `python -m simclr_jax.main --config=configs/quickstart.py`."""
 
 import sys
+from collections.abc import Callable
 
 from simclr_jax import signals
 
@@ -58,11 +59,14 @@ def show_help() -> None:
     print(HELP.format(command=cli.name("simclr_jax.main"), fields=describe(), **texts))
 
 
-def parse(argv: list[str], words: int = 0) -> list[str]:
-    """Parses a command line of options and `words` other words; a mistake in it becomes one line."""
+def parse(argv: list[str], words: int = 0, tell: Callable[[], None] = show_help) -> list[str]:
+    """Parses a command line of options and `words` other words; a mistake in it becomes one line.
+
+    `tell` prints what --help asks for.
+    """
     names = [arg.split("=", 1)[0].lstrip("-") for arg in argv[1:]]
     if {"help", "h", "helpfull", "helpshort"} & set(names):
-        show_help()
+        tell()
         sys.exit(0)
     try:
         if "config" not in names:

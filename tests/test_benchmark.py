@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bench import chips, collectives, contest, hlo, kernels, loss, passes, pods, table
+from bench import collectives, contest, hlo, kernels, loss, passes, pods, table
 from conftest import tiny_config
 
 from simclr_jax import sharding
 from simclr_jax.config import default
+from simclr_jax.doctor import chips
 from simclr_jax.errors import SimclrError
 
 TOOL = Path(__file__).parent.parent / "tools" / "benchmark.py"

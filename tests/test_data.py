@@ -216,6 +216,16 @@ def test_unreadable_files_give_way_to_the_next_and_are_named_once(tmp_path):
     assert len({x.tobytes() for x in images}) == 9
 
 
+def test_an_error_that_quotes_bytes_of_a_file(tmp_path):
+    """TensorFlow's text of it is no UTF-8."""
+    for i in range(3):
+        save(tmp_path / f"{i}.png", photo(seed=i))
+    (tmp_path / "1.png").write_bytes(b"\x89PNG no image")
+    source = folder(tmp_path).train
+    assert next(pipeline.eval_batches(source, batch=3, size=16, crop=1.0))["mask"].all()
+    assert set(source.ledger.unreadable) == {"1.png"}
+
+
 def test_positions_do_not_shift_past_an_unreadable_file(tmp_path):
     source = bad_folder(tmp_path / "bad")
     (tmp_path / "good").mkdir()

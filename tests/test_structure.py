@@ -42,7 +42,7 @@ FLOORS = (
     ("loop",),
     ("train",),
     ("main", "evaluate"),
-    ("sweep",),
+    ("sweep", "doctor"),
 )  # fmt: skip
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # Never TensorFlow, flags or the config.

@@ -51,12 +51,7 @@ def _hold_one(
         images = to_channels(images, channels)
     else:
         shape = (source.size, side, side, channels)
-        if np.prod(shape, dtype=float) > memory_gb * 2**30:
-            raise SimclrError(
-                f"{source.name}: {source.size:,} images of {side} × {side} need "
-                f"{np.prod(shape, dtype=float) / 2**30:.1f} GiB, above config.data.memory_gb={memory_gb}: "
-                "raise it, lower config.data.stored_size, or set config.augment.device=photometric"
-            )
+        check_size(source, side=side, channels=channels, memory_gb=memory_gb)
         images, labels = np.empty(shape, np.uint8), np.empty(source.size, np.int32)
         reading = {"batch": READ_AT_ONCE, "size": side, "crop": 1.0, "resize": "bilinear"}
         batches = pipeline.eval_batches(source, channels=channels, threads=threads, **reading)
@@ -83,6 +78,17 @@ def _hold_one(
         notes=source.notes,
         groups=source.groups if isinstance(source, Source) else None,
     )
+
+
+def check_size(source: Source | Stream, *, side: int, channels: int, memory_gb: float) -> None:
+    """Raises SimclrError where the images as squares of `side` pixels take more than `memory_gb`."""
+    size = source.size * side**2 * channels / 2**30
+    if size > memory_gb:
+        raise SimclrError(
+            f"{source.name}: {source.size:,} images of {side} × {side} need {size:.1f} GiB, above "
+            f"config.data.memory_gb={memory_gb}: raise it, lower config.data.stored_size, or set "
+            "config.augment.device=photometric"
+        )
 
 
 def _no_tensorflow(*_: Any) -> None:

@@ -220,7 +220,8 @@ def _run(dataset: Any, source: Source | Stream, threads: int) -> Iterator[Batch]
     options.deterministic = True
     # A pool of its own: evaluation in between, and what else TensorFlow does, does not slow it down.
     options.threading.private_threadpool_size = threads or os.cpu_count()
-    failed = tf.errors.OpError  # looked up now: a generator may be closed at exit
+    # Looked up now: a generator may be closed at exit. An error that quotes a file's bytes is no text.
+    failed = (tf.errors.OpError, UnicodeDecodeError)
     try:
         yield from dataset.with_options(options).as_numpy_iterator()
     except failed as error:

@@ -7,16 +7,14 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bench import hlo, table
-from bench.step import CLASSES, batch_shapes, build, model_flops, synthetic_splits
-from simclr_jax import run_summary, sharding, train
+from simclr_jax import run_summary, sharding
 from simclr_jax.config import checks
-from simclr_jax.data import sources, splits
+from simclr_jax.data import splits
+from simclr_jax.doctor import ahead
 from simclr_jax.errors import SimclrError
 
 
@@ -66,49 +64,21 @@ def lower(config: ConfigDict, mesh: Mesh) -> tuple[jax.stages.Lowered, Any, floa
     """
     if config.start.workdir or config.task != "pretrain":
         raise SimclrError(f"config.task={config.task!r}: give the config of a pretraining that starts afresh")
-    config.train.steps = config.train.steps or 1
-    in_memory = config.augment.device == "all"
-    images = synthetic_splits(config) if in_memory else _unread(config.train.batch_size)
-    built = build(config, images, mesh)
-
-    def init() -> train.TrainState:
-        variables = built.task.init(jax.random.key(0))
-        params = variables.pop("params")
-        return train.TrainState(jnp.int32(0), params, variables, built.optimizer.init(params))
-
-    def placed(tree: Any, where: jax.sharding.Sharding) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
-
-    split, everywhere = sharding.by_batch(mesh), sharding.replicated(mesh)
-    state, batch = jax.eval_shape(init), batch_shapes(config)
-    fixed = _held(images, mesh.size) if in_memory else {}
-    on_mesh = placed(state, everywhere).replace(fixed=placed(fixed, split))
-    lowered = jax.jit(built.step_fn, donate_argnums=0).lower(on_mesh, placed(batch, split))
-    return lowered, state.params, _whole_flops(config, images, state.replace(fixed=fixed), batch)
+    config.train.steps, config.train.steps_per_call = config.train.steps or 1, 1
+    images = ahead.unread(config.train.batch_size)
+    built = ahead.build(config, images, mesh)
+    given = ahead.arguments(config, images, built, mesh)
+    return ahead.lower(built, given), given.state.params, _whole_flops(config, images)
 
 
-def _whole_flops(config: ConfigDict, images: splits.Splits, state: Any, batch: Any) -> float | None:
+def _whole_flops(config: ConfigDict, images: splits.Splits) -> float | None:
     """FLOPs of the same step on one device of this machine, without loops."""
     config = config.copy_and_resolve_references()
     config.train.microbatch, config.loss.dense_mb = 0, 1e9
-    return model_flops(build(config, images, sharding.make_mesh(1)), state, batch)
-
-
-def _held(images: splits.Splits, devices: int) -> dict[str, Any]:
-    """The shapes of what `memory.put` puts on the devices."""
-    size = -(-images.train.size // devices) * devices
-    image, label = (x[0] for x in images.train.fetch(np.zeros(1, int)))
-
-    def of(x):
-        return jax.ShapeDtypeStruct((size, *x.shape), x.dtype)
-
-    return {"images": {"image": of(image), "label": of(label)}}
-
-
-def _unread(size: int) -> splits.Splits:
-    """A training set of ten classes that nothing is read from."""
-    classes = tuple(map(str, range(CLASSES)))
-    return splits.Splits(sources.Source("array", "none", size, classes, None, None, ""), None)
+    mesh = sharding.make_mesh(1)
+    built = ahead.build(config, images, mesh)
+    given = ahead.arguments(config, images, built, mesh)
+    return ahead.model_flops(built, given.state, given.call[0])
 
 
 def show(result: dict) -> None:

@@ -4,32 +4,20 @@ Needs libtpu and no TPU. Says whether the step fits, what a chip holds and moves
 fast the step is, only a TPU can say.
 """
 
-import contextlib
-import importlib.util
-import os
 import sys
 import time
-from collections.abc import Iterator
 
 import jax
-from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bench import chips, hlo, table
+from bench import hlo, table
 from bench.collectives import lower
 from bench.step import network_name
-from simclr_jax import memory_error, run_summary, sharding
+from simclr_jax import memory_error, run_summary
 from simclr_jax.config import checks
+from simclr_jax.doctor import chips, slices
 from simclr_jax.errors import SimclrError, one_line
-
-# Without these libtpu asks a cloud machine's metadata, for minutes, and lets one process in at a time.
-ALONE = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 
 
 def measure(config: ConfigDict, *, topology: tuple[str, ...] = ("v5e:2x2",)) -> dict:
@@ -39,7 +27,7 @@ def measure(config: ConfigDict, *, topology: tuple[str, ...] = ("v5e:2x2",)) -> 
       SimclrError: libtpu is not installed, or there is no such slice.
     """
     config = config.copy_and_resolve_references()
-    meshes = {name: mesh_of(name) for name in topology}
+    meshes = {name: slices.mesh_of(name) for name in topology}
     rows = []
     for name, mesh in meshes.items():
         print(f"compiling for {name}, which can take many minutes ...", file=sys.stderr, flush=True)
@@ -51,36 +39,6 @@ def measure(config: ConfigDict, *, topology: tuple[str, ...] = ("v5e:2x2",)) -> 
         "config": config.to_dict(),
         **run_summary.environment(),
     }
-
-
-def mesh_of(topology: str) -> Mesh:
-    """The mesh of a slice that need not be here."""
-    if chips.of(topology) is None:
-        raise SimclrError(
-            f"--topology={topology}: must be one of {', '.join(chips.CHIPS)} and a slice, like v5e:4x8"
-        )
-    if importlib.util.find_spec("libtpu") is None:
-        raise SimclrError("pods: TPU's compiler is missing; pip install -e '.[tpu]'")
-    try:
-        with _environment(ALONE):
-            devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except Exception as error:  # whatever libtpu makes of a name it does not know
-        raise SimclrError(
-            f"--topology={topology}: TPU's compiler knows no such slice ({one_line(error)}); v5e:4x8 is one"
-        ) from None
-    return sharding.mesh_of(devices)
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Sets environment variables that are not set, within `with`."""
-    mine = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(mine)
-    try:
-        yield
-    finally:
-        for name in mine:
-            del os.environ[name]
 
 
 def compiled(config: ConfigDict, topology: str, mesh: Mesh) -> dict:

@@ -4,8 +4,8 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,27 +15,17 @@ from bench import kernels, table
 from bench.contest import Reading, contest, peers, pipelined, rate, timed
 from bench.peak import matmul_rate
 from simclr_jax import loop, memory_error, run_summary, sharding, train
-from simclr_jax.config import checks, microbatches, total_steps
+from simclr_jax.config import checks
 from simclr_jax.data import memory, sources, splits
 from simclr_jax.data.prefetch import Prefetch
+from simclr_jax.doctor.ahead import CLASSES, batch_shapes, build, model_flops
 from simclr_jax.errors import SimclrError
-from simclr_jax.step import make_step, repeated
-from simclr_jax.tasks import create_task
+from simclr_jax.step import repeated
 
-CLASSES = 10  # of the synthetic images
 WARM_UP = 2  # calls
 PIPELINED = 5  # calls of which the last alone is waited for
 TRACED = 2  # calls
 DATA = ("synthetic", "real")
-
-
-class Built(NamedTuple):
-    """A config's step, ready to be lowered."""
-
-    task: Any
-    optimizer: Any
-    step_fn: Callable
-    whole_fn: Callable  # the same of a batch at once: the compiler counts the FLOPs of a loop's body once
 
 
 def measure(
@@ -129,22 +119,6 @@ def row(name: str, is_peer: bool, times: dict, batch: int, flops: float | None) 
     return {"name": name, "peer": is_peer, "images_per_second": images, "flops_per_second": speed, **times}
 
 
-def build(config: ConfigDict, images: splits.Splits, mesh: jax.sharding.Mesh) -> Built:
-    """The task of `config` and its step, as train.run makes them."""
-    task = create_task(config, images, mesh)
-    steps = total_steps(config, images.train.size)
-    optimizer, rate = train.build_optimizer(config, images.train.size, steps, task)
-    count = microbatches(config)
-    step_fn = make_step(task, optimizer, rate, config.seed, count)
-    whole_fn = step_fn if count == 1 else make_step(task, optimizer, rate, config.seed)
-    return Built(task, optimizer, step_fn, whole_fn)
-
-
-def model_flops(built: Built, state: Any, shapes: dict[str, jax.ShapeDtypeStruct]) -> float | None:
-    """FLOPs of a step on the whole batch, over all devices, as the compiler counts them."""
-    return (jax.jit(built.whole_fn).lower(state, shapes).cost_analysis() or {}).get("flops")
-
-
 def load(config: ConfigDict) -> splits.Splits:
     """The images of `config`, in memory where it wants them there."""
     data, found = config.data, splits.load(**config.data)
@@ -160,21 +134,6 @@ def synthetic_splits(config: ConfigDict) -> splits.Splits:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, side, side, data.channels), np.uint8)
     return splits.Splits(sources.from_arrays(images, np.arange(batch) % CLASSES), None)
-
-
-def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch as the input makes it: of views, or numbers of images that live on the devices."""
-    side, batch, of = config.data.image_size, config.train.batch_size, jax.ShapeDtypeStruct
-    position = of((batch,), np.uint32)
-    if config.augment.device == "all":
-        return {"index": of((batch,), np.int32), "position": position}
-    views = (batch, 2 if config.task == "pretrain" else 1, side, side, config.data.channels)
-    return {
-        "views": of(views, np.float32 if config.augment.device == "none" else np.uint8),
-        "position": position,
-        "label": of((batch,), np.int32),
-        "mask": of((batch,), bool),
-    }
 
 
 def noise(config: ConfigDict) -> Iterator[dict[str, np.ndarray]]:

@@ -1,0 +1,121 @@
+"""Memory of the compiled train step beside what a device has; where it is too little, what would fit."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+
+from simclr_jax import memory_error
+from simclr_jax.doctor.findings import Finding, error, note, ok, warning
+from simclr_jax.doctor.plan import Plan
+from simclr_jax.storage import told
+
+WAITING = 3  # batches that lie ready beside the one in use
+FULL = 0.9  # share of a device above which little is left: allocators leave gaps, evaluations take some
+TRIES = 3  # compilations in search of a microbatch that fits
+
+
+class Need(NamedTuple):
+    """Bytes that a device has to hold."""
+
+    state: int  # parameters, optimiser, images that live there
+    batch: int  # with those that wait
+    temporary: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.state + self.batch + self.temporary
+
+
+def check(plan: Plan) -> Iterator[Finding]:
+    """Whether the step fits, and how much is left."""
+    has, where = room(plan)
+    needed = need(plan)
+    if needed is None and plan.program.shortage is None:
+        yield note("how much memory a step takes, this backend does not tell")
+        return
+    if needed is None or (has is not None and needed.total > has):
+        yield too_large(plan, has, where, needed.total if needed else plan.program.shortage.needed)
+        return
+    parts = f"state {told(needed.state)}, batches {told(needed.batch)}, temporary {told(needed.temporary)}"
+    line = f"a step takes {told(needed.total)} {where}: {parts}"
+    if has is None:
+        yield note(f"{line}; how much there is, this backend does not tell")
+    elif needed.total > FULL * has:
+        yield warning(
+            f"{line}; of {told(has)} only {told(has - needed.total)} are left",
+            "; or ".join(memory_error.training(plan.config, plan.on_cpu)[:2]),
+        )
+    else:
+        left = f"{told(has - needed.total)} of {told(has)} are left"
+        yield ok(f"{line}; {left} (compiled in {plan.program.seconds:.0f} s)")
+    if plan.on_cpu:
+        yield note("of another machine's memory this says little: ask there, or give --topology=v5e:4x8")
+
+
+def need(plan: Plan) -> Need | None:
+    """What the compiled step holds on each device, of a host's cores all together; None: it does not compile.
+
+    The output takes no memory of its own: the state is donated.
+    """
+    compiled = plan.program.compiled
+    stats = compiled.memory_analysis() if compiled is not None else None
+    if stats is None:
+        return None
+    state, batch = plan.arguments.bytes_a_device()
+    output = max(0, stats.output_size_in_bytes - stats.alias_size_in_bytes)
+    times = plan.mesh.size // jax.process_count() if plan.on_cpu else 1
+    parts = (state, (1 + WAITING) * batch, stats.temp_size_in_bytes + output)
+    return Need(*(times * part for part in parts))
+
+
+def room(plan: Plan) -> tuple[int | None, str]:
+    """(bytes that there are, None where nobody tells; where)."""
+    if plan.chip:
+        return plan.chip.memory, "on each chip"
+    if plan.on_cpu:
+        return memory_error.host_free(), "of this host's memory"
+    stats = [device.memory_stats() or {} for device in plan.mesh.local_devices]
+    limits = [each["bytes_limit"] for each in stats if "bytes_limit" in each]
+    return min(limits, default=None), "on each device"
+
+
+def too_large(plan: Plan, has: int | None, where: str, needed: int | None) -> Finding:
+    """The error, with a microbatch that fits, or a batch."""
+    size = f"needs {told(needed)}" if needed else "needs more than there is"
+    text = f"the step {size} {where}" + (f", which has {told(has)}" if has else "")
+    batch, found = plan.config.train.batch_size, fitting_microbatch(plan, has)
+    if found:
+        micro, takes = found
+        return error(
+            text,
+            f"--config.train.microbatch={micro} takes {told(takes)} (compiled), for a third more time; "
+            f"or a smaller batch than {batch:,}",
+        )
+    return error(text, ", or ".join(memory_error.training(plan.config, plan.on_cpu)) + ", or more devices")
+
+
+def fitting_microbatch(plan: Plan, has: int | None) -> tuple[int, int] | None:
+    """(microbatch, bytes) of a step that was compiled and fits in `has` bytes; None where none was found.
+
+    Temporary memory grows with the microbatch: what has been compiled tells how far to go down.
+    """
+    train, now = plan.config.train, plan
+    step = plan.mesh.size * plan.config.model.norm_groups
+    sizes = [n for n in range(step, train.batch_size, step) if train.batch_size % n == 0]
+    below = train.microbatch or train.batch_size
+    for _ in range(TRIES):
+        takes, state = need(now), sum(plan.arguments.bytes_a_device())
+        share = 0.5
+        if takes and has:
+            share = min(0.5, max(0.0, FULL * has - state) / max(1, takes.total - state))
+        sizes = [n for n in sizes if n <= share * below]
+        if not sizes or not has:
+            return None
+        below = sizes[-1]
+        now = plan.changed(microbatch=below)
+        takes = need(now)
+        if takes and takes.total <= FULL * has:
+            return below, takes.total
+    return None
