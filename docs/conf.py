@@ -87,7 +87,7 @@ def links_stay_in_the_site(app, docname: str, source: list[str]) -> None:
 
 
 def indented_is_code(app, what, name, obj, options, lines: list[str]) -> None:
-    """Indented text below a blank line is code, as in Markdown; reStructuredText wants two colons before it."""
+    """Indented text below a blank line is code, as in Markdown: two colons before it say so."""
     del app, what, name, obj, options
     made: list[str] = []
     for line, after in zip(lines, [*lines[1:], ""], strict=False):
