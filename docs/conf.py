@@ -30,8 +30,7 @@ myst_heading_anchors = 3  # pages link to headings by their names
 smartquotes = False  # -- begins an option
 default_role = "code"  # `single backticks` in docstrings
 
-nb_execution_mode = "cache"
-nb_execution_cache_path = str(ROOT / "build" / "notebooks")
+nb_execution_mode = "force"  # a cache would not see that the package has changed
 nb_execution_in_temp = True
 nb_execution_timeout = 300  # seconds a cell; it takes 20, but other work may go on beside it
 nb_execution_raise_on_error = True

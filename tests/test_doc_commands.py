@@ -1,8 +1,8 @@
 """Every command and snippet of Python in README.md and docs/ is run, or says what it needs that is not here.
 
-The first words of a command lead to its rule. Each page is run in a folder of its own, in order. The options
-that a rule adds make a command tiny; GIVEN has the images, runs and weights that pages take for granted. Where
-a block needs hardware or data, a line above it says so: `<!-- needs: a TPU slice -->`. It is read all the same:
+The first words of a command lead to its rule. Each page is run in a folder of its own, in order. A rule adds
+options that make a command tiny; GIVEN has the images, runs and weights that pages take for granted. Where a
+block needs hardware or data, a line above it says so: `<!-- needs: a TPU slice -->`. It is read all the same:
 the files, fields and modules that it names must exist.
 """
 
@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -166,9 +167,8 @@ def quickstart(path: Path) -> None:
 
 
 def evaluated(path: Path) -> None:
-    """A run with a report."""
-    quickstart(path)
-    evaluation.main([f"--workdir={path}", *SCORES])
+    """A run with a report: that of the quickstart, which the page evaluates first."""
+    shutil.copytree(path.with_name("quickstart"), path)
 
 
 def resnet(path: Path) -> None:
@@ -315,27 +315,36 @@ TINY = (
     "--config.train.steps=2", "--config.train.batch_size=8", "--config.mesh.devices=1",
     "--config.eval.final=False", "--config.eval.figures=False", "--config.eval.every.steps=0",
     "--config.eval.every.epochs=0", "--config.log.tensorboard=False", "--config.compile_cache=",
+    "--config.augment.jitter=0", "--config.augment.blur=0", "--config.augment.rotation=0",  # slow to compile
 )  # fmt: skip
 SMALL = (  # recipes of large images and networks
     *TINY, "--config.model.encoder=cnn", "--config.model.width=0.25", "--config.model.dtype=float32",
     "--config.data.image_size=12", "--config.data.stored_size=16", "--config.augment.device=all",
 )  # fmt: skip
-SCORES = ("--protocols=features,knn", "--config.mesh.devices=1", "--config.compile_cache=")
+SCORES = ("--protocols=features,classifier", "--config.mesh.devices=1", "--config.compile_cache=")
+ONCE = ("--steps=1", "--config.train.batch_size=8", "--config.mesh.devices=1")
+COLLECT = ("--collect-only", "-c", str(ROOT / "pyproject.toml"))
 SWEEP = (*TINY, "--config.eval.final=True", "--trials=1")
+FOLDER = r"python -m simclr_jax\.main --config=configs/folder\.py --config\.data\.source"
 CONVERTED = {"resnet50.pth": "resnet50.safetensors", "encoder.pth": "encoder.safetensors"}
 
 COMMANDS = (
     Rule("make", run_make),
-    Rule(r"python -m simclr_jax\.main --config=configs/(quickstart|finetune|ablation)\.py", run_main, TINY),
-    Rule(r"python -m simclr_jax\.main --config=configs/distill\.py", run_main, TINY),
-    Rule(r"python -m simclr_jax\.main --config=configs/folder\.py", run_main, SMALL),
-    Rule(r"python -m simclr_jax\.evaluate --workdir", run_evaluate, SCORES),
+    Rule(r"python -m simclr_jax\.main --config=configs/(quickstart|finetune|distill)\.py", run_main, TINY),
+    Rule(r"python -m simclr_jax\.main --config=configs/ablation\.py", run_main, TINY, slow=True),
+    Rule(rf"{FOLDER}=folder:/my/images --workdir", run_main, SMALL),
+    Rule(rf"{FOLDER}=folder:/my/images --config", run_main, SMALL, slow=True),
+    Rule(rf"{FOLDER}=list:/tmp/lesions", run_main, SMALL, slow=True),
+    Rule(r"python -m simclr_jax\.evaluate --workdir=runs", run_evaluate, SCORES),
+    Rule(r"python -m simclr_jax\.evaluate --workdir=/tmp/lesion_run", run_evaluate, SCORES, slow=True),
     Rule(r"python -m simclr_jax\.evaluate --compare", run_evaluate),
     Rule(r"python -m simclr_jax\.convert (torch|to-torch)", run_convert, put=CONVERTED),
-    Rule(r"python -m simclr_jax\.convert (google|to-google)", run_convert),
-    Rule(r"python tools/lesions\.py", run_process, ("--images=84",)),
+    Rule(r"python -m simclr_jax\.convert (google|to-google)", run_convert, slow=True),
+    Rule(r"python tools/lesions\.py", run_process, ("--images=84",), slow=True),
     Rule(r"python tools/launch/local\.py", run_process, TINY, slow=True),
     Rule(r"python tools/sweep\.py --config=configs/quickstart\.py", run_process, SWEEP, slow=True),
+    Rule(r"python tools/benchmark\.py step --config=configs/quickstart\.py", run_process, ONCE, slow=True),
+    Rule(r"python -m pytest", run_process, COLLECT, slow=True),
 )  # fmt: skip
 SNIPPETS = (
     Rule(r"import simclr_jax\n\nencoder = simclr_jax\.load", use),
@@ -372,7 +381,7 @@ def run(text: str, given: dict[str, Callable[[Path], None]]) -> None:
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty folder, with this project's configs and tools."""
-    for name in ("configs", "tools"):
+    for name in ("configs", "tools", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
 
@@ -482,6 +491,28 @@ def test_what_a_page_names_exists(page):
         name for span in inline for name in re.findall(r"(?<![\w.-])config\.([a-z_]+(?:\.[a-z_]+)*)", span)
     ]
     assert sorted(set(named) - fields - nodes - {"json", "py"}) == []
+
+
+TRAININGS = [
+    part
+    for page in PAGES
+    for part in parts(page)
+    if part.text.startswith("python -m simclr_jax.main --config=configs/")
+]
+
+
+@pytest.mark.parametrize("part", TRAININGS, ids=lambda part: f"{part.block.page.stem}:{part.block.line}")
+def test_the_options_of_a_training_are_right(part, here):
+    argv = ["main", *shlex.split(part.text)[3:]]
+    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", argv)
+        main.parse(argv)
+        config = main.CONFIG.value
+        config.start.workdir = ""  # another run's, which is not there
+        for node, field in ((config.data, "image_size"), (config.data, "channels")):
+            node[field] = node[field] or 28
+        checks.validate(config)
+    flags.FLAGS.unparse_flags()
 
 
 def test_commands_are_found():
