@@ -322,6 +322,7 @@ SMALL = (  # recipes of large images and networks
     "--config.data.image_size=12", "--config.data.stored_size=16", "--config.augment.device=all",
 )  # fmt: skip
 SCORES = ("--protocols=features,classifier", "--config.mesh.devices=1", "--config.compile_cache=")
+SHARED = (*TINY, "--config.mesh.devices=0")  # all devices of two processes
 ONCE = ("--steps=1", "--config.train.batch_size=8", "--config.mesh.devices=1")
 COLLECT = ("--collect-only", "-c", str(ROOT / "pyproject.toml"))
 SWEEP = (*TINY, "--config.eval.final=True", "--trials=1")
@@ -341,7 +342,7 @@ COMMANDS = (
     Rule(r"python -m simclr_jax\.convert (torch|to-torch)", run_convert, put=CONVERTED),
     Rule(r"python -m simclr_jax\.convert (google|to-google)", run_convert, slow=True),
     Rule(r"python tools/lesions\.py", run_process, ("--images=84",), slow=True),
-    Rule(r"python tools/launch/local\.py", run_process, TINY, slow=True),
+    Rule(r"python tools/launch/local\.py", run_process, SHARED, slow=True),
     Rule(r"python tools/sweep\.py --config=configs/quickstart\.py", run_process, SWEEP, slow=True),
     Rule(r"python tools/benchmark\.py step --config=configs/quickstart\.py", run_process, ONCE, slow=True),
     Rule(r"python -m pytest", run_process, COLLECT, slow=True),
@@ -509,8 +510,8 @@ def test_the_options_of_a_training_are_right(part, here):
         main.parse(argv)
         config = main.CONFIG.value
         config.start.workdir = ""  # another run's, which is not there
-        for node, field in ((config.data, "image_size"), (config.data, "channels")):
-            node[field] = node[field] or 28
+        config.data.image_size = config.data.image_size or 224
+        config.data.channels = config.data.channels or 3
         checks.validate(config)
     flags.FLAGS.unparse_flags()
 
