@@ -19,8 +19,8 @@ Parts, with their options:
   collectives  one row of scaling, for the devices that are here. --images_per_device=0
   smoke     most of these, tiny
 
-step, linear_sweep, checksums, startup, scaling, pods and collectives need --config. --steps is the number of timed
-repeats. --peer=PYTHON names the interpreter of an environment with torch, torchvision and lightly: theirs and
+step, linear_sweep, checksums, startup, scaling, pods and collectives need --config. --steps is the number of
+timed repeats. --peer=PYTHON names the interpreter of an environment with torch, torchvision and lightly: theirs and
 ours then take turns.
 """
 
