@@ -453,7 +453,7 @@ def wrong(text: str) -> list[str]:
     found, words = [], re.sub(r"['\"]", "", text).split()
     for before, word in zip(["", *words], words, strict=False):
         option, _, value = word.partition("=")
-        if "..." in word or "$" in word or word == "--config.FIELD=VALUE":
+        if re.search(r"\.\.\.|[$~]", word) or word == "--config.FIELD=VALUE":
             continue
         if (option in ("--config", "--space") and "/" in value) or (
             before == "python" and word[-3:] == ".py"

@@ -20,8 +20,8 @@ Parts, with their options:
   smoke     most of these, tiny
 
 step, linear_sweep, checksums, startup, scaling, pods and collectives need --config. --steps is the number of
-timed repeats. --peer=PYTHON names the interpreter of an environment with torch, torchvision and lightly: theirs
-and ours then take turns.
+timed repeats. --peer=PYTHON names the interpreter of an environment with torch, torchvision and lightly:
+theirs and ours then take turns.
 """
 
 import inspect
