@@ -2,13 +2,14 @@
 #   make quickstart   installs, trains on the digits that ship with the project, prints the scores
 #   make test         installs, runs the tests
 #   make test-all     the same and the slow tests, which take minutes each
+#   make docs         builds the site of the documentation, build/site/index.html
 #   make lower-bounds tries the lowest versions that setup.py allows, in an environment of their own
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-all lower-bounds lint clean
+.PHONY: quickstart test test-all docs lower-bounds lint clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "simclr_jax needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -25,6 +26,10 @@ $(VENV)/.installed-test: $(VENV)/bin/python setup.py pyproject.toml simclr_jax/v
 	$(INSTALL) ".[test]"
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/bin/python setup.py pyproject.toml simclr_jax/version.py
+	$(INSTALL) ".[docs]"
+	touch $@
+
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m simclr_jax.main --config=configs/quickstart.py
 
@@ -36,8 +41,13 @@ test: $(VENV)/.installed-test
 	$(BANDIT)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-all: $(VENV)/.installed-test
+test-all: $(VENV)/.installed-test $(VENV)/.installed-docs
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
+
+# Warnings are errors; all of them are shown before it fails.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/site
+	@echo build/site/index.html
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .

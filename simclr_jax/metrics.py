@@ -70,7 +70,7 @@ class Writers:
             self._wandb = wandb_run.start(workdir, wandb_project, config)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Appends {"step": step, **row}; NaN and infinity become null, as JSON knows neither."""
+        """Appends `{"step": step, **row}`; NaN and infinity become null, as JSON knows neither."""
         if self._jsonl:
             finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
             with storage.writing(self._path):

@@ -10,7 +10,7 @@ Parts, with their options:
   augment   augmentation on the device. --images=64 --steps --peer
   input     a folder of JPEGs to batches of views, by the core. --images=400 --batch=32 --steps --peer
   knn       exact weighted kNN. --bank=50000 --queries=2048 --dim=512 --k=200 --classes=10,1000 --steps --peer
-  heads     linear evaluation of --config's encoder: a sweep of classifiers beside one. --steps
+  linear_sweep  linear evaluation of --config's encoder: a sweep of classifiers beside one. --steps
   checksums  a checkpoint of --config's model and optimiser saved and read, with and without. --steps
   startup   from the command to the first step of --config, cold and warm
   scaling   what the step of --config moves between 1 to 8 devices. --devices=1,2,4,8 --images_per_device=0
@@ -19,9 +19,9 @@ Parts, with their options:
   collectives  one row of scaling, for the devices that are here. --images_per_device=0
   smoke     most of these, tiny
 
-step, heads, checksums, startup, scaling, pods and collectives need --config. --steps is the number of timed
-repeats. --peer=PYTHON names the interpreter of an environment with torch, torchvision and lightly: theirs and
-ours then take turns.
+step, linear_sweep, checksums, startup, scaling, pods and collectives need --config. --steps is the number of
+timed repeats. --peer=PYTHON names the interpreter of an environment with torch, torchvision and lightly:
+theirs and ours then take turns.
 """
 
 import inspect

@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """A variable: (collection, *path) in ours, and its names elsewhere."""
+    """A variable: `(collection, *path)` in ours, and its names elsewhere."""
 
     path: tuple[str, ...]
     tf1: str

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from bench import augment, heads, input, knn, loss, scaling, step
+from bench import augment, input, knn, linear_sweep, loss, scaling, step
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.py"
 
@@ -23,7 +23,7 @@ def measure(config: ConfigDict) -> dict:
         (augment, augment.measure(small, images=8, steps=2)),
         (input, input.measure(small, images=32, batch=8, steps=1)),
         (knn, knn.measure(small, bank=2000, queries=128, dim=64, k=20, classes=(10,), steps=2)),
-        (heads, heads.measure(digits, steps=2)),
+        (linear_sweep, linear_sweep.measure(digits, steps=2)),
         (scaling, scaling.measure(digits, command=command, devices=(1, 2))),
     )
     for module, result in parts:
