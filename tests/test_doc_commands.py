@@ -327,6 +327,11 @@ ONCE = ("--steps=1", "--config.train.batch_size=8", "--config.mesh.devices=1")
 COLLECT = ("--collect-only", "-c", str(ROOT / "pyproject.toml"))
 SWEEP = (*TINY, "--config.eval.final=True", "--trials=1")
 FOLDER = r"python -m simclr_jax\.main --config=configs/folder\.py --config\.data\.source"
+INSTALLED = {
+    "simclr train --config=quickstart": "python -m simclr_jax.main --config=configs/quickstart.py",
+    "simclr evaluate": "python -m simclr_jax.evaluate",
+    "simclr sweep": "python -m simclr_jax.sweep",
+}
 CONVERTED = {"resnet50.pth": "resnet50.safetensors", "encoder.pth": "encoder.safetensors"}
 
 COMMANDS = (
@@ -343,7 +348,9 @@ COMMANDS = (
     Rule(r"python -m simclr_jax\.convert (google|to-google)", run_convert, slow=True),
     Rule(r"python tools/lesions\.py", run_process, ("--images=84",), slow=True),
     Rule(r"python tools/launch/local\.py", run_process, SHARED, slow=True),
-    Rule(r"python tools/sweep\.py --config=configs/quickstart\.py", run_process, SWEEP, slow=True),
+    Rule("simclr train --config=quickstart$", run_main, TINY, INSTALLED),
+    Rule("simclr evaluate", run_evaluate, SCORES, INSTALLED),
+    Rule("simclr sweep", run_process, SWEEP, INSTALLED, slow=True),
     Rule(r"python tools/benchmark\.py step --config=configs/quickstart\.py", run_process, ONCE, slow=True),
     Rule(r"python -m pytest", run_process, COLLECT, slow=True),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from simclr_jax import loop, nonfinite, registry, sharding, train
 from simclr_jax.config import microbatches, total_steps
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
+from simclr_jax.feeds.images import in_memory
 from simclr_jax.step import OBJECTIVES, make_step
 from simclr_jax.tasks import create_task
 
@@ -70,7 +71,7 @@ def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     common = {"position": of((batch,), np.uint32)}
     if config.task == "linear_sweep":
         common["held"] = of((batch,), bool)
-    if config.augment.device == "all":
+    if in_memory(config):
         return {"index": of((batch,), np.int32), **common}
     views = (batch, 2 if config.task == "pretrain" else 1, side, side, config.data.channels)
     return {
@@ -96,7 +97,7 @@ def arguments(config: ConfigDict, images: Splits, built: Built, mesh: Mesh) -> A
     fixed = _placed(_carried(config, images), everywhere)
     if not of_images(config):
         fixed = _placed(built.task.fixed(), everywhere)
-    elif config.augment.device == "all":
+    elif in_memory(config):
         fixed["images"] = _placed(_held(config, images.train, mesh.size), by_batch)
     state, each = state.replace(fixed=fixed), built.task.steps_per_call
     batch = batch_shapes(config) if of_images(config) else _first_batch(built.task)

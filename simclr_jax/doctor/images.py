@@ -15,6 +15,7 @@ from simclr_jax.data.survey import HEAD
 from simclr_jax.doctor import ahead
 from simclr_jax.doctor.findings import Finding, note, ok, warning
 from simclr_jax.doctor.plan import Plan
+from simclr_jax.feeds.images import in_memory
 from simclr_jax.text import printable
 
 LOOKED_AT = 64  # files whose size is read
@@ -47,12 +48,12 @@ def check(plan: Plan) -> Iterator[Finding]:
         yield note(f"the rest of this page takes {train.size:,} images of {len(train.classes):,} classes")
         return
     classes = f"{len(train.classes):,} classes" if train.classes else "no labels"
-    yield ok(f"{train.size:,} images to train on ({train.name}), {classes}")
+    yield ok(f"{train.size:,} {train.noun} to train on ({train.name}), {classes}")
     for line in notes.describe(plan.splits):
         yield note(line.removeprefix("note: "))
     yield from _classes(plan)
     yield from _tested(plan)
-    if plan.config.augment.device == "all" and getattr(train, "kind", "") != "array":
+    if in_memory(plan.config) and getattr(train, "kind", "") != "array":
         side = data.stored_size or data.image_size
         memory.check_size(train, side=side, channels=data.channels, memory_gb=data.memory_gb)
 
@@ -65,7 +66,7 @@ def _classes(plan: Plan) -> Iterator[Finding]:
     counts = np.bincount(ids[ids >= 0], minlength=len(names))
     small, large = int(np.argmin(counts)), int(np.argmax(counts))
     smallest, largest = (f"{counts[i]:,} ({printable(names[i])})" for i in (small, large))
-    line = f"images of a class: {smallest} to {largest}"
+    line = f"{plan.train.noun} of a class: {smallest} to {largest}"
     if counts[small] < RARE:
         yield warning(f"{line}: too few to score it", "add images, or merge classes; docs/imbalance.md")
     elif counts[large] > UNEVEN * counts[small]:
@@ -89,7 +90,7 @@ def _tested(plan: Plan) -> Iterator[Finding]:
     else:
         held = test.name == train.name and plan.config.data.source != "arrays"
         kept = "kept for testing" if held else f"to test on ({test.name})"
-        line = f"{test.size:,} images {kept}: the encoder can be scored"
+        line = f"{test.size:,} {test.noun} {kept}: the encoder can be scored"
         yield note(f"{line}, to ± {50 / test.size**0.5:.0f} %") if test.size < FEW else ok(line)
 
 

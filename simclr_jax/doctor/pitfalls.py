@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from simclr_jax import optim
-from simclr_jax.doctor import images
+from simclr_jax.doctor import ahead, images
 from simclr_jax.doctor.findings import Finding, error, note, warning
 from simclr_jax.doctor.plan import Plan
 
@@ -21,7 +21,8 @@ DIGITS = ("mnist", "svhn", "emnist", "kmnist", "omniglot")  # in names of source
 
 def check(plan: Plan) -> Iterator[Finding]:
     """What any of them says."""
-    yield from (found for pitfall in PITFALLS if (found := pitfall(plan)))
+    chosen = [one for one in PITFALLS if one not in OF_IMAGES or ahead.of_images(plan.config)]
+    yield from (found for pitfall in chosen if (found := pitfall(plan)))
 
 
 # ---- optimiser ----------------------------------------------------------------------------------
@@ -264,6 +265,15 @@ def _leaves(tree: dict) -> Iterator:
         yield from _leaves(value) if hasattr(value, "values") else [value]
 
 
+OF_IMAGES = (
+    crops_of_few_pixels,
+    blur_of_small_images,
+    jitter_of_small_images,
+    flipped_characters,
+    images_made_larger,
+    stem_for_large_images,
+    numbers_of_another_size,
+)
 PITFALLS = (
     lars_on_a_small_batch,
     decay_too_small_for_adamw,

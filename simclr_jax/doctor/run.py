@@ -8,7 +8,6 @@ from ml_collections import ConfigDict
 
 from simclr_jax import checkpoint, memory_error, recipe, sharding
 from simclr_jax.config import adopt_start, checks, going_on
-from simclr_jax.data import splits as data_splits
 from simclr_jax.data.splits import Splits
 from simclr_jax.doctor import (
     devices,
@@ -24,6 +23,7 @@ from simclr_jax.doctor import (
 from simclr_jax.doctor.findings import Finding, note, of_error
 from simclr_jax.doctor.plan import Plan
 from simclr_jax.errors import SimclrError
+from simclr_jax.feeds import kind, load_splits
 
 Sections = dict[str, list[Finding]]
 Check = Callable[[Plan], Iterator[Finding]]
@@ -91,8 +91,8 @@ def _plan(
     """The run as far as it can be known; None where nothing is known of its images."""
     here = True
     try:
-        splits = splits or data_splits.load(**config.data)
-        data_splits.check_channels(splits, config.data.channels)
+        splits = splits or load_splits(config)
+        kind(config).check(config, splits)
     except SimclrError as problem:
         found["images"].append(of_error(problem))
         splits, here = images.stand_in(config), False

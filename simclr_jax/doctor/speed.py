@@ -14,6 +14,7 @@ from simclr_jax.data.sources import Source
 from simclr_jax.doctor import ahead, memory
 from simclr_jax.doctor.findings import Finding, note, ok, warning
 from simclr_jax.doctor.plan import Plan, tell
+from simclr_jax.feeds.images import in_memory
 from simclr_jax.storage import told
 
 LONGEST = 10.0  # seconds of reading images, the first batch included
@@ -54,7 +55,9 @@ def check(plan: Plan) -> Iterator[Finding]:
     read = None
     if not plan.here:
         yield note("how fast the images are read is unknown, as they are not here")
-    elif plan.config.augment.device == "all":
+    elif not ahead.of_images(plan.config):
+        yield ok(f"the {plan.train.noun} are in memory")
+    elif in_memory(plan.config):
         yield from _reading_once(plan)
     else:
         read = input_rate(plan)
