@@ -27,7 +27,7 @@ from conftest import tiny_arrays, tiny_config, untrained_run
 from ml_collections import ConfigDict
 from PIL import Image
 
-from simclr_jax import main
+from simclr_jax import main, registry
 from simclr_jax.config import check_field, checks, default, flatten, set_field
 from simclr_jax.convert import __main__ as convert
 from simclr_jax.convert import google_tf, torch
@@ -183,6 +183,13 @@ def google_checkpoint(path: Path) -> None:
     google_tf.export(path.with_name("google"), path)
 
 
+def table_rows(path: Path) -> None:
+    """A table with a column of classes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [f"{i},{i % 7},{'ab'[i % 2]}" for i in range(60)]
+    path.write_text("\n".join(["length,width,species", *rows]) + "\n")
+
+
 def torch_weights(path: Path) -> None:
     """Weights of torchvision's layout."""
     resnet(path.with_name("torchvision"))
@@ -200,6 +207,7 @@ GIVEN: dict[str, Callable[[Path], None]] = {
     "data/birds.npz": arrays,
     "fashion10k.npz": arrays,
     "runs/quickstart": quickstart,
+    "my/rows.csv": table_rows,
     "runs/a": evaluated,
     "runs/b": evaluated,
     "runs/imagenet": resnet,
@@ -220,6 +228,15 @@ def run_main(words: list[str]) -> None:
         main.parse(argv)
         main.main(argv)
     flags.FLAGS.unparse_flags()
+
+
+def run_doctor(words: list[str]) -> None:
+    """`python -m simclr_jax.doctor`, on images that are here; a warning is no failure."""
+    done = subprocess.run(
+        [sys.executable, *words[1:]], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode in (0, 1), done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def run_evaluate(words: list[str]) -> None:
@@ -275,6 +292,21 @@ def config_file(text: str) -> None:
     checks.validate(run_snippet(text, {})["get_config"]())
 
 
+def of_a_table(text: str) -> None:
+    """An encoder of rows is loaded and called."""
+    assert run_snippet(text, {})["features"].shape == (1797, 16)
+
+
+def registering(text: str) -> None:
+    """A config file that registers an encoder of its own; its module is not asked for."""
+    try:
+        config = run_snippet(text, {})["get_config"]()
+        assert config.model.mine.width == 128
+        checks.validate(config)
+    finally:
+        registry.ENCODERS.pop("mine", None)
+
+
 def from_python(text: str) -> None:
     """A training on arrays; the dots stand for what makes it tiny."""
     pixels, labels = tiny_arrays()
@@ -317,10 +349,12 @@ TINY = (
     "--config.eval.every.epochs=0", "--config.log.tensorboard=False", "--config.compile_cache=",
     "--config.augment.jitter=0", "--config.augment.blur=0", "--config.augment.rotation=0",  # slow to compile
 )  # fmt: skip
+TABLE = (*TINY, "--config.train.steps_per_call=1", "--config.model.mlp.hidden=16")
 SMALL = (  # recipes of large images and networks
     *TINY, "--config.model.encoder=cnn", "--config.model.width=0.25", "--config.model.dtype=float32",
     "--config.data.image_size=12", "--config.data.stored_size=16", "--config.augment.device=all",
 )  # fmt: skip
+DIGITS = (*SMALL, "--config.data.source=builtin:mnist5k", "--config.data.channels=1")
 SCORES = ("--protocols=features,classifier", "--config.mesh.devices=1", "--config.compile_cache=")
 SHARED = (*TINY, "--config.mesh.devices=0")  # all devices of two processes
 ONCE = ("--steps=1", "--config.train.batch_size=8", "--config.mesh.devices=1")
@@ -329,6 +363,7 @@ SWEEP = (*TINY, "--config.eval.final=True", "--trials=1")
 FOLDER = r"python -m simclr_jax\.main --config=configs/folder\.py --config\.data\.source"
 INSTALLED = {
     "simclr train --config=quickstart": "python -m simclr_jax.main --config=configs/quickstart.py",
+    "simclr train --config=tables": "python -m simclr_jax.main --config=configs/tables.py",
     "simclr evaluate": "python -m simclr_jax.evaluate",
     "simclr sweep": "python -m simclr_jax.sweep",
 }
@@ -348,13 +383,18 @@ COMMANDS = (
     Rule(r"python -m simclr_jax\.convert (google|to-google)", run_convert, slow=True),
     Rule(r"python tools/lesions\.py", run_process, ("--images=84",), slow=True),
     Rule(r"python tools/launch/local\.py", run_process, SHARED, slow=True),
+    Rule(r"python -m simclr_jax\.main --config=configs/tables\.py", run_main, TABLE),
+    Rule(r"simclr train --config=tables", run_main, TABLE, INSTALLED),
+    Rule(r"python -m simclr_jax\.doctor --config=configs/imagenet\.py --workdir", run_doctor, DIGITS, slow=True),
     Rule("simclr train --config=quickstart$", run_main, TINY, INSTALLED),
     Rule("simclr evaluate", run_evaluate, SCORES, INSTALLED),
-    Rule("simclr sweep", run_process, SWEEP, INSTALLED, slow=True),
+    Rule(r"simclr sweep (?!--config=ablation)", run_process, SWEEP, INSTALLED, slow=True),
     Rule(r"python tools/benchmark\.py step --config=configs/quickstart\.py", run_process, ONCE, slow=True),
     Rule(r"python -m pytest", run_process, COLLECT, slow=True),
 )  # fmt: skip
 SNIPPETS = (
+    Rule(r"import numpy as np\nimport simclr_jax\nfrom sklearn", of_a_table),
+    Rule(r"from simclr_jax import config, registry", registering),
     Rule(r"import simclr_jax\n\nencoder = simclr_jax\.load", use),
     Rule(r"from simclr_jax import config\n\n\ndef get_config", config_file),
     Rule(r"from simclr_jax import config, train\n", from_python),
