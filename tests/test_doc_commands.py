@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ from simclr_jax import main, registry
 from simclr_jax.config import check_field, checks, default, flatten, set_field
 from simclr_jax.convert import __main__ as convert
 from simclr_jax.convert import google_tf, torch
+from simclr_jax.doctor import pitfalls
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import __main__ as evaluation
 
@@ -292,6 +293,16 @@ def config_file(text: str) -> None:
     checks.validate(run_snippet(text, {})["get_config"]())
 
 
+def pitfall(text: str) -> None:
+    """A pitfall of one's own finds what it looks for, and is silent otherwise."""
+    names = {name: getattr(pitfalls, name) for name in ("Plan", "Finding", "warning")}
+    found = run_snippet(text, names)["crops_of_half_an_image"]
+    plans = [
+        SimpleNamespace(config=tiny_config(augment__crop_area=area)) for area in ((0.95, 1.0), (0.1, 1.0))
+    ]
+    assert [bool(found(plan)) for plan in plans] == [True, False]
+
+
 def of_a_table(text: str) -> None:
     """An encoder of rows is loaded and called."""
     assert run_snippet(text, {})["features"].shape == (1797, 16)
@@ -385,7 +396,7 @@ COMMANDS = (
     Rule(r"python tools/launch/local\.py", run_process, SHARED, slow=True),
     Rule(r"python -m simclr_jax\.main --config=configs/tables\.py", run_main, TABLE),
     Rule(r"simclr train --config=tables", run_main, TABLE, INSTALLED),
-    Rule(r"python -m simclr_jax\.doctor --config=configs/imagenet\.py --workdir", run_doctor, DIGITS, slow=True),
+    Rule(r"python -m simclr_jax\.doctor .* --workdir", run_doctor, DIGITS, slow=True),
     Rule("simclr train --config=quickstart$", run_main, TINY, INSTALLED),
     Rule("simclr evaluate", run_evaluate, SCORES, INSTALLED),
     Rule(r"simclr sweep (?!--config=ablation)", run_process, SWEEP, INSTALLED, slow=True),
@@ -393,6 +404,7 @@ COMMANDS = (
     Rule(r"python -m pytest", run_process, COLLECT, slow=True),
 )  # fmt: skip
 SNIPPETS = (
+    Rule(r"def crops_of_half", pitfall),
     Rule(r"import numpy as np\nimport simclr_jax\nfrom sklearn", of_a_table),
     Rule(r"from simclr_jax import config, registry", registering),
     Rule(r"import simclr_jax\n\nencoder = simclr_jax\.load", use),
