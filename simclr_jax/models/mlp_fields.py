@@ -26,7 +26,9 @@ FACTS = Facts(
         "hidden": Field(
             256, "units of each layer", POSITIVE, most=MOST_HIDDEN, why=LARGE, decides=ARCHITECTURE
         ),
-        "dropout": Field(0.0, "share of each layer's units that training drops", BELOW_ONE),
+        "dropout": Field(
+            0.0, "share of each layer's units that training drops", BELOW_ONE, 1.0, "it is a share"
+        ),
     },
     stages=_stages,
     parameters=_parameters,

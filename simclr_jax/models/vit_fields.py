@@ -75,7 +75,11 @@ FIELDS = {
     ),
     "frozen_patch": Field(False, "the patch projection stays as it was drawn (moco-v3, section 4.2)"),
     "drop_path": Field(
-        0.0, "stochastic depth: probability that the last block drops a branch, 0 in the first", BELOW_ONE
+        0.0,
+        "stochastic depth: probability that the last block drops a branch, 0 in the first",
+        BELOW_ONE,
+        most=1.0,
+        why="it is a probability",
     ),
     "layer_scale": Field(
         0.0,
