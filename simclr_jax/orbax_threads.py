@@ -60,10 +60,9 @@ def quiet() -> Iterator[None]:
     found.end()
 
 
-def abandon(threads: Iterable[threading.Thread]) -> int:
+def abandon(threads: Iterable[Any]) -> int:
     """Ends threads that wait for one that has failed, as Python would wait for them; how many there were."""
-    kind: Any = getattr(future, "_SignalingThread", ())
-    waiting = [thread for thread in threads if isinstance(thread, kind)]
+    waiting = [thread for thread in threads if isinstance(thread, getattr(future, "_SignalingThread", ()))]
     for thread in waiting:
         with contextlib.suppress(AttributeError):  # another version of Orbax
             thread.cancel()
