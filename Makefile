@@ -53,6 +53,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BANDIT)
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 LOWEST = $(VENV)-lowest
 

@@ -63,6 +63,7 @@ setup(
             "hypothesis>=6.100",
             "optuna>=4.9",
             "pydicom>=3.0",
+            "pyright[nodejs]==1.1.414",
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff==0.17.6",

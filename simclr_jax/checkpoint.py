@@ -74,7 +74,7 @@ class Checkpoints:
         if step == self.latest():
             return
         items, self._size = _items(state), size(state)
-        args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        args: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         sums = checksums(named(items)) if jax.process_index() == 0 else {}  # Orbax writes the first one's
         args[SUMS] = ocp.args.JsonSave({"step": step, "arrays": sums})
         with self._writing():
@@ -247,6 +247,7 @@ def read_parameters(directory: epath.PathLike, step: int = 0) -> tuple[int, Any,
         saved = read(directory, step, parts)
     else:
         saved, damaged = newest(directory, parts)
+        assert saved is not None  # as some are there
         for error in damaged if jax.process_index() == 0 else ():
             print(f"note: {error}; taking the one of step {saved.step}")
     tree = run_summary.nest(saved.arrays)
@@ -330,9 +331,9 @@ def checksums(arrays: dict[str, Any]) -> dict[str, str]:
     def one(array: Any) -> str:
         array = np.asarray(array)
         shape = ",".join(map(str, array.shape))
-        return (
-            f"{array.dtype}[{shape}] {zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8)):08x}"
-        )
+        raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        crc = zlib.crc32(raw)  # pyright: ignore[reportArgumentType]  # arrays are buffers
+        return f"{array.dtype}[{shape}] {crc:08x}"
 
     with concurrent.futures.ThreadPoolExecutor() as pool:  # zlib lets other threads run
         return dict(zip(arrays, pool.map(one, arrays.values()), strict=True))

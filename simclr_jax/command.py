@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import NoReturn
 
 from simclr_jax import storage
 from simclr_jax.errors import SimclrError, Stopped, StorageError, one_line
@@ -17,14 +18,14 @@ FAILED, STORAGE, LOST, INTERRUPTED, TERMINATED = 2, 74, 75, 128 + 2, 128 + 15
 OWN_FAULTS = ("INVALID_ARGUMENT", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED")
 
 
-def fail(error: object, code: int = FAILED) -> None:
+def fail(error: object, code: int = FAILED) -> NoReturn:
     """Prints the error, without a traceback, and exits."""
     with contextlib.suppress(OSError):  # they may be files on a full disk
         print(f"error: {str(error).strip()}", file=sys.stderr, flush=True)
     _leave(code)
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """Ends the process.
 
     At once where an orderly end would wait for the other processes, who wait for this one, or for threads of
@@ -39,7 +40,7 @@ def _leave(code: int) -> None:
     sys.exit(code)
 
 
-def misread(error: object, argv: list[str]) -> None:
+def misread(error: object, argv: list[str]) -> NoReturn:
     """Fails by a mistake in the command line, whose option the error itself may not name."""
     given = [arg for arg in argv if "=" in arg and repr(arg.split("=", 1)[1]) in str(error)]
     named = not given or given[0].split("=")[0].lstrip("-") in str(error)

@@ -3,6 +3,7 @@
 import faulthandler
 import importlib.util
 import os
+from typing import Any
 
 import jax
 
@@ -58,7 +59,7 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
-def _checked(told: dict[str, str | int]) -> dict[str, str | int]:
+def _checked(told: dict[str, str | int]) -> dict[str, Any]:
     """The arguments of JAX's start."""
     for name, variable in VARIABLES.items():
         if name not in told:
@@ -81,7 +82,7 @@ def _checked(told: dict[str, str | int]) -> dict[str, str | int]:
     return {"coordinator_address": f"{host}:{port}", "num_processes": count, "process_id": number}
 
 
-def _connect(alone: bool = False, **arguments: str | int) -> None:
+def _connect(alone: bool = False, **arguments: Any) -> None:
     """Starts JAX's service; where the run may be `alone`, it is if JAX finds no other process."""
     if "cpu" in os.environ.get("JAX_PLATFORMS", "").split(",")[:1]:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")

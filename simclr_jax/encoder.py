@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-import flax
+import flax.errors
 import jax
 import numpy as np
 from etils import epath
@@ -93,7 +93,7 @@ def _apply(
 ) -> jax.Array:
     inputs = reader.prepare(examples, preprocess, model.encoder.dtype)
     try:
-        ends = model.apply(variables, inputs, method="endpoints")
+        ends = simclr.endpoints(model, variables, inputs)
     except flax.errors.ScopeParamShapeError:
         raise SimclrError(
             f"images of {inputs.shape[1:3]} pixels do not fit this encoder; preprocess=True"
@@ -174,7 +174,7 @@ def transplant(
     def take(path, leaf):
         if path[1].key in new:
             return leaf
-        name, source = jax.tree_util.keystr(path, simple=True, separator="/"), other
+        name, source = jax.tree_util.keystr(path, simple=True, separator="/"), cast(Any, other)
         for key in path:
             source = source.get(key.key) if isinstance(source, dict) else None
         if source is None or source.shape != leaf.shape:

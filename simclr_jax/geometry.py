@@ -4,6 +4,8 @@ A crop with its resize is two products with resampling matrices, which suit matr
 its own box, and no pixel is gathered.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,7 +154,7 @@ def read_by_products(image: jax.Array, rows: jax.Array, columns: jax.Array) -> j
         pixel = jnp.arange(size, dtype=at.dtype)[None, :]
         return jnp.maximum(1 - jnp.abs(at.reshape(-1, 1) - pixel), 0).astype(image.dtype)
 
-    high = {"precision": Precision.HIGHEST}
+    high: dict[str, Any] = {"precision": Precision.HIGHEST}
     lines = jnp.einsum("pw,hwc->phc", weights(columns, image.shape[1]), image, **high)
     found = jnp.einsum("ph,phc->pc", weights(rows, image.shape[0]), lines, **high)
     return found.reshape(*rows.shape, image.shape[2])

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from typing import Any, cast
 
 from simclr_jax import signals
 
@@ -105,7 +106,8 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)  # Orbax tells every step of a save
     with command.ends(GOES_ON):
-        workdir = paths.expand(WORKDIR.value or default_workdir(flags.FLAGS["config"].config_filename))
+        file = cast(Any, flags.FLAGS["config"]).config_filename
+        workdir = paths.expand(WORKDIR.value or default_workdir(file))
         checks.validate(adopt_start(CONFIG.value, workdir))
         from simclr_jax import (  # late: --help and a wrong field answer at once
             distributed,

@@ -76,7 +76,7 @@ def line(found: Shortage, remedies: list[str]) -> str:
     """The error's one line."""
     device = None if found.host else _device()
     host = device is None or device.platform == "cpu"
-    where = "this host" if host else f"a device ({device.device_kind})"
+    where = "this host" if host or device is None else f"a device ({device.device_kind})"
     room = found.free
     if room is None:
         room = host_free() if host else _device_free()
@@ -135,7 +135,7 @@ def host_free() -> int | None:
     found = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         text = Path("/proc/meminfo").read_text()
-        found.append(1024 * int(re.search(r"MemAvailable:\s*(\d+)", text)[1]))
+        found += [1024 * int(each) for each in re.findall(r"MemAvailable:\s*(\d+)", text)[:1]]
     with contextlib.suppress(ImportError, OSError, ValueError, IndexError):
         import resource
 

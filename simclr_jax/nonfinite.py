@@ -25,7 +25,7 @@ KEY = "failed"  # in the numbers of a step
 FOLDER = "nonfinite"  # in the workdir
 
 
-def nothing() -> dict[str, np.ndarray]:
+def nothing() -> dict[str, Any]:
     """The flag of a state that is fine: the step that failed, its loss and the norm of its gradient."""
     return {"step": np.int32(-1), "loss": np.float32(0), "grad_norm": np.float32(0)}
 

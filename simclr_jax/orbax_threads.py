@@ -10,7 +10,7 @@ from typing import Any
 try:  # not part of Orbax's public interface; a test says when it moves
     from orbax.checkpoint._src.futures import future
 except ImportError:
-    future = None
+    future: Any = None
 
 LOGS = ("absl", "asyncio")
 AFTER = 10.0  # seconds in which threads may still tell of a failure
@@ -60,7 +60,7 @@ def quiet() -> Iterator[None]:
     found.end()
 
 
-def abandon(threads: Iterable[threading.Thread]) -> int:
+def abandon(threads: Iterable[Any]) -> int:
     """Ends threads that wait for one that has failed, as Python would wait for them; how many there were."""
     waiting = [thread for thread in threads if isinstance(thread, getattr(future, "_SignalingThread", ()))]
     for thread in waiting:

@@ -23,19 +23,23 @@ from simclr_jax.field import Field
 Flat = Mapping[str, Any]  # a config as {"model.width": 1.0, ...}
 
 
+def _always(value: Any) -> Callable[[Flat], Any]:
+    def told(flat: Flat) -> Any:
+        return value
+
+    return told
+
+
 class Facts(NamedTuple):
     """What is known of an entry before JAX is imported; it stands in a file beside it (`vit_fields.py`)."""
 
     fields: Mapping[str, Field] = {}  # below config.model.NAME, config.loss.NAME or config.data.NAME
-    check: Callable[[Flat], None] = lambda flat: None  # raises SimclrError where fields do not go together
+    check: Callable[[Flat], None] = _always(None)  # raises SimclrError where fields do not go together
     takes: str = "images"  # encoders: what they take; feeds: what they give
     # Of encoders alone:
-    stages: Callable[[Flat], int] = lambda flat: 1  # the number of the last stage that can be frozen
-    smallest: Callable[[Flat], tuple[int, str]] = lambda flat: (1, "")  # side of images in pixels, and why
-    parameters: Callable[[Flat], tuple[float, float]] = lambda flat: (
-        0.0,
-        0.0,
-    )  # about: their number, features
+    stages: Callable[[Flat], int] = _always(1)  # the number of the last stage that can be frozen
+    smallest: Callable[[Flat], tuple[int, str]] = _always((1, ""))  # side of images in pixels, and why
+    parameters: Callable[[Flat], tuple[float, float]] = _always((0.0, 0.0))  # about: their number, features
 
 
 class Entry(NamedTuple):

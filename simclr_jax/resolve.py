@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 from etils import epath
@@ -30,6 +30,10 @@ from simclr_jax.feeds import kind, load_splits
 from simclr_jax.metrics import Clock
 
 
+def _nobody_else() -> None:
+    """The lock is another process's."""
+
+
 class Run(NamedTuple):
     """What is trained, on what, where, and from which step."""
 
@@ -42,7 +46,7 @@ class Run(NamedTuple):
     saved: Saved | None  # the checkpoint it goes on from; None: a new run
     damaged: tuple[int, ...]  # steps of newer checkpoints that cannot be read
     notes: tuple[str, ...]  # what the user is told before it starts
-    check_owner: Callable[[], None] = lambda: None  # raises SimclrError once another host has the workdir
+    check_owner: Callable[[], None] = _nobody_else  # raises SimclrError once another host has the workdir
 
     @property
     def first(self) -> int:
@@ -98,7 +102,7 @@ def resolved(
     workdir = paths.expand(workdir)
     config = adopt_start(config, workdir)
     checks.validate(config)
-    if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
+    if config.model.dtype == "float64" and not cast(Any, jax.config).jax_enable_x64:
         raise SimclrError("config.model.dtype='float64': set JAX_ENABLE_X64=1")
     mesh = sharding.make_mesh(config.mesh.devices)
     with clock.phase("data"):

@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 from etils import epath
@@ -62,6 +62,7 @@ def environment() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    flags = cast(Any, jax.config)
     return {
         "versions": versions,
         "device": {
@@ -73,9 +74,9 @@ def environment() -> dict[str, Any]:
         "flags": {
             "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
             "LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", ""),
-            "jax_enable_x64": jax.config.jax_enable_x64,
-            "jax_default_matmul_precision": jax.config.jax_default_matmul_precision,
-            "jax_threefry_partitionable": jax.config.jax_threefry_partitionable,
+            "jax_enable_x64": flags.jax_enable_x64,
+            "jax_default_matmul_precision": flags.jax_default_matmul_precision,
+            "jax_threefry_partitionable": flags.jax_threefry_partitionable,
         },
     }
 
@@ -120,7 +121,7 @@ def _lines_alike(metric: str, scores: Mapping, errors: Mapping, scored: list[str
 
 def uneven(accuracy: float | None, balanced: float | None) -> bool:
     """Whether accuracy hides how rare classes fare: the balanced one is a point or more away."""
-    return None not in (accuracy, balanced) and abs(accuracy - balanced) >= 0.01
+    return accuracy is not None and balanced is not None and abs(accuracy - balanced) >= 0.01
 
 
 def figure(name: str, value: float | None, error: float | None = None) -> str:

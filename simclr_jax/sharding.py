@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, Sharding
 
 from simclr_jax.errors import SimclrError, StorageError
 
@@ -31,13 +31,13 @@ def make_mesh(devices: int = 0) -> Mesh:
     return mesh_of(available[: devices or None])
 
 
-def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
+def mesh_of(devices: Sequence[Any]) -> Mesh:
     """A one-dimensional mesh over these devices, in the order that suits their links."""
     # Auto axes: with the default Explicit ones NT-Xent's product raises ShardingTypeError.
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, jax.P())
 
@@ -57,7 +57,7 @@ def put_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
 
 
-def put_same(tree: Any, where: NamedSharding) -> Any:
+def put_same(tree: Any, where: Sharding) -> Any:
     """Puts arrays that all processes have alike where they belong, each its part.
 
     Unlike `jax.device_put` it asks no other process: that would be a collective of its own, which must not

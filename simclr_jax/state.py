@@ -7,8 +7,7 @@ import jax
 import optax
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """The state of training after `step` updates.
 
     `params` has the top level {encoder, projection, probe}; `model_state` holds the model's other

@@ -164,7 +164,8 @@ def init_objectives(task: Task, seed: int) -> tuple[dict[str, Any], dict[str, An
     """(parameters, state) of the objectives that have some, by name."""
     key = jax.random.fold_in(jax.random.key(seed), 1)
     found = {name: objective.init(key) for name, objective in task.objectives.items()}
-    return tuple({name: each[i] for name, each in found.items() if each[i]} for i in (0, 1))
+    parameters, state = ({name: each[i] for name, each in found.items() if each[i]} for i in (0, 1))
+    return parameters, state
 
 
 def build_optimizer(
@@ -240,8 +241,13 @@ def recall_unreadable(run: Run) -> None:
 
 def note_unreadable(run: Run) -> list[str]:
     """The names of the files that were replaced, kept in the workdir."""
-    say = print if jax.process_index() == 0 else lambda line: None
-    return folder.note_unreadable(run.workdir, run.splits.unreadable(), say, jax.process_index())
+    process = jax.process_index()
+    say = _nothing if process else print
+    return folder.note_unreadable(run.workdir, run.splits.unreadable(), say, process)
+
+
+def _nothing(line: str) -> None:
+    """The first process says it."""
 
 
 @contextlib.contextmanager

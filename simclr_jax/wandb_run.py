@@ -33,8 +33,9 @@ def wandb_id(workdir: epath.Path) -> str:
 def _noted_id(workdir: epath.Path) -> tuple[str, str]:
     """(id, the workdir it was made for), empty where nothing is noted."""
     noted = files.read_json(workdir / FILE)
-    fields = [noted.get(name) if isinstance(noted, dict) else None for name in ("id", "workdir")]
-    return tuple(field if isinstance(field, str) else "" for field in fields)
+    fields = (noted.get(name) if isinstance(noted, dict) else None for name in ("id", "workdir"))
+    name, of = (field if isinstance(field, str) else "" for field in fields)
+    return name, of
 
 
 def start(workdir: epath.Path, project: str, config: Mapping[str, Any] | None) -> Any:

@@ -86,7 +86,9 @@ def check_run(flat: dict[str, Any], steps: int) -> None:
 
 def layers_of(flat: dict[str, Any]) -> int:
     """Layers of the projection head."""
-    return {"none": 0, "linear": 1}.get(flat["model.projection"], flat["model.projection_layers"])
+    fixed = {"none": 0, "linear": 1}
+    name = flat["model.projection"]
+    return fixed[name] if name in fixed else flat["model.projection_layers"]
 
 
 def parameters(flat: dict[str, Any]) -> float:

@@ -107,8 +107,8 @@ def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> Co
     if own is not None and own.distill.teacher == config.distill.teacher:
         config.distill.step = config.distill.step or own.distill.step
     if start:
-        same = own is not None and own.start.workdir == start
-        source = own if same else _stored(start, "start.workdir")
+        same = own if own is not None and own.start.workdir == start else None
+        source = _stored(start, "start.workdir") if same is None else same
         _adopt_model(config, source)
     elif config.task == "distill":
         if not config.distill.teacher:
@@ -200,12 +200,12 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
     Fields of encoders, objectives and feeds that neither config chooses decide nothing.
     """
-    old, new, known = flatten(old), flatten(new), declared()
-    idle = tuple(f"{place}." for place in {*registry.idle(old)} & {*registry.idle(new)})
+    was, now, known = flatten(old), flatten(new), declared()
+    idle = tuple(f"{place}." for place in {*registry.idle(was)} & {*registry.idle(now)})
     return [
-        f"config.{field}: {old.get(field)!r} -> {new.get(field)!r}"
-        for field in sorted({*old, *new})
-        if old.get(field) != new.get(field)
+        f"config.{field}: {was.get(field)!r} -> {now.get(field)!r}"
+        for field in sorted({*was, *now})
+        if was.get(field) != now.get(field)
         and not field.startswith(idle)
         and not (field in known and known[field].decides == NOTHING)
     ]

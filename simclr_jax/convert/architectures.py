@@ -18,7 +18,7 @@ VIT = {  # (width, blocks): size
     (1536, 40): "g",
 }  # fmt: skip
 CONVNEXT = {(96, 9): "Tiny", (96, 27): "Small", (128, 27): "Base", (192, 27): "Large", (256, 27): "XLarge"}
-DENSENET = {
+DENSENET: dict[tuple[int, ...], int] = {
     (6, 12, 24, 16): 121, (6, 12, 36, 24): 161, (6, 12, 32, 32): 169, (6, 12, 48, 32): 201,
 }  # fmt: skip
 VGG = {8: 11, 10: 13, 13: 16, 16: 19}  # convolutions: depth

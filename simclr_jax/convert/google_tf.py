@@ -237,7 +237,8 @@ def _saved_model(shapes: dict[str, tuple[int, ...]], reader: Any, where: str) ->
             layer = re.search(r"(n?l_\d+)/", name)
             if scope == "head" and not layer:
                 continue
-            unit = f"head_contrastive/{layer[1]}/{kind}" if scope == "head" else f"base_model/{kind}"
+            top = f"head_contrastive/{layer[1]}" if layer and scope == "head" else "base_model"
+            unit = f"{top}/{kind}"
             short = f"{unit}/{leaf}" if scope == "head" or not k else f"{unit}_{k}/{leaf}"
         elif match := re.search(r"(n?l_\d+)/dense(?:_\d+)?/(kernel|bias)$", name):
             short = f"head_contrastive/{match[1]}/dense/{match[2]}"

@@ -36,15 +36,16 @@ def infer(
     layers = 0 if head["projection"] == "none" else head["projection_layers"]
     if cut and not classes:
         raise SimclrError(f"{where}: lacks the last layer of its projection head, and has no classifier")
-    if probe_layer is None:
-        probe_layer = cut or int(bool(re.search(r"finetuned_10?pct", where)) and layers > 1)
-    wanted, probe_layer = probe_layer, probe_layer + (layers + 1) * (probe_layer < 0)  # -1: the last
-    if not 0 <= probe_layer <= layers or (cut and probe_layer != cut):
+    wanted = probe_layer
+    if wanted is None:
+        wanted = cut or int(bool(re.search(r"finetuned_10?pct", where)) and layers > 1)
+    layer = wanted + (layers + 1) * (wanted < 0)  # -1: the last
+    if not 0 <= layer <= layers or (cut and layer != cut):
         there = f"the classifier reads layer {cut}" if cut else f"the projection head has {layers} layers"
         raise SimclrError(f"--probe-layer={wanted}: {there}")
     channels, fields = _infer_encoder(found, where)
     config = config_of(
-        {**fields, **head, "probe": bool(classes), "probe_layer": probe_layer},
+        {**fields, **head, "probe": bool(classes), "probe_layer": layer},
         task="supervised" if cut or (classes and not layers) else "pretrain",
         image_size=image_size,
         channels=channels,

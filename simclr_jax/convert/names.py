@@ -1,6 +1,6 @@
 """One list of layers in the order the original creates them, with everybody's names for each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -152,7 +152,7 @@ def _heads(model: ConfigDict, params: dict[str, Any]) -> Iterator[Layer]:
         yield Layer(("probe", "dense"), *theirs, DENSE)
 
 
-def get(tree: dict[str, Any], path: tuple[str, ...]) -> Any:
+def get(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     """tree["a"]["b"]["c"] for the path (a, b, c)."""
     for key in path:
         tree = tree[key]

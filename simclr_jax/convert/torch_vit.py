@@ -85,7 +85,7 @@ def _checked(marker: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
     if marker[MARK] != MARK_VERSION or marker.get("kind") != KIND:
         raise SimclrError(f"{where}: what to-torch wrote about it describes no ViT of this version")
     try:
-        read = {name: int(marker[name]) for name in ("heads", "step")}
+        read: dict[str, Any] = {name: int(marker[name]) for name in ("heads", "step")}
         read |= {name: tuple(map(float, marker[name])) for name in ("mean", "std")}
         read |= {"crop": float(marker["crop"]), "resize": str(marker["resize"])}
         fits = read["heads"] > 0 and 0 <= read["step"] < 2**31 and len(read["mean"]) == len(read["std"])

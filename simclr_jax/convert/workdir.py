@@ -6,7 +6,7 @@ import json
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ def write(
     model_state = {name: tree for name, tree in variables.items() if name != "params"}
     with new_folder(out) as folder:
         checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
-        checkpoints.save(TrainState(np.int32(min(step, 2**31 - 1)), params, model_state, ()))
+        checkpoints.save(TrainState(cast(jax.Array, np.int32(min(step, 2**31 - 1))), params, model_state, ()))
         checkpoints.close()
         files.write(epath.Path(folder) / CONFIG_FILE, to_json(config, {"converted_from": origin}))
         encoder.load(folder)

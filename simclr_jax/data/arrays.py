@@ -151,7 +151,7 @@ def load(where: str | Path, data_dir: str | None, holdout: float) -> Splits:
         if mapped:
             _check_mapped(images, f"npz:{path}: {x}.npy")
         images, notes = pixels.read(images, f"npz:{path.name}/{x}")
-        if y not in keys:
+        if y is None or y not in keys:
             why = f"npz:{path.name}/{x}: no labels: the file has no {y}; it holds {', '.join(keys)}"
             return images, None, (*notes, why)
         where = f"npz:{path.name}/{y}"

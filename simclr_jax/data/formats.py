@@ -6,7 +6,7 @@ Pillow reads them, tifffile TIFFs of more than 8 bits, pydicom DICOM. All become
 import io
 import struct
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -18,6 +18,7 @@ MAX_PIXELS = 89_478_485  # as Pillow's own limit
 ORIENTATION = 274  # EXIF's tag
 BACK = {6: 8, 8: 6}  # orientations that are not their own inverse
 WHITE = (255, 255, 255)
+Default = TypeVar("Default", float, None)
 
 
 @dataclass
@@ -197,13 +198,14 @@ def _tiff(data: bytes, reading: Reading) -> Deep | None:
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages[0]
+        page = file.pages.first
         _few_pixels(page.imagewidth, page.imagelength, reading)
         if page.dtype is None or page.dtype.itemsize == 1:
             return None
         frames, inverted = len(file.pages), page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
         if page.photometric not in (0, 1, 2):  # gray of either kind, RGB
-            raise UnreadableError(f"it is {page.photometric.name} of more than 8 bits; gray and RGB are read")
+            kind = getattr(page.photometric, "name", page.photometric)
+            raise UnreadableError(f"it is {kind} of more than 8 bits; gray and RGB are read")
         try:
             values = page.asarray()
         except ValueError:  # a compression that tifffile alone does not know
@@ -233,12 +235,12 @@ def _dicom(data: bytes, reading: Reading) -> Deep:
     """
     try:
         import pydicom
-        from pydicom import pixels
+        from pydicom.pixels import utils
     except ImportError:
         raise MissingError("DICOM files need pydicom: pip install 'simclr_jax[dicom]'") from None
     file = pydicom.dcmread(io.BytesIO(data))
     _few_pixels(file.Columns, file.Rows, reading)
-    values = pixels.pixel_array(file, index=0)
+    values = utils.pixel_array(file, index=0)
     return _shown(file, values, reading)._replace(
         inverted=file.PhotometricInterpretation == "MONOCHROME1",
         frames=int(file.get("NumberOfFrames", 1)),
@@ -246,24 +248,25 @@ def _dicom(data: bytes, reading: Reading) -> Deep:
 
 
 def _shown(file, values: np.ndarray, reading: Reading) -> Deep:
-    from pydicom import pixels
+    from pydicom.pixels import processing
 
     bits = file.BitsStored
     if file.SamplesPerPixel > 1:
         return Deep(values, (0, 2**bits - 1))
     if file.PhotometricInterpretation == "PALETTE COLOR":
-        values = pixels.apply_color_lut(values, file)
+        values = processing.apply_color_lut(values, file)
         return Deep(values, (0, np.iinfo(values.dtype).max))
     if "ModalityLUTSequence" in file:
-        values = pixels.apply_modality_lut(values, file)
+        values = processing.apply_modality_lut(values, file)
         full = (0, 2 ** file.ModalityLUTSequence[0].LUTDescriptor[2] - 1)
     else:
         slope, intercept = _number(file, "RescaleSlope", 1.0), _number(file, "RescaleIntercept", 0.0)
         values = values * slope + intercept
         stored = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if file.PixelRepresentation else (0, 2**bits - 1)
-        full = tuple(sorted(slope * value + intercept for value in stored))
+        low, high = sorted(slope * value + intercept for value in stored)
+        full = (low, high)
     if reading.intensity == "full" and "VOILUTSequence" in file:
-        shown = pixels.apply_voi(values.astype(np.int64), file)
+        shown = processing.apply_voi(values.astype(np.int64), file)
         return Deep(shown, (0, 2 ** file.VOILUTSequence[0].LUTDescriptor[2] - 1))
     if reading.intensity == "full" and (window := _window(file)):
         low, high = window
@@ -271,11 +274,11 @@ def _shown(file, values: np.ndarray, reading: Reading) -> Deep:
     return Deep(values, full)
 
 
-def _number(file, name: str, default: float | None) -> float | None:
+def _number(file: Any, name: str, default: Default) -> float | Default:
     """The first value of an element; `default` where it is missing or empty."""
     value = file.get(name)
-    several = value is not None and not isinstance(value, (int, float, str))
-    value = (value[0] if len(value) else None) if several else value
+    if value is not None and not isinstance(value, (int, float, str)):
+        value = value[0] if len(value) else None
     return default if value is None or value == "" else float(value)
 
 

@@ -206,4 +206,4 @@ def _divide(
     if both:
         shown = ", ".join(map(printable, sorted(both)[:3]))
         notes.append(f"{where}: {len(both):,} groups are trained and tested on, as the list says: {shown}")
-    return *parts, tuple(notes)
+    return parts[0], parts[1], tuple(notes)

@@ -6,7 +6,7 @@ runs through tf.data. Only image files are read, once, by TensorFlow.
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,8 @@ def hold(splits: Splits, data: ConfigDict) -> Splits:
     """
     side, fields = data.stored_size or data.image_size, ("channels", "memory_gb", "threads")
     options = {"side": side, **{field: data[field] for field in fields}}
-    return Splits(*(split and _hold_one(split, **options) for split in splits))
+    train, test = splits
+    return Splits(_hold_one(train, **options), test and _hold_one(test, **options))
 
 
 def _hold_one(
@@ -91,7 +92,7 @@ def check_size(source: Source | Stream, *, side: int, channels: int, memory_gb: 
         )
 
 
-def _no_tensorflow(*_: Any) -> None:
+def _no_tensorflow(*_: Any) -> NoReturn:
     raise AssertionError("images in memory are not read by TensorFlow")
 
 
@@ -134,7 +135,7 @@ def put(source: Source, mesh: Mesh) -> dict[str, jax.Array]:
         )
 
     def place(which: int) -> jax.Array:
-        def rows(part: tuple[slice, ...]) -> np.ndarray:
+        def rows(part: Any) -> np.ndarray:  # slices
             begin, end, _ = part[0].indices(share * mesh.size)
             found = source.fetch(np.arange(begin, min(end, source.size)))[which]
             return np.pad(found, [(0, end - begin - len(found))] + [(0, 0)] * (found.ndim - 1))

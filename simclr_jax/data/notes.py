@@ -28,7 +28,7 @@ def describe(splits: Splits) -> tuple[str, ...]:
 def _counts(role: str, split: Source | Stream | None) -> str:
     """Images of each class; "" where there are no labels, or none without reading all images."""
     ids = getattr(split, "ids", None)
-    if ids is None or not split.classes:
+    if split is None or ids is None or not split.classes:
         return ""
     counts = np.bincount(ids[ids >= 0], minlength=len(split.classes))
     shown = ", ".join(

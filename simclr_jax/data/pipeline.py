@@ -93,8 +93,7 @@ def eval_batches(
       index: the examples wanted, in this order; None for all. Of a Stream only the first len(index).
     """
     tf = load()
-    count = source.size if index is None else len(index)
-    share = batch // processes
+    count, share = source.size if index is None else len(index), batch // processes
     if isinstance(source, Source):
         index = np.arange(source.size) if index is None else np.asarray(index)
         mine = order.shares(index, batch, process, processes).reshape(-1)

@@ -71,8 +71,7 @@ def scan(root: Path, prefix: str = "", elsewhere: Iterable[Path] = ()) -> Found:
     others: dict[str, Counter[str]] = {}
     folders, again, closed, hidden, broken = [], [], [], 0, 0
     real = Path(os.path.realpath(root))
-    seen = {key for folder in (*real.parents, *elsewhere) if (key := _key(folder))}
-    seen.discard(_key(root))
+    seen = {_key(folder) for folder in (*real.parents, *elsewhere)} - {None, _key(root)}
     waiting, links = [""], []
     while waiting or links:
         if not waiting:

@@ -148,7 +148,8 @@ def _digest(*parts: Any) -> str:
     """Of bytes and arrays, without copying them."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
+        whole = np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part
+        digest.update(whole)  # pyright: ignore[reportArgumentType]  # arrays are buffers
         digest.update(b"\0")
     return digest.hexdigest()[:16]
 
@@ -216,81 +217,93 @@ def from_files(
       ids: the label of each, -1 for none; None: no labels at all.
       name: of the source; `folder:ROOT` if there is none.
     """
-    n, reading, ledger = len(names), reading or Reading(), Ledger(root=root)
-    ids = np.full(n, NO_LABEL, np.int32) if ids is None else np.asarray(ids, np.int32)
-
-    @functools.cache
-    def tensors():
-        """(paths, labels), made once: they are large."""
-        tf = load_tensorflow()
-        # Left to it, TensorFlow would rewrite the loop and call each name's functions by its own detour.
-        paths = tf.autograph.experimental.do_not_convert(_paths)(root, names)
-        with tf.init_scope():  # captured, not copied into the graph
-            return tf.constant(paths), tf.constant(ids)
-
-    def load(at):
-        tf = load_tensorflow()
-        all_paths, all_labels = tensors()
-        return decode.decode(tf.io.read_file(all_paths[at]), reading), all_labels[at], at
-
-    def path(at: int) -> bytes:
-        return os.fsencode(os.path.join(root, names[at]))
-
-    def rescue(at: int) -> np.ndarray | None:
-        """A file that TensorFlow cannot read, by Pillow; None where that cannot either."""
-        name = as_text(names[at])
-        try:
-            with open(path(at), "rb") as file:
-                image = formats.read(file.read(), reading)
-        except OSError as error:
-            ledger.reasons[name] = error.strerror or str(error)
-        except formats.UnreadableError as error:
-            ledger.reasons[name] = str(error)
-        else:
-            ledger.by_pillow.add(name)
-            return image
-        return None
-
-    def read_around(index, label):
-        # The first of index, index + 1, ... that decodes, by TensorFlow or by Pillow. A data set inside map
-        # is the one construct of TensorFlow that survives a failed op without a detour through Python.
-        tf = load_tensorflow()
-
-        def attempt(k):
-            at = (index + k // 2) % n
-
-            def second():
-                return (decode.by_python(rescue, at), tensors()[1][at], at)
-
-            return tf.cond(tf.equal(k % 2, 0), lambda: load(at), second)
-
-        candidates = tf.data.Dataset.range(2 * min(n, AHEAD)).map(attempt)
-        return candidates.ignore_errors().take(1).get_single_element()
+    reading, ledger = reading or Reading(), Ledger(root=root)
+    ids = np.full(len(names), NO_LABEL, np.int32) if ids is None else np.asarray(ids, np.int32)
+    files = _Files(root, names, ids, reading, ledger)
 
     def part(index: np.ndarray) -> Source:
         its_groups = None if groups is None else groups[index]
-        its_names = [names[i] for i in index]
+        its_names = [names[int(i)] for i in index]
         told = {"root": root, "name": name, "groups": its_groups, "notes": notes, "reading": reading}
         return from_files(its_names, ids[index], classes, **told)
 
     return Source(
         kind="file",
         name=name or f"folder:{root}",
-        size=n,
+        size=len(names),
         classes=classes,
         fetch=lambda index: (index, ids[index]),
-        read=lambda index, label: load(index),
-        read_around=read_around,
+        read=files.read,
+        read_around=files.read_around,
         fingerprint=_digest(os.fsencode("\n".join(names)), ids),
         names=tuple(map(as_text, names)),
         ledger=ledger,
         reading=reading,
-        path=path,
+        path=files.path,
         part=part,
         ids=ids,
         groups=groups,
         notes=notes,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Files:
+    """How the files of a `from_files` are read."""
+
+    root: str
+    names: Sequence[str]
+    ids: np.ndarray
+    reading: Reading
+    ledger: Ledger
+
+    @functools.cached_property
+    def _tensors(self) -> tuple[Any, Any]:
+        """(paths, labels), made once: they are large."""
+        tf = load_tensorflow()
+        # Left to it, TensorFlow would rewrite the loop and call each name's functions by its own detour.
+        paths = tf.autograph.experimental.do_not_convert(_paths)(self.root, self.names)
+        with tf.init_scope():  # captured, not copied into the graph
+            return tf.constant(paths), tf.constant(self.ids)
+
+    def path(self, at: int) -> bytes:
+        return os.fsencode(os.path.join(self.root, self.names[at]))
+
+    def read(self, at: Any, label: Any = None) -> tuple[Any, Any, Any]:
+        tf = load_tensorflow()
+        paths, labels = self._tensors
+        return decode.decode(tf.io.read_file(paths[at]), self.reading), labels[at], at
+
+    def read_around(self, index: Any, label: Any) -> tuple[Any, Any, Any]:
+        # The first of index, index + 1, ... that decodes, by TensorFlow or by Pillow. A data set inside map
+        # is the one construct of TensorFlow that survives a failed op without a detour through Python.
+        tf, n = load_tensorflow(), len(self.names)
+
+        def attempt(k):
+            at = (index + k // 2) % n
+
+            def second():
+                return (decode.by_python(self._rescue, at), self._tensors[1][at], at)
+
+            return tf.cond(tf.equal(k % 2, 0), lambda: self.read(at), second)
+
+        candidates = tf.data.Dataset.range(2 * min(n, AHEAD)).map(attempt)
+        return candidates.ignore_errors().take(1).get_single_element()
+
+    def _rescue(self, at: int) -> np.ndarray | None:
+        """A file that TensorFlow cannot read, by Pillow; None where that cannot either."""
+        name = as_text(self.names[at])
+        try:
+            with open(self.path(at), "rb") as file:
+                image = formats.read(file.read(), self.reading)
+        except OSError as error:
+            self.ledger.reasons[name] = error.strerror or str(error)
+        except formats.UnreadableError as error:
+            self.ledger.reasons[name] = str(error)
+        else:
+            self.ledger.by_pillow.add(name)
+            return image
+        return None
 
 
 def _paths(root: str, names: Sequence[str]) -> list[bytes]:

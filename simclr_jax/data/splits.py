@@ -54,7 +54,7 @@ def _load(
 ) -> Splits:
     kind, _, where = source.partition(":")
     if kind == "builtin":
-        with importlib.resources.as_file(importlib.resources.files(__package__)) as here:
+        with importlib.resources.as_file(importlib.resources.files("simclr_jax.data")) as here:
             return arrays.load(here / f"{where}.npz", None, holdout)
     if kind == "npz":
         return arrays.load(where, data_dir, holdout)

@@ -75,6 +75,7 @@ def other_before(splits: Splits) -> tuple[str, ...]:
 def _ask(train: Source, reading: Reading) -> dict[str, Any]:
     """{notes, window}, as JSON takes them."""
     files: list[File] = []
+    assert train.path is not None  # they are files
     for i in _spread(train.size, FILES):
         decode = sum(file.deep is not None for file in files) < DEEP
         files += [found] if (found := _look(train.path(i), reading, decode)) else []

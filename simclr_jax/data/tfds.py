@@ -68,7 +68,10 @@ def load(
         raise SimclrError(f"tfds:{name}: has {', '.join(features)}, but no feature named image")
     classes = tuple(getattr(features["label"], "names", ())) if "label" in features else ()
     options = (classes, memory_gb, buffer, reading)
-    return Splits(*(_tfds_split(builder, split, *options) if split else None for split in splits))
+    train, test = splits
+    return Splits(
+        _tfds_split(builder, train, *options), _tfds_split(builder, test, *options) if test else None
+    )
 
 
 def _tfds_split(
@@ -82,8 +85,8 @@ def _tfds_split(
     if None not in shape and size * np.prod(shape) <= memory_gb * 2**30:
         images, labels = _read_all(_open(builder, split, records), size, shape, bool(classes))
         images, notes = pixels.read(images, name)
-        known = labels is not None and (labels >= 0).any()
-        named = Labels(labels, classes, ()) if known else None  # they are numbers of the classes already
+        # They are numbers of the classes already.
+        named = None if labels is None or not (labels >= 0).any() else Labels(labels, classes, ())
         return of_arrays(images, named, name=name, notes=notes)
     first = [row["label"] for row in itertools.islice(_open(builder, split, records), 16)] if classes else ()
     classes = classes if any(label >= 0 for label in first) else ()  # some splits have names but no labels
@@ -115,7 +118,7 @@ def _read_all(rows: Any, size: int, shape: tuple[int, ...], labelled: bool) -> t
     labels = np.empty(size, np.int32) if labelled else None
     for i, row in enumerate(rows):
         images[i] = row["image"]
-        if labelled:
+        if labels is not None:
             labels[i] = row["label"]
     return images, labels
 

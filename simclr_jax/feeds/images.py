@@ -1,7 +1,7 @@
 """The feed of images: host, host with colour and blur on the accelerator, or from its memory."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from simclr_jax.config import total_steps
 from simclr_jax.data import formats, memory, order, pipeline
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.host_augment import Options
-from simclr_jax.data.sources import Source
+from simclr_jax.data.sources import Source, Stream
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds.feed import Batch, Kind
@@ -55,7 +55,7 @@ class Images:
 
     def fixed(self) -> dict[str, Any]:
         """What lives on the accelerators: the training images of a run from memory."""
-        return {"images": memory.put(self.splits.train, self.mesh)} if self._in_memory else {}
+        return {"images": memory.put(cast(Source, self.splits.train), self.mesh)} if self._in_memory else {}
 
     def fetch(self, fixed: dict[str, Any], batch: Batch) -> Batch:
         """The batch, from its numbers where the images live on the accelerators."""
@@ -108,13 +108,13 @@ class Images:
         steps = {"start": step, "stop": total_steps(config, train.size)}
         which = {**steps, "batch": config.train.batch_size, "seed": config.seed, **self._share}
         if self._in_memory:
-            return memory.batches(train, **which)
+            return memory.batches(cast(Source, train), **which)
         fields = config.augment.to_dict()
         dtype = "uint8" if fields.pop("device") == "photometric" else "float32"
         made = {"options": Options(**fields), "views": self.count, "dtype": dtype, **self._reading}
         return pipeline.train_batches(train, **which, **made)
 
-    def every(self, split: Source, index: np.ndarray | None = None) -> Iterator[Batch]:
+    def every(self, split: Source | Stream, index: np.ndarray | None = None) -> Iterator[Batch]:
         """Every image of a split once, or those in `index`, without augmentation; this process's rows.
 
         {example [n, h, w, c], label, mask}; the example as `see` takes it.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 
-from simclr_jax.losses.contrastive import Gather, Result, dcl, dclw, nt_xent, supcon
+from simclr_jax.losses.contrastive import Gather, Result, all_here, dcl, dclw, nt_xent, supcon
 from simclr_jax.losses.pairwise import margin_triplet, nt_logistic
 
 LOSSES: dict[str, Callable[..., Result]] = {
@@ -29,7 +29,7 @@ def create(
     semi_hard: bool,
     margin: float,
     sigma: float,
-) -> Callable[[jax.Array, jax.Array, Gather], Result]:
+) -> Callable[..., Result]:
     """The loss `name` as a function of (z `[n, 2, d]`, label `[n]`, gather), options bound.
 
     Args:
@@ -57,7 +57,7 @@ def create(
     }
     options = {option: value for option, value in options.items() if option in takes[name]}
 
-    def loss(z: jax.Array, label: jax.Array, gather: Gather = lambda x: x) -> Result:
+    def loss(z: jax.Array, label: jax.Array, gather: Gather = all_here) -> Result:
         labels = {"label": label} if "label" in takes[name] else {}
         return LOSSES[name](z, gather=gather, **labels, **options)
 

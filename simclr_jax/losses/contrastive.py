@@ -11,6 +11,11 @@ Gather = Callable[[jax.Array], jax.Array]
 Result = tuple[jax.Array, dict[str, jax.Array]]
 
 
+def all_here(z: jax.Array) -> jax.Array:
+    """What gathers where one device has all rows."""
+    return z
+
+
 class Pairs(NamedTuple):
     """The 2n embeddings of a batch, interleaved [a0, b0, a1, b1, ...], compared with each other.
 
@@ -75,7 +80,7 @@ def nt_xent(
     *,
     normalize: bool = True,
     one_view: bool = False,
-    gather: Gather = lambda x: x,
+    gather: Gather = all_here,
     precision: PrecisionLike = Precision.HIGHEST,
 ) -> Result:
     """The normalised temperature-scaled cross entropy loss, NT-Xent.
@@ -113,7 +118,7 @@ def supcon(
     temperature: float,
     *,
     normalize: bool = True,
-    gather: Gather = lambda x: x,
+    gather: Gather = all_here,
 ) -> Result:
     """The supervised contrastive loss: NT-Xent with every view of the same class as a positive.
 
@@ -147,7 +152,7 @@ def dcl(
     *,
     normalize: bool = True,
     one_view: bool = False,
-    gather: Gather = lambda x: x,
+    gather: Gather = all_here,
 ) -> Result:
     """The decoupled contrastive loss: NT-Xent without the positive in the denominator.
 
@@ -176,7 +181,7 @@ def dclw(
     sigma: float = 0.5,
     normalize: bool = True,
     one_view: bool = False,
-    gather: Gather = lambda x: x,
+    gather: Gather = all_here,
 ) -> Result:
     """The decoupled contrastive loss with more weight on positives that are far apart.
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.losses.contrastive import Gather, Pairs, Result, compare, metrics, negatives
+from simclr_jax.losses.contrastive import Gather, Pairs, Result, all_here, compare, metrics, negatives
 
 
 def semi_hard_negatives(pairs: Pairs, kept: jax.Array) -> jax.Array:
@@ -34,7 +34,7 @@ def nt_logistic(
     normalize: bool = True,
     one_view: bool = False,
     semi_hard: bool = False,
-    gather: Gather = lambda x: x,
+    gather: Gather = all_here,
 ) -> Result:
     """The normalised temperature-scaled logistic loss, NT-Logistic.
 
@@ -66,7 +66,7 @@ def margin_triplet(
     normalize: bool = True,
     one_view: bool = False,
     semi_hard: bool = False,
-    gather: Gather = lambda x: x,
+    gather: Gather = all_here,
 ) -> Result:
     """The margin triplet loss, in similarities.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 Logits = Callable[[jax.Array], jax.Array]  # images [n, h, w, c] in [0, 1] to [n, classes], each for itself
 
 
-def fgsm(logits_fn: Logits, images: jax.Array, labels: jax.Array, epsilon: float) -> jax.Array:
+def fgsm(logits_fn: Logits, images: jax.Array, labels: jax.Array, epsilon: float | jax.Array) -> jax.Array:
     """The fast gradient sign method (Goodfellow et al., arXiv 1412.6572, section 4).
 
     Args:
@@ -24,7 +24,7 @@ def pgd(
     logits_fn: Logits,
     images: jax.Array,
     labels: jax.Array,
-    epsilon: float,
+    epsilon: float | jax.Array,
     position: jax.Array,
     *,
     steps: int = 10,

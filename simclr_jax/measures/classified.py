@@ -105,9 +105,10 @@ def eleven_point_map(scores: np.ndarray, targets: np.ndarray) -> float:
 
 
 def _interval_of_auroc(ranks: ranking.Ranking) -> dict[str, list[float]]:
-    if np.isnan(ranks.standard_error):
+    mean = ranks.means()["auroc"]
+    if mean is None or np.isnan(ranks.standard_error):
         return {}
-    ends = ranks.means()["auroc"] + Z * ranks.standard_error * np.array([-1, 1])
+    ends = mean + Z * ranks.standard_error * np.array([-1, 1])
     return {"auroc": np.clip(ends, 0, 1).tolist()}
 
 

@@ -97,7 +97,7 @@ def available(channels: int) -> tuple[str, ...]:
     return tuple(name for name in CORRUPTIONS if name not in ("brightness", "jpeg_compression"))
 
 
-def _amount(table: tuple[tuple[float, ...], ...], images: jax.Array, severity: int) -> float:
+def _amount(table: tuple[tuple[float, ...], ...], images: jax.Array | np.ndarray, severity: int) -> float:
     if severity not in range(1, 6):
         raise SimclrError(f"a corruption's severity is 1 to 5, not {severity}")
     return table[min(images.shape[1:3]) < SMALL][severity - 1]
@@ -105,8 +105,8 @@ def _amount(table: tuple[tuple[float, ...], ...], images: jax.Array, severity: i
 
 def _resampled(images: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
     """Images `[n, h, w, c]` by the matrices rows `[h, h]` and columns `[w, w]`."""
-    rows, columns = (jnp.asarray(x, images.dtype) for x in (rows, columns))
-    return jnp.clip(jax.vmap(geometry.resample, (0, None, None))(images, rows, columns), 0, 1)
+    matrices = (jnp.asarray(x, images.dtype) for x in (rows, columns))
+    return jnp.clip(jax.vmap(geometry.resample, (0, None, None))(images, *matrices), 0, 1)
 
 
 def _box(size: int, out: int) -> np.ndarray:

@@ -71,7 +71,7 @@ def _hidden(module: str) -> Iterator[None]:
     if module in sys.modules:
         yield
         return
-    sys.modules[module] = None
+    sys.modules[module] = None  # pyright: ignore[reportArgumentType]  # None: it cannot be imported
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ImportWarning)
@@ -135,6 +135,6 @@ def _sprite(images: np.ndarray) -> tuple[Image.Image, tuple[int, int]]:
         pixels = np.rint(np.clip(image.astype(np.float32), 0, 1) * 255).astype(np.uint8)
         one = Image.fromarray(pixels[..., :3] if channels >= 3 else pixels[..., 0])
         if scale < 1:
-            one = one.resize(small[::-1], Image.Resampling.BOX)
+            one = one.resize((small[1], small[0]), Image.Resampling.BOX)
         sheet.paste(one, (i % side * small[1], i // side * small[0]))
     return sheet, small

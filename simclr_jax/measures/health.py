@@ -28,7 +28,7 @@ def report(features: np.ndarray, other_views: np.ndarray | None = None) -> dict[
     measures = {"rank_me": rank_me, "feature_std": feature_std, "uniformity": uniformity}
     arrays = [features] if other_views is None else [features, other_views]
     finite, enough = all(np.isfinite(x).all() for x in arrays), len(features) > 1
-    found = {name: f(features) if finite and enough else None for name, f in measures.items()}
+    found: dict[str, Any] = {name: f(features) if finite and enough else None for name, f in measures.items()}
     if other_views is not None:
         found["alignment"] = alignment(features, other_views) if finite and enough else None
     narrow = found["feature_std"] is not None and (

@@ -6,6 +6,7 @@ solo-learn and scikit-learn's weights="distance" have it: T plays no part).
 
 import functools
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ def normalize(features: jax.Array) -> jax.Array:
 
 
 DISTANCES = ("cosine", "euclidean")
+Setting = TypeVar("Setting", bound=tuple[int, float | None])
 TINY = 1e-12  # distance of what coincides, which then outvotes all else
 
 
@@ -170,9 +172,9 @@ def votes(
     *,
     mesh: Mesh,
     classes: int,
-    settings: Iterable[tuple[int, float | None]],
+    settings: Iterable[Setting],
     distance: str = "cosine",
-) -> Iterator[tuple[tuple[int, float | None], np.ndarray]]:
+) -> Iterator[tuple[Setting, np.ndarray]]:
     """(setting, what `vote` gives) for every (k, T), all from one search."""
     settings = list(settings)
     similarity, index = nearest(bank, queries, max(k for k, _ in settings), mesh, distance=distance)

@@ -182,13 +182,13 @@ def fit_chosen(
     arrays = [*data, rest, everyone]
     # Not bound to a device where it is alone, as the weights that come out are not: or all is compiled twice.
     placed = jax.device_put(arrays) if alone else sharding.put_same(arrays, sharding.by_batch(mesh))
-    *data, rest, everyone = placed
+    h, labelled, rest, everyone = placed
     settings = {"classes": classes, "iterations": iterations}
-    tried = fit(*data, rest, l2s, **settings)
+    tried = fit(h, labelled, rest, l2s, **settings)
     accuracy, loss = (np.asarray(x) for x in evaluate(tried, features[held], labels[held]))
     best = int(np.argmin(loss))
     start = jax.tree.map(lambda w: w[best], tried)
-    final = fit(*data, everyone, l2s[best : best + 1], start=start, **settings)
+    final = fit(h, labelled, everyone, l2s[best : best + 1], start=start, **settings)
     return Chosen(jax.tree.map(lambda w: np.asarray(w[0]), final), best, accuracy, loss)
 
 

@@ -8,13 +8,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from simclr_jax import geometry
 
 Pool = Callable[[jax.Array], jax.Array]  # maps [n, h, w, k] to features [n, d]: the encoder's `pool`
 
 
-def class_map(maps: jax.Array, pool: Pool, weights: jax.Array, classes: jax.Array) -> jax.Array:
+def class_map(
+    maps: jax.Array, pool: Pool, weights: jax.Array | np.ndarray, classes: jax.Array | np.ndarray
+) -> jax.Array:
     """Grad-CAM (Selvaraju et al., arXiv 1610.02391, section 3) of a linear classifier on pooled features.
 
     The gradient is taken at every place instead of averaged over the map (HiResCAM, Draelos & Carin, arXiv

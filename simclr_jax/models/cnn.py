@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.encoder import Convolutional
+from simclr_jax.models.encoder import Convolutional, Encoder
 from simclr_jax.models.norm import batch_norm
 
 
@@ -53,7 +53,7 @@ class CNN(Convolutional, nn.Module):
     ) -> dict[str, jax.Array]:
         """The endpoints; the arguments are those of `models.encoder.Encoder`."""
         frozen = min(frozen, len(self.widths))
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         ends = {}
         for i, (features, kernel) in enumerate(zip(self.widths, self.kernels, strict=True), 1):
             x = nn.Conv(features, (kernel, kernel), (2, 2), use_bias=False, name=f"conv{i}", **dtypes)(x)
@@ -74,7 +74,7 @@ class CNN(Convolutional, nn.Module):
         return quarters.reshape(n, -1)
 
 
-def create(model: Mapping[str, Any], *, dtype: Any, param_dtype: Any) -> CNN:
+def create(model: Mapping[str, Any], *, dtype: Any, param_dtype: Any) -> Encoder:
     """The small CNN, every width multiplied by `model["width"]`; images may have any size."""
     widths = tuple(max(1, round(features * model["width"])) for features in CNN.widths)
     return CNN(widths, norm_groups=model["norm_groups"], dtype=dtype, param_dtype=param_dtype)

@@ -18,9 +18,17 @@ class Encoder(Protocol):
     """Inputs `[n, ...]` to named endpoints."""
 
     features: str  # name of the endpoint [n, d] that is the representation h
-    last: str | None  # name of the endpoint whose maps Grad-CAM reads; None: there is none
-    stages: tuple[str, ...]  # names, in the order of computation; they can be frozen from the first on
     dtype: Any  # of the computation
+
+    @property
+    def last(self) -> str | None:
+        """The name of the endpoint whose maps Grad-CAM reads; None: there is none."""
+        ...
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names, in the order of computation; they can be frozen from the first on."""
+        ...
 
     def __call__(
         self, x: jax.Array, train: bool, frozen: int = -1, frozen_train: bool = False
@@ -32,6 +40,7 @@ class Encoder(Protocol):
           frozen: no gradient flows into the stages up to this number; -1: into all.
           frozen_train: statistics go by the batch there too; otherwise what is frozen stands still.
         """
+        ...
 
     def stage_of(self, path: str) -> int:
         """The number of the stage that a parameter "group1_block1/conv0/kernel" belongs to.
@@ -39,18 +48,23 @@ class Encoder(Protocol):
         Raises:
           ValueError: the encoder has no such parameter.
         """
+        ...
 
     def trainable(self, path: str) -> bool:
         """Whether a parameter is trained at all; no optimiser touches the others."""
+        ...
 
     def maps(self, name: str, x: jax.Array) -> jax.Array | None:
         """An endpoint as maps `[n, h, w, c]`; None where it has no places."""
+        ...
 
     def pool(self, maps: jax.Array) -> jax.Array | None:
         """The maps of `last` as features `[n, d]`; None where features are no function of them alone."""
+        ...
 
     def adapt(self, params: Any, old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> Any:
         """Parameters of an encoder of examples `old`, `[h, w, c]` say, for examples `new`: positions."""
+        ...
 
 
 class Convolutional:

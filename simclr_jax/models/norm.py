@@ -45,15 +45,12 @@ class GroupedBatchNorm(nn.Module):
         grouped = self.train and not self.is_initializing()
         groups = self.groups if grouped else 1
         y = x.reshape(groups, x.shape[0] // groups, -1, c).astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean, var, scale, bias = (
-            None if v is None else v.reshape(1, 1, 1, c)
-            for v in (moving_mean.value, moving_var.value, scale, bias)
-        )
+        mean, var, scale = (v.reshape(1, 1, 1, c) for v in (moving_mean.value, moving_var.value, scale))
         if grouped:
             mean = jnp.mean(y, (1, 2), keepdims=True)
             var = jnp.maximum(jnp.mean(y * y, (1, 2), keepdims=True) - mean * mean, 0)
             for moving, now in ((moving_mean, mean), (moving_var, var)):
                 moving.value = MOMENTUM * moving.value + (1 - MOMENTUM) * jnp.mean(now, axis=(0, 1, 2))
         y = (y - mean) * (jax.lax.rsqrt(var + EPSILON) * scale)
-        y = y if bias is None else y + bias
+        y = y if bias is None else y + bias.reshape(1, 1, 1, c)
         return y.reshape(x.shape).astype(self.dtype)

@@ -1,5 +1,7 @@
 """The projection head g(h) and the linear classifier."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,7 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, h: jax.Array, train: bool, layers: int | None = None) -> list[jax.Array]:
         """[h, output of layer 1, ..., z], or only as far as the first `layers` of them."""
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         outputs = [h]
         for i in range(self.layers if layers is None else layers):
             last = i == self.layers - 1

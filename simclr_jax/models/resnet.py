@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.models.encoder import Convolutional
+from simclr_jax.models.encoder import Convolutional, Encoder
 from simclr_jax.models.norm import batch_norm
 from simclr_jax.models.resnet_fields import DEPTHS, STEMS
 
@@ -115,7 +115,7 @@ class Block(nn.Module):
         stride = self.stride
         if self.sk_ratio:
             # The padding of stride 2 counts as zeros, that of stride 1 does not count: the original's.
-            window = {"window_shape": (2, 2), "strides": (stride, stride)}
+            window: dict[str, Any] = {"window_shape": (2, 2), "strides": (stride, stride)}
             if stride > 1:
                 x = nn.avg_pool(jnp.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)]), **window)
             else:
@@ -203,7 +203,7 @@ class ResNet(Convolutional, nn.Module):
         def width(features):
             return max(1, round(features * self.width))
 
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def moves(part: int) -> bool:
             return train and (part > frozen or frozen_train)
@@ -257,7 +257,8 @@ class ResNet(Convolutional, nn.Module):
         x = nn.relu(norm(name="stem_norm")(x))
         if self.stem == "imagenet":
             padding = "SAME" if self.variant == "original" else [(1, 1), (1, 1)]
-            x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=padding)
+            window: dict[str, Any] = {"window_shape": (3, 3), "padding": padding}
+            x = nn.max_pool(x, strides=(2, 2), **window)
         ends["initial_max_pool"] = x
         return x
 
@@ -267,7 +268,7 @@ class ResNet(Convolutional, nn.Module):
         return lambda x: drop_block(x, keep, self.dropblock_size, self.make_rng("dropblock"))
 
 
-def create(model: Mapping[str, Any], *, dtype: Any, param_dtype: Any) -> ResNet:
+def create(model: Mapping[str, Any], *, dtype: Any, param_dtype: Any) -> Encoder:
     """The ResNet of `config.model`, of 18, 34, 50, 101, 152 or 200 layers; images may have any size.
 
     Its fields, explained in config/fields.py: depth, blocks, width, stem, variant, sk_ratio, se_ratio,

@@ -1,10 +1,8 @@
 """What is known of the ResNet before JAX is imported. Its fields stand in `config.model` itself."""
 
-from typing import Any
-
 from simclr_jax.errors import SimclrError
 from simclr_jax.field import shown
-from simclr_jax.registry import Facts
+from simclr_jax.registry import Facts, Flat
 
 # depth: (blocks of each group, bottleneck)
 DEPTHS = {
@@ -22,7 +20,7 @@ REMAT_KEEPS = ("inputs", "convolutions")
 GROUPS = 4  # of blocks
 
 
-def check(flat: dict[str, Any]) -> None:
+def check(flat: Flat) -> None:
     """Raises SimclrError where fields do not describe a ResNet."""
 
     def require(ok: bool, field: str, allowed: str) -> None:
@@ -39,17 +37,17 @@ def check(flat: dict[str, Any]) -> None:
     require(plain or original, "model.variant", "original for model.sk_ratio or model.se_ratio")
 
 
-def stages(flat: dict[str, Any]) -> int:
+def stages(flat: Flat) -> int:
     """The block groups behind the stem."""
     return GROUPS
 
 
-def smallest(flat: dict[str, Any]) -> tuple[int, str]:
+def smallest(flat: Flat) -> tuple[int, str]:
     """(side of the smallest images, why): the total stride, or the last map would be less than a pixel."""
     return 32 if flat["model.stem"] == "imagenet" else 8, f"the {flat['model.stem']} stem"
 
 
-def parameters(flat: dict[str, Any]) -> tuple[float, float]:
+def parameters(flat: Flat) -> tuple[float, float]:
     """About how many parameters a ResNet has, within a tenth of their number, and how many features."""
     width = flat["model.width"]
     blocks, bottleneck = DEPTHS[flat["model.depth"]]

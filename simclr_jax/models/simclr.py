@@ -1,7 +1,7 @@
 """The whole model: encoder, projection head, linear classifier."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,7 @@ class SimCLR(nn.Module):
     `ft_proj_selector`).
     """
 
-    encoder: nn.Module
+    encoder: Encoder
     projection: Projection
     probe: Probe | None
     probe_layer: int = 0
@@ -43,6 +43,7 @@ class SimCLR(nn.Module):
         self, images: jax.Array, train: bool = False, frozen: int = -1, frozen_train: bool = False
     ) -> jax.Array:
         """Logits `[n, classes]`, with a gradient to all that is not `frozen` (see `ResNet`)."""
+        assert self.probe is not None
         h = self.encoder(images, train, frozen, frozen_train)[self.encoder.features]
         return self.probe(self.projection(h, train, self.probe_layer)[-1])
 
@@ -72,6 +73,11 @@ def init(model: SimCLR, rng: jax.Array, images: jax.Array, method: str = "__call
     # Flax starts statistics in float32 whatever param_dtype says.
     keep = jnp.promote_types(images.dtype, jnp.float32)
     return jax.tree.map(lambda x: x.astype(keep), variables)
+
+
+def endpoints(model: SimCLR, variables: Mapping[str, Any], x: jax.Array) -> dict[str, jax.Array]:
+    """`SimCLR.endpoints` with these variables; BatchNorm goes by its moving statistics."""
+    return cast(dict[str, jax.Array], model.apply(variables, x, method="endpoints"))
 
 
 def sample(spec: jax.ShapeDtypeStruct) -> jax.Array:
@@ -124,8 +130,8 @@ def normalize_images(images: jax.Array, mean: tuple[float, ...], std: tuple[floa
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) / 255
     if mean:
-        mean, std = (jnp.asarray(x, images.dtype).reshape(1, 1, 1, -1) for x in (mean, std))
-        images = (images - mean) / std
+        shift, scale = (jnp.asarray(x, images.dtype).reshape(1, 1, 1, -1) for x in (mean, std))
+        images = (images - shift) / scale
     return images.astype(dtype)
 
 
@@ -137,7 +143,7 @@ def create(config: Mapping[str, Any], *, classes: int = 0, probe_zero: bool = Fa
       probe_zero: the classifier starts at zero.
     """
     dtype = jnp.dtype(config["dtype"])
-    dtypes = {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
+    dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
     encoder = registry.resolve(registry.entry(registry.ENCODERS, config["encoder"], "model.encoder").target)
     layers = PROJECTIONS[config["projection"]](config["projection_layers"])
     return SimCLR(

@@ -16,6 +16,7 @@ import numpy as np
 from jax.lax import Precision
 
 from simclr_jax.errors import SimclrError
+from simclr_jax.models.encoder import Encoder
 from simclr_jax.models.vit_fields import shape_of
 
 EPSILON = 1e-6  # of LayerNorm
@@ -74,7 +75,7 @@ class Attention(nn.Module):
           pool: whose attention is given: "token", the first's, or "mean": that of the mean query.
         """
         n, t, d = x.shape
-        fields = {"kernel_init": XAVIER, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        fields: dict[str, Any] = {"kernel_init": XAVIER, "dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def split(name: str) -> jax.Array:
             # moco-v3 initialises each of the three by its own fan, as separate layers do by themselves.
@@ -119,7 +120,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(tokens `[n, t, d]`, attention of the pooled token `[n, heads, t]`)."""
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         attention = Attention(self.heads, self.qkv_bias, name="attention", **dtypes)
         y, picture = attention(norm("norm1", **dtypes)(x), self.pooling)
         x = x + self.branch(y, "attention_scale")
@@ -188,7 +189,7 @@ class ViT(nn.Module):
         Raises:
           SimclrError: no whole number of patches fits the images, or positions were learned for others.
         """
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def done(stage: int, x: jax.Array) -> jax.Array:
             return jax.lax.stop_gradient(x) if stage <= min(frozen, self.depth) else x
@@ -296,16 +297,16 @@ class ViT(nn.Module):
         Args:
           old, new: one example each, `[h, w, c]`.
         """
-        old, new = (grid_of(spec.shape, self.patch) for spec in (old, new))
-        if "positions" not in params or old == new:
+        before, after = (grid_of(spec.shape, self.patch) for spec in (old, new))
+        if "positions" not in params or before == after:
             return params
         positions = jnp.asarray(params["positions"])
-        prefix = positions.shape[0] - old[0] * old[1]
+        prefix = positions.shape[0] - before[0] * before[1]
         high = jnp.promote_types(positions.dtype, jnp.float32)
-        grid = positions[prefix:].astype(high).reshape(*old, -1)
-        rows, columns = (jnp.asarray(bicubic(a, b), high) for a, b in zip(old, new, strict=True))
+        grid = positions[prefix:].astype(high).reshape(*before, -1)
+        rows, columns = (jnp.asarray(bicubic(a, b), high) for a, b in zip(before, after, strict=True))
         grid = jnp.einsum("ah,bw,hwd->abd", rows, columns, grid, precision=Precision.HIGHEST)
-        grid = grid.reshape(new[0] * new[1], -1).astype(positions.dtype)
+        grid = grid.reshape(after[0] * after[1], -1).astype(positions.dtype)
         return {**params, "positions": jnp.concatenate([positions[:prefix], grid])}
 
 
@@ -322,7 +323,7 @@ def grid_of(image: tuple[int, ...], patch: int) -> tuple[int, int]:
     return image[0] // patch, image[1] // patch
 
 
-def create(model: Mapping[str, Any], *, dtype: Any, param_dtype: Any) -> ViT:
+def create(model: Mapping[str, Any], *, dtype: Any, param_dtype: Any) -> Encoder:
     """The ViT of `config.model`: its fields `vit` (explained in vit_fields.py) and `remat`.
 
     Learned positions are for the size of the images that the parameters are made with.

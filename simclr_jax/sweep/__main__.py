@@ -28,6 +28,7 @@ device, all with the same command:
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
@@ -55,7 +56,7 @@ DEFAULT_TRIALS = 20
 def parse(argv: list[str]) -> list[str]:
     """The command line."""
     if {"-h", "--help", "-help"} & set(argv):
-        print(__doc__.strip())
+        print((__doc__ or "").strip())
         sys.exit(0)
     return main.parse(argv)
 
@@ -78,7 +79,7 @@ def prepare() -> tuple:
     from simclr_jax.sweep import study as studies  # late: a mistake is answered at once
     from simclr_jax.sweep import trials
 
-    name = f"{Path(flags.FLAGS['config'].config_filename).stem}_{Path(space.path).stem}"
+    name = f"{Path(cast(Any, flags.FLAGS['config']).config_filename).stem}_{Path(space.path).stem}"
     out = Path(paths.local(OUT.value or f"runs/sweeps/{name}", "--out"))
     limit = TRIALS.value or (len(space.points) if listed else DEFAULT_TRIALS)
     sweep = trials.Sweep(config, space, listed, out, metric, TEST.value, limit)

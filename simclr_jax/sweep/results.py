@@ -102,8 +102,9 @@ def importances(study: optuna.Study) -> tuple[dict[str, float], str]:
 
 def draw_history(path: Any, trials: list[FrozenTrial], metric: str) -> bool:
     """The value of every trial in the order of the study, and the best so far; False with nothing to draw."""
-    done = sorted((t.number, 100 * t.value) for t in trials if t.state == TrialState.COMPLETE)
-    pruned = [(t.number, 100 * t.value) for t in trials if t.state == TrialState.PRUNED and t.value]
+    told = [(t.state, t.number, 100 * t.value) for t in trials if t.value is not None]
+    done = sorted((number, value) for state, number, value in told if state == TrialState.COMPLETE)
+    pruned = [(number, value) for state, number, value in told if state == TrialState.PRUNED and value]
     if not done:
         return False
     figure = new(figsize=(6.5, 3.4))
@@ -116,7 +117,7 @@ def draw_history(path: Any, trials: list[FrozenTrial], metric: str) -> bool:
                   label="pruned, accuracy then")  # fmt: skip
     axes.set_title(f"{text(metric)}, top-1 (%): {values.max():.1f} at best", color=INK, fontsize=10)
     axes.set_xlabel("trial", color=INK)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params("x", integer=True)
     axes.grid(color="#dddddd")
     axes.legend(frameon=False)
     save(figure, path)

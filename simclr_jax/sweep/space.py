@@ -37,7 +37,7 @@ def load(path: str) -> Space:
     if not Path(path).is_file():
         raise SimclrError(f"--space={path}: no such file")
     spec = importlib.util.spec_from_file_location("sweep_space", path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise SimclrError(f"--space={path}: must be a Python file, .py")
     module = importlib.util.module_from_spec(spec)
     try:
@@ -76,6 +76,7 @@ def _check_field(path: str, field: str) -> None:
 
 def drawn(space: Space, trial: Any) -> Settings:
     """What `suggest` draws for the trial; its own mistakes as one line."""
+    assert space.suggest is not None
     try:
         settings = space.suggest(trial)
     except Exception as error:

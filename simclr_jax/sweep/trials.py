@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import optuna
@@ -145,7 +145,7 @@ def _copy(same: FrozenTrial, trial: Trial) -> float:
     for note in COPIED:
         if note in same.user_attrs:
             trial.set_user_attr(note, same.user_attrs[note])
-    if same.state == TrialState.COMPLETE:
+    if same.state == TrialState.COMPLETE and same.value is not None:
         return same.value
     raise optuna.TrialPruned if same.state == TrialState.PRUNED else FailedError
 
@@ -191,7 +191,7 @@ def _note(trial: Trial, summary: dict[str, Any], sweep: Sweep) -> float:
     return scores[sweep.metric]
 
 
-def _fail(trial: Trial, line: str) -> None:
+def _fail(trial: Trial, line: str) -> NoReturn:
     print(f"trial {trial.number} failed: {line}", flush=True)
     trial.set_user_attr("error", line)
     raise FailedError

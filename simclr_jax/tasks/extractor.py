@@ -27,9 +27,7 @@ class Extractor:
         self.feed = feed
 
         def encode(variables: Any, x: jax.Array) -> dict[str, jax.Array]:
-            ends = model.apply(
-                variables, feed.prepare(feed.see(x)), method="endpoints"
-            )  # BatchNorm never trains here
+            ends = simclr.endpoints(model, variables, feed.prepare(feed.see(x)))
             return {name: simclr.read_endpoint(model.encoder, ends, name) for name in endpoints}
 
         self._encode = jax.jit(encode)

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import encoder, sharding
 from simclr_jax.data import order
-from simclr_jax.data.sources import Source
+from simclr_jax.data.sources import Source, Stream
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import create_feed
@@ -37,7 +37,7 @@ class Heads(NamedTuple):
     everything: np.ndarray
 
 
-def heads_of(config: ConfigDict, train: Source) -> Heads:
+def heads_of(config: ConfigDict, train: Source | Stream) -> Heads:
     """The standard classifier; then every rate × decay without the hold-out; then all those with it.
 
     The hold-out chooses among the second; test sees the same one of the third. The standard classifier is
@@ -85,19 +85,6 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         h = read(params["encoder"], feed.prepare(feed.views(params, batch)[:, 0]))
         return apply(params["heads"], h, heads, config), model_state
 
-    def loss(outputs, batch, step):
-        outputs, penalty = outputs["logits"], outputs["penalty"][0]
-        known = (batch["label"] >= 0)[:, None] & (
-            jnp.asarray(heads.everything)[None] | ~batch["held"][:, None]
-        )
-        label = jnp.broadcast_to(jnp.maximum(batch["label"], 0)[:, None], outputs.shape[:2])
-        losses = optax.softmax_cross_entropy_with_integer_labels(outputs, label)
-        per_head = jnp.sum(jnp.where(known, losses, 0), 0) / jnp.maximum(jnp.sum(known, 0), 1)
-        right = known & (jnp.argmax(outputs, -1) == label)
-        accuracy = jnp.sum(right, 0) / jnp.maximum(jnp.sum(known, 0), 1)
-        # No parameter is shared: the gradient of the sum is each one's own.
-        return jnp.sum(per_head) + penalty, {"loss": per_head[0], "accuracy": accuracy[0]}
-
     def batches(step: int) -> Iterator[Any]:
         held = np.zeros(train.size, bool)
         if isinstance(train, Source):
@@ -119,7 +106,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         init=init,
         input=batches,
         forward=forward,
-        objectives={"labels": of_outputs(loss)},
+        objectives={"labels": of_outputs(functools.partial(_loss, heads))},
         trainable=lambda path: True,
         evals={},
         classes=train.classes,
@@ -129,8 +116,20 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     )
 
 
+def _loss(heads: Heads, outputs: Any, batch: Any, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    outputs, penalty = outputs["logits"], outputs["penalty"][0]
+    known = (batch["label"] >= 0)[:, None] & (jnp.asarray(heads.everything)[None] | ~batch["held"][:, None])
+    label = jnp.broadcast_to(jnp.maximum(batch["label"], 0)[:, None], outputs.shape[:2])
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, label)
+    per_head = jnp.sum(jnp.where(known, losses, 0), 0) / jnp.maximum(jnp.sum(known, 0), 1)
+    right = known & (jnp.argmax(outputs, -1) == label)
+    accuracy = jnp.sum(right, 0) / jnp.maximum(jnp.sum(known, 0), 1)
+    # No parameter is shared: the gradient of the sum is each one's own.
+    return jnp.sum(per_head) + penalty, {"loss": per_head[0], "accuracy": accuracy[0]}
+
+
 def _read(model: simclr.SimCLR, endpoint: str, variables: Any, x: jax.Array) -> jax.Array:
-    h = simclr.read_endpoint(model.encoder, model.apply(variables, x, method="endpoints"), endpoint)
+    h = simclr.read_endpoint(model.encoder, simclr.endpoints(model, variables, x), endpoint)
     return h.astype(jnp.promote_types(h.dtype, jnp.float32))
 
 

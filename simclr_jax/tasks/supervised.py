@@ -112,7 +112,8 @@ def _evals(config: ConfigDict, splits: Splits, mesh: Mesh, model: simclr.SimCLR,
 
     BatchNorm goes by its moving statistics.
     """
-    if splits.test is None or not splits.test.classes:
+    test = splits.test
+    if test is None or not test.classes:
         return {}
 
     @jax.jit
@@ -122,7 +123,7 @@ def _evals(config: ConfigDict, splits: Splits, mesh: Mesh, model: simclr.SimCLR,
     def classify(state) -> tuple[np.ndarray, np.ndarray]:
         """(logits [n, classes], labels [n]) of the labelled test images."""
         variables = (state.params, state.model_state)
-        found = extract(lambda x: logits(variables, x), feed.every(splits.test), mesh)
+        found = extract(lambda x: logits(variables, x), feed.every(test), mesh)
         known = found.labels >= 0
         return found.features[known], found.labels[known]
 

@@ -1,7 +1,7 @@
 """The contract between the train loop and a task."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -13,6 +13,18 @@ class Context(NamedTuple):
 
     step: int
     workdir: epath.Path
+
+
+def _unchanged(variables: Any) -> Any:
+    return variables
+
+
+def _from_host(fixed: Any, batch: Any) -> Any:
+    return batch
+
+
+def _no_preview(workdir: epath.Path, batch: Any) -> None:
+    """There are no pictures."""
 
 
 class Task(NamedTuple):
@@ -30,8 +42,8 @@ class Task(NamedTuple):
     evals: Mapping[str, tuple[int, Callable]]  # name -> (every n steps; 0: at the end, fn)
     #   fn(state, Context) -> flat dict of floats
     classes: tuple[str, ...] = ()  # of the classifier, where there is one
-    start: Callable = lambda variables: variables  # initial variables -> another run's; not compiled
+    start: Callable = _unchanged  # initial variables -> another run's; not compiled
     fixed: Callable = dict  # -> constant arrays on the mesh that steps read; not checkpointed (a teacher)
-    fetch: Callable = lambda fixed, batch: batch  # (fixed, what `input` gave) -> the batch
+    fetch: Callable = _from_host  # (fixed, what `input` gave) -> the batch
     steps_per_call: int = 1  # of the compiled program, at most
-    preview: Callable = lambda workdir, batch: None  # draws the first host batch, before training
+    preview: Callable = _no_preview  # draws the first host batch, before training
