@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,15 @@ from simclr_jax.config import total_steps
 from simclr_jax.corruption import random_corruption
 from simclr_jax.data import memory, tables
 from simclr_jax.data.columns import Columns
-from simclr_jax.data.sources import Source, Splits
+from simclr_jax.data.sources import Source, Splits, Stream
 from simclr_jax.feeds.feed import Batch, Kind
 
 STEPS_PER_CALL = 16  # where the config says nothing: a step of a small MLP takes less than a call
+
+
+def table_of(splits: Splits) -> Source:
+    """The training rows; a table is never read in sequence."""
+    return cast(Source, splits.train)
 
 
 class Rows:
@@ -32,7 +37,8 @@ class Rows:
         self.dtype = jnp.dtype(config.model.dtype)
         self.steps_per_call = config.train.steps_per_call or STEPS_PER_CALL
         self._share = {"process": jax.process_index(), "processes": jax.process_count()}
-        self._rows, self._labels = splits.train.fetch(np.arange(splits.train.size))
+        self._train = table_of(splits)
+        self._rows, self._labels = self._train.fetch(np.arange(self._train.size))
 
     def spec(self) -> jax.ShapeDtypeStruct:
         """Of one row `[d]`."""
@@ -45,7 +51,7 @@ class Rows:
 
     def batches(self, step: int) -> Iterator[Batch]:
         """The numbers of the rows from `step` on: {index, position}."""
-        train, config = self.splits.train, self.config
+        train, config = self._train, self.config
         steps = {"start": step, "stop": total_steps(config, train.size)}
         return memory.batches(train, **steps, batch=config.train.batch_size, seed=config.seed, **self._share)
 
@@ -63,8 +69,9 @@ class Rows:
         """Rows are standardised as they are read."""
         return views.astype(self.dtype)
 
-    def every(self, split: Source, index: np.ndarray | None = None) -> Iterator[Batch]:
+    def every(self, split: Source | Stream, index: np.ndarray | None = None) -> Iterator[Batch]:
         """Every row once, or those in `index`, in order: {example [n, d], label, mask}."""
+        split = cast(Source, split)
         return memory.eval_batches(split, batch=self.config.eval.batch_size, index=index, **self._share)
 
     def see(self, examples: jax.Array) -> jax.Array:
@@ -81,7 +88,7 @@ class Rows:
         return self._corrupted(seen, bank, position, seed, 1, first_clean=False, **fields)[:, 0]
 
     def _corrupted(self, rows, bank, position, seed, views, **fields) -> jax.Array:
-        columns = self.splits.train.columns
+        columns = self._train.columns
         own = {"rate": self.config.data.table.corruption, "feature": columns.feature if columns else ()}
         return random_corruption(rows, bank, position, seed, views=views, **(own | fields))
 
@@ -122,7 +129,8 @@ def load(*, source: str, data_dir: str | None, holdout: float, table: ConfigDict
 
 def identity(splits: Splits) -> dict[str, Any]:
     """What the columns are, for encoders that are loaded later."""
-    return {"columns": json.loads(json.dumps(splits.train.columns.features))}
+    columns = table_of(splits).columns
+    return {"columns": json.loads(json.dumps(columns.features if columns else ()))}
 
 
 def reader(config: ConfigDict, data: dict[str, Any]) -> RowReader:

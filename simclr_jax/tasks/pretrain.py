@@ -4,7 +4,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,7 @@ def _contrast(config: ConfigDict, mesh: Mesh, model: simclr.SimCLR, feed: Feed) 
 
 def _features_of(model: simclr.SimCLR, feed: Feed) -> jax.Array:
     x = simclr.sample(feed.spec())
-    return model.apply(simclr.init(model, jax.random.key(0), x), x, method="features")
+    return cast(jax.Array, model.apply(simclr.init(model, jax.random.key(0), x), x, method="features"))
 
 
 def _watched(objective: Objective) -> Objective:
