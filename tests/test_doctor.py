@@ -174,7 +174,7 @@ def test_a_workdir_with_a_run_stays_as_it_is(copy):
 
 @pytest.mark.parametrize(("host", "process", "mark"), [
     (None, os.getpid(), Mark.ERROR), (None, 2**30, None), ("elsewhere", 1, Mark.WARNING),
-])  # fmt: skip
+], ids=["here", "ended", "elsewhere"])  # fmt: skip
 def test_a_run_under_way(tmp_path, host, process, mark):
     lease = {"owner": "x", "host": host or lock.socket.gethostname(), "pid": process}
     (tmp_path / lock.FILE).write_text(json.dumps(lease))
