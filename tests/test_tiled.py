@@ -10,15 +10,15 @@ from conftest import tiny_config, tiny_splits
 from test_losses import embeddings
 
 from simclr_jax import sharding, train
-from simclr_jax.losses import contrastive, tiled
-from simclr_jax.tasks import pretrain
+from simclr_jax.losses import contrast, contrastive, tiled
+from simclr_jax.losses.objective import Sizes
 
 
 def both(z, temperature, devices, dtype=np.float32, **options):
     """((value, metrics), gradient) of the dense loss on one device and of the tiled one on several."""
     mesh = sharding.make_mesh(devices)
-    normalize = options.get("normalize", True)
-    dense = functools.partial(contrastive.nt_xent, temperature=temperature, normalize=normalize)
+    same = {name: options[name] for name in ("normalize", "one_view") if name in options}
+    dense = functools.partial(contrastive.nt_xent, temperature=temperature, **same)
     tiles = functools.partial(tiled.nt_xent, temperature=temperature, mesh=mesh, **options)
     placed = jax.device_put(z.astype(dtype), sharding.by_batch(mesh))
     return [
@@ -41,6 +41,18 @@ def test_value_gradient_and_metrics(n, temperature, tile, devices, ring):
     np.testing.assert_allclose(gradient, dense_gradient, atol=2e-6 * scale)
     assert value[1]["contrast_accuracy"] == pytest.approx(float(dense[1]["contrast_accuracy"]))
     np.testing.assert_allclose(value[1]["contrast_entropy"], dense[1]["contrast_entropy"], atol=2e-6)
+
+
+@pytest.mark.parametrize(("devices", "ring"), [(1, False), (4, True)])
+def test_negatives_of_one_view_in_float64(devices, ring):
+    """CLIP's loss, where the two views are the outputs of two towers."""
+    with jax.enable_x64(True):
+        (dense, dense_gradient), (value, gradient) = both(
+            embeddings(24, d=8), 0.2, devices, dtype=np.float64, tile=10, one_view=True, ring=ring
+        )
+        np.testing.assert_allclose(value[0], dense[0], rtol=1e-13)
+        np.testing.assert_allclose(gradient, dense_gradient, rtol=1e-10, atol=1e-15)
+        assert value[1]["contrast_accuracy"] == pytest.approx(float(dense[1]["contrast_accuracy"]))
 
 
 @pytest.mark.parametrize("ring", [False, True])
@@ -108,5 +120,10 @@ def test_training_chooses_it_above_the_budget(tmp_path, devices):
 
 def jaxpr_of(config):
     """The contrastive loss that pretraining takes, as text."""
-    loss = pretrain._contrastive_loss(config, sharding.make_mesh(config.mesh.devices))
-    return str(jax.make_jaxpr(lambda z: loss(z, jnp.zeros(16, jnp.int32))[0])(jnp.ones((16, 2, 4))))
+    sizes = Sizes(config.train.batch_size, 2, 4, sharding.make_mesh(config.mesh.devices))
+    objective = contrast.create(config.loss.name, config.loss, sizes)
+
+    def loss(z):
+        return objective.loss({}, {}, {"projection": z}, {"label": jnp.zeros(16, jnp.int32)}, 0)[0]
+
+    return str(jax.make_jaxpr(loss)(jnp.ones((16, 2, 4))))

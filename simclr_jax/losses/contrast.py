@@ -21,9 +21,10 @@ def create(name: str, options: Mapping[str, Any], sizes: Sizes) -> Objective:
     """
     scale, mesh = options["scale"], sizes.mesh
     rows = sizes.images * sizes.views
-    if name == "nt_xent" and not options["one_view"] and 4e-6 * rows**2 / mesh.size > options["dense_mb"]:
+    if name == "nt_xent" and 4e-6 * rows**2 / mesh.size > options["dense_mb"]:
         ring = 4e-6 * rows * sizes.dim > options["gather_mb"]
-        how = {"normalize": options["normalize"], "mesh": mesh, "axis": mesh.axis_names[0], "ring": ring}
+        how = {"mesh": mesh, "axis": mesh.axis_names[0], "ring": ring}
+        how |= {option: options[option] for option in ("normalize", "one_view")}
 
         def contrast(z: jax.Array, label: jax.Array) -> losses.Result:
             return tiled.nt_xent(z, options["temperature"], **how)

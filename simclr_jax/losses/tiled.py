@@ -36,6 +36,7 @@ def nt_xent(
     temperature: float,
     *,
     normalize: bool = True,
+    one_view: bool = False,
     mesh: Mesh,
     axis: str = "data",
     tile: int = TILE,
@@ -54,13 +55,14 @@ def nt_xent(
     """
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     rows = (unit(z) if normalize else z).reshape(2 * z.shape[0], -1)
-    return _nt_xent(rows, _How(float(temperature), mesh, axis, tile, ring, precision))
+    return _nt_xent(rows, _How(float(temperature), one_view, mesh, axis, tile, ring, precision))
 
 
 class _How(NamedTuple):
     """The arguments of `nt_xent` that are no arrays."""
 
     temperature: float
+    one_view: bool
     mesh: Mesh
     axis: str
     tile: int
@@ -176,10 +178,16 @@ def _logits(rows: jax.Array, columns: jax.Array, how: _How) -> jax.Array:
     return jnp.matmul(rows, columns.T, precision=how.precision) / how.temperature
 
 
-def _masked(first_row: jax.Array, first: jax.Array, within: jax.Array, shape: tuple, count: int) -> jax.Array:
-    """Where a row meets itself, or a column is filling: `first + within` is the tile's first column."""
+def _masked(
+    how: _How, first_row: jax.Array, first: jax.Array, within: jax.Array, shape: tuple, count: int
+) -> jax.Array:
+    """Where a row meets itself, its own view for `one_view`, or a column that fills the tile.
+
+    `first + within` is the tile's first column; tiles begin with a view a.
+    """
     row, column = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
-    return (first_row + row == first + within + column) | (within + column >= count)
+    masked = (first_row + row == first + within + column) | (within + column >= count)
+    return masked | ((row ^ column) % 2 == 0) if how.one_view else masked
 
 
 def _nothing_seen(rows: jax.Array) -> _Running:
@@ -193,7 +201,7 @@ def _statistics(how, seen, rows, first_row, columns, first) -> _Running:
 
     def step(seen: _Running, part: jax.Array, within: jax.Array) -> _Running:
         logits = _logits(rows, part, how)
-        masked = _masked(first_row, first, within, logits.shape, len(columns))
+        masked = _masked(how, first_row, first, within, logits.shape, len(columns))
         logits = jnp.where(masked, -jnp.inf, logits)
         top = jnp.maximum(seen.top, jnp.max(logits, axis=1))
         total = seen.total * jnp.exp(seen.top - top) + jnp.sum(jnp.exp(logits - top[:, None]), axis=1)
@@ -221,7 +229,7 @@ def _gradient(how, pulled, rows_and_lse, first_row, columns_and_lse, first) -> j
         columns, lse = part
         logits = _logits(rows, columns, how)
         weight = jnp.exp(logits - row_lse[:, None]) + jnp.exp(logits - lse[None, :])
-        weight = jnp.where(_masked(first_row, first, within, logits.shape, count), 0, weight)
+        weight = jnp.where(_masked(how, first_row, first, within, logits.shape, count), 0, weight)
         return pulled + jnp.matmul(weight, columns, precision=how.precision)
 
     return _scan_columns(step, pulled, columns_and_lse, how.tile)
