@@ -8,9 +8,9 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax.evaluate.report import COLUMNS, HEAD, alike, percent
+from simclr_jax.evaluate.report import percent
 from simclr_jax.measures.ranking import RANKED
-from simclr_jax.run_summary import ALIKE, figure
+from simclr_jax.results import ALIKE, HEAD, WHO, Cell, Row, alike
 
 # Headings, with the figures and the protocols' notes below each; what is not named comes last.
 SECTIONS = (
@@ -52,7 +52,7 @@ pre { overflow-x: auto; font-size: .8rem }
 def render(made: Mapping[str, Any], folder: epath.Path) -> str:
     """The page of a report; figures are read from `folder/figures` and become part of it."""
     figures = {name.removesuffix(".png"): caption for name, caption in made["curves"]}
-    notes = {}
+    notes, rows = {}, [Row.of(row) for row in made["rows"]]
     for name, result in made["protocols"].items():
         figures |= {file.removesuffix(".png"): caption for file, caption in result.get("figures", ())}
         notes[name] = result.get("notes", [])
@@ -79,8 +79,8 @@ def render(made: Mapping[str, Any], folder: epath.Path) -> str:
     return document(
         title,
         f"<h1>{title}</h1>\n<p class=soft>{html.escape(about)}</p>\n"
-        f"<p class=verdict>{html.escape(made['verdict'])}</p>\n{_table(made['rows'])}\n"
-        f"{_table_alike(made)}\n"
+        f"<p class=verdict>{html.escape(made['verdict'])}</p>\n{_table(rows)}\n"
+        f"{_table_alike(rows, made['left_out'])}\n"
         + "\n".join(parts)
         + f"\n<h2>Config</h2><details><summary>all fields</summary><pre>{html.escape(config)}</pre>"
         "</details>\n",
@@ -96,53 +96,52 @@ def document(title: str, body: str) -> str:
     )
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
-    columns = [who for who in COLUMNS if any(who in row["cells"] for row in rows)]
-    theirs = any("published" in row for row in rows)
-    head = "".join(f"<th>{html.escape(COLUMNS[who])}</th>" for who in columns)
+    columns = [who for who in WHO if any(who in row.cells for row in rows)]
+    theirs = any(row.published for row in rows)
+    head = "".join(f"<th>{html.escape(WHO[who])}</th>" for who in columns)
     head += "<th>published (theirs)</th>" if theirs else ""
     lines = [f"<tr><th>{HEAD}</th>{head}</tr>"]
     for row in rows:
-        note = f"<small>{html.escape(row['note'])}</small>" if row.get("note") else ""
+        note = f"<small>{html.escape(row.note)}</small>" if row.note else ""
         cells = "".join(
-            f"<td{' class=mine' if who == 'simclr' else ''}>{_cell(row['cells'].get(who))}</td>"
+            f"<td{' class=mine' if who == 'simclr' else ''}>{_cell(row.cells.get(who))}</td>"
             for who in columns
         )
-        other = row.get("published")
-        if theirs:
-            cells += f"<td>{_cell(other)}<small>{html.escape(other['by']) if other else ''}</small></td>"
-        lines.append(f"<tr><td>{html.escape(row['title'])}{note}</td>{cells}</tr>")
+        cells += f"<td>{_cell(row.published)}</td>" if theirs else ""
+        lines.append(f"<tr><td>{html.escape(row.title)}{note}</td>{cells}</tr>")
     return f"<div class=scroll><table>{''.join(lines)}</table></div>"
 
 
-def _cell(one: Mapping[str, float] | None) -> str:
+def _cell(one: Cell | None) -> str:
     if one is None:
         return ""
-    interval = f"<small>{100 * one['low']:.1f} to {100 * one['high']:.1f}</small>" if "low" in one else ""
-    return f"{100 * one['value']:.1f}{interval}"
+    small = html.escape(one.by) if one.low is None else f"{100 * one.low:.1f} to {100 * one.high:.1f}"
+    return f"{100 * one.value:.1f}<small>{small}</small>"
 
 
-def _table_alike(made: Mapping[str, Any]) -> str:
+def _table_alike(rows: Sequence[Row], left_out: str) -> str:
     """What counts every class alike: this encoder's, and small below it the others'."""
-    rows = [row for row in made["rows"] if any(name in row["cells"].get("simclr", {}) for name in ALIKE)]
+    rows = [row for row in rows if "simclr" in row.cells and row.cells["simclr"].alike]
     if not rows:
         return ""
     head = "".join(f"<th>{title}</th>" for title in ALIKE.values())
     lines = [f"<tr><th>every class alike, with 95 % interval</th>{head}</tr>"]
     for row in rows:
-        cells = "".join(f"<td>{_cell_alike(row['cells'], name)}</td>" for name in ALIKE)
-        lines.append(f"<tr><td>{html.escape(row['title'])}</td>{cells}</tr>")
-    note = f"<p class=soft>{html.escape(made['left_out'])}</p>" if made["left_out"] else ""
+        cells = "".join(f"<td>{_cell_alike(row.cells, name)}</td>" for name in ALIKE)
+        lines.append(f"<tr><td>{html.escape(row.title)}</td>{cells}</tr>")
+    note = f"<p class=soft>{html.escape(left_out)}</p>" if left_out else ""
     return f"<div class=scroll><table>{''.join(lines)}</table></div>{note}"
 
 
-def _cell_alike(cells: Mapping[str, Any], name: str) -> str:
-    others = [who for who in COLUMNS if who != "simclr" and name in cells.get(who, {})]
-    texts = [f"{COLUMNS[who]} {alike(cells[who], name)}" for who in others]
-    small = "".join(f"<small>{html.escape(text)}</small>" for text in texts)
-    return f"<span class=mine>{html.escape(alike(cells['simclr'], name))}</span>{small}"
+def _cell_alike(cells: Mapping[str, Cell], name: str) -> str:
+    mine, *others = [
+        (WHO[who], text) for who in WHO if who in cells and (text := alike(cells[who], name))
+    ] or [("", "")]
+    small = "".join(f"<small>{html.escape(f'{who} {text}')}</small>" for who, text in others)
+    return f"<span class=mine>{html.escape(mine[1])}</span>{small}"
 
 
 def _classes(made: Mapping[str, Any]) -> str:
@@ -160,7 +159,7 @@ def _classes(made: Mapping[str, Any]) -> str:
     lines = [f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"]
     for name, one in classes[:WORST]:
         figures = [f"{one['support']:,}", percent(one["recall"]), percent(one["precision"])]
-        figures += [figure(each, one.get(each)) for each in RANKED]
+        figures += ["" if one.get(each) is None else f"{one[each]:.3f}" for each in RANKED]
         lines.append(f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{x}</td>' for x in figures)}</tr>")
     some = f", the worst {WORST} of {len(classes):,}" if len(classes) > WORST else ", the worst first"
     note = f"<p>{html.escape(title)}{some}. All classes are in report.json. "
