@@ -12,7 +12,6 @@ ALIKE = {
     "average_precision": "average precision",
 }
 HEAD = "%, with 95 % interval"
-EMPTY = (None, "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +56,8 @@ class Row:
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> "Row":
         """The row that `plain` wrote."""
-        cells = {who: Cell.of(one) for who, one in found["cells"].items()}
         published = Cell.of(found["published"]) if "published" in found else None
+        cells = {who: Cell.of(one) for who, one in found["cells"].items()}
         return cls(**{**found, "cells": cells, "published": published})
 
     @property
@@ -89,7 +88,7 @@ def plain(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """The rows as JSON takes them, without what is not known."""
 
     def known(pairs):
-        return {name: value for name, value in pairs if value not in EMPTY}
+        return {name: value for name, value in pairs if value not in (None, "")}
 
     return [dataclasses.asdict(row, dict_factory=known) for row in rows]
 

@@ -12,7 +12,7 @@ from simclr_jax import figures, files, metrics, paths
 from simclr_jax.config import flatten, lies_in
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import charts
-from simclr_jax.evaluate.page import document
+from simclr_jax.evaluate.page import document, grid
 from simclr_jax.results import ALIKE, Row, aligned, alike, shown
 
 HEALTH = {
@@ -95,13 +95,9 @@ def _page(
     changed: Mapping[str, list[str]],
     reports: Mapping,
 ) -> str:
-    def cells(row: list[str]) -> str:
-        return "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
-
     def table(rows: Mapping[str, list[str]]) -> str:
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in names.values())
-        body = "".join(f"<tr><td>{html.escape(title)}</td>{cells(row)}</tr>" for title, row in rows.items())
-        return f"<div class=scroll><table><tr><th></th>{head}</tr>{body}</table></div>"
+        lines = [["", *names.values()], *([title, *row] for title, row in rows.items())]
+        return grid([[html.escape(cell) for cell in line] for line in lines])
 
     verdicts = "".join(
         f"<p><b>{html.escape(names[workdir])}</b>: {html.escape(made['verdict'])}</p>"

@@ -13,15 +13,17 @@ from simclr_jax.evaluate.subject import Subject
 from simclr_jax.measures import choice, classified, knn, linear
 from simclr_jax.measures.classified import cell
 from simclr_jax.measures.features import Features, some
-from simclr_jax.protocols import Protocol
+from simclr_jax.protocols import protocol
 from simclr_jax.protocols.scores import neighbour_grid
 from simclr_jax.results import WHO, Result, Row
 from simclr_jax.tasks import linear_sweep
 from simclr_jax.tasks.extractor import labelled
 
 STANDARD = ((200, 0.1), (20, 0.07))  # (k, T): of InstDisc, and of DINO and solo-learn
+FIT = ("linear.iterations",)  # field of config.eval that `fit_l2` reads
 
 
+@protocol("features")
 def features(subject: Subject) -> Result:
     """Every image's features, float32, once: the encoder's, those of the same untrained, raw pixels."""
     if subject.again:
@@ -33,9 +35,6 @@ def features(subject: Subject) -> Result:
             found = subject.features(who, part).features
             shapes[f"{who}, {part}"] = {name: list(x.shape) for name, x in found.items()}
     return Result(more={"shapes": shapes})
-
-
-FEATURES = Protocol("features", features)
 
 
 def draw_quality(subject: Subject, name: str, title: str, measured: dict[str, Any]) -> list[list[str]]:
@@ -50,6 +49,7 @@ def draw_quality(subject: Subject, name: str, title: str, measured: dict[str, An
     ]
 
 
+@protocol("knn", "labels")
 def nearest_neighbours(subject: Subject) -> Result:
     """Weighted kNN (Wu et al., arXiv 1805.01978, section 3.4), the whole training set as bank.
 
@@ -73,15 +73,9 @@ def nearest_neighbours(subject: Subject) -> Result:
     rows.append(Row("knn_chosen", "kNN, chosen on hold-out", {"simclr": cell(best)}, what))
     subject.predicted("knn", subject.labelled("simclr", "test").labels, **predictions)
     subject.draw("knn_grid.png", charts.knn_grids, choice.K, grids)
-    return Result(
-        rows=rows,
-        metrics={rows[0].title: standard["simclr"][0][0]},
-        figures=[["knn_grid.png", "kNN on the hold-out of train, top-1 in %, over k and T"]],
-        more={"grids": grids},
-    )
-
-
-KNN = Protocol("knn", nearest_neighbours, ("labels",))
+    metrics = {rows[0].title: standard["simclr"][0][0]}
+    figures = [["knn_grid.png", "kNN on the hold-out of train, top-1 in %, over k and T"]]
+    return Result(rows=rows, metrics=metrics, figures=figures, more={"grids": grids})
 
 
 def _votes(
@@ -98,7 +92,7 @@ def _votes(
 def _grids(subject: Subject) -> list[dict[str, Any]]:
     """Accuracy `[k][T]` on the hold-out, for every kind of features and distance."""
     grids, known = [], subject.results.get("scores", {}).get("tried")
-    settings = {"mesh": subject.mesh, "classes": len(subject.classes)}
+    settings = (subject.config.eval.knn.bank, subject.mesh, len(subject.classes))
     for name in ("encoder", "projection"):
         if name not in subject.features("simclr", "train").features:
             continue
@@ -107,14 +101,14 @@ def _grids(subject: Subject) -> list[dict[str, Any]]:
             if known and (name, distance) == ("encoder", "cosine"):
                 accuracy = known["simclr"]
             else:
-                bank = subject.config.eval.knn.bank
-                accuracy = neighbour_grid(train, groups, bank, **settings, distance=distance)
+                accuracy = neighbour_grid(train, groups, *settings, distance)
             temperatures = list(choice.T) if distance == "cosine" else [None]
             grid = {"features": name, "distance": distance, "temperatures": temperatures}
             grids.append({**grid, "accuracy": accuracy})
     return grids
 
 
+@protocol("lbfgs", "labels", options=FIT)
 def logistic_regression(subject: Subject) -> Result:
     """L-BFGS on features of the evaluation views, 45 penalties from 1e-6 to 1e5 (SimCLR, B.8).
 
@@ -135,16 +129,8 @@ def logistic_regression(subject: Subject) -> Result:
     subject.draw("penalties.png", charts.penalties, curves)
     figures = [["penalties.png", "Which penalty: accuracy and cross entropy on the hold-out of train"]]
     figures += draw_quality(subject, "lbfgs", "linear, L-BFGS", measured["simclr"])
-    return Result(
-        rows=[Row("lbfgs", "linear, L-BFGS", cells)],
-        metrics={"linear, L-BFGS": measured["simclr"]},
-        figures=figures,
-        more={"penalties": curves},
-    )
-
-
-FIT = ("linear.iterations",)  # what `fit_l2` reads
-LBFGS = Protocol("lbfgs", logistic_regression, ("labels",), options=FIT)
+    rows, metrics = [Row("lbfgs", "linear, L-BFGS", cells)], {"linear, L-BFGS": measured["simclr"]}
+    return Result(rows=rows, metrics=metrics, figures=figures, more={"penalties": curves})
 
 
 def fit_l2(
@@ -181,6 +167,9 @@ def classifier_weights(subject: Subject) -> dict[str, np.ndarray]:
     return subject.weights
 
 
+@protocol(
+    "linear", "labels", options=("linear.epochs", "linear.learning_rate", "linear.rates", "linear.decays")
+)
 def linear_heads(subject: Subject) -> Result:
     """Linear evaluation on augmented images (SimCLR, B.6), a sweep of rates and decays in the same pass.
 
@@ -234,14 +223,6 @@ def linear_heads(subject: Subject) -> Result:
     return Result(rows=rows, metrics=metrics, figures=figures, more=more)
 
 
-LINEAR = Protocol(
-    "linear",
-    linear_heads,
-    ("labels",),
-    options=("linear.epochs", "linear.learning_rate", "linear.rates", "linear.decays"),
-)
-
-
 def _train_rows(subject: Subject, rows: np.ndarray) -> Features:
     """Features of the training images `rows`, from those of all where they are there."""
     whole = subject.features("simclr", "train")
@@ -257,6 +238,7 @@ def _columns(mine: tuple[str, ...], wanted: tuple[str, ...]) -> list[int] | None
     return list(range(len(mine))) if numbered and all(name.isdigit() for name in wanted) else None
 
 
+@protocol("classifier", "labels")
 def own_classifier(subject: Subject) -> Result:
     """The classifier that the run itself trained: a fine-tuned or distilled one, or the online probe."""
     encoder = subject.encoder
@@ -271,11 +253,6 @@ def own_classifier(subject: Subject) -> Result:
     measured = classified.evaluate(scores, found.labels)
     title = "online probe" if subject.config.task == "pretrain" else "its own classifier"
     subject.predicted("classifier", found.labels, predicted=np.argmax(scores, axis=1))
-    return Result(
-        rows=[Row("classifier", title, {"simclr": cell(measured)})],
-        metrics={title: measured},
-        figures=draw_quality(subject, "classifier", title, measured),
-    )
-
-
-CLASSIFIER = Protocol("classifier", own_classifier, ("labels",))
+    row = Row("classifier", title, {"simclr": cell(measured)})
+    figures = draw_quality(subject, "classifier", title, measured)
+    return Result(rows=[row], metrics={title: measured}, figures=figures)

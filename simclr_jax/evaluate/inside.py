@@ -13,7 +13,7 @@ from simclr_jax.evaluate.subject import Subject
 from simclr_jax.measures import curation, embedding, health, knn, linear, saliency
 from simclr_jax.measures.features import some
 from simclr_jax.models import simclr
-from simclr_jax.protocols import Protocol
+from simclr_jax.protocols import protocol
 from simclr_jax.results import WHO, Result
 
 MAPPED = 2000  # images in the maps and for the measures of health, at most
@@ -22,6 +22,7 @@ QUERIES, NEIGHBOURS = 10, 8  # rows and columns of the retrieval figure
 SHOWN = 8  # images, or pairs, in the other figures
 
 
+@protocol("health")
 def representation(subject: Subject) -> Result:
     """Whether the representation has collapsed, without labels.
 
@@ -37,14 +38,9 @@ def representation(subject: Subject) -> Result:
         if np.isfinite(plain).all():
             spectra[who] = np.linalg.svd(plain, compute_uv=False)
     subject.draw("spectrum.png", charts.spectra, spectra)
-    return Result(
-        notes=[_health_line(WHO[name], one) for name, one in found.items()],
-        figures=[["spectrum.png", "Singular values of the features; a collapse would be a cliff"]],
-        more=found,
-    )
-
-
-HEALTH = Protocol("health", representation)
+    notes = [_health_line(WHO[name], one) for name, one in found.items()]
+    shown = [["spectrum.png", "Singular values of the features; a collapse would be a cliff"]]
+    return Result(notes=notes, figures=shown, more=found)
 
 
 def _health_line(who: str, one: dict[str, Any]) -> str:
@@ -59,6 +55,7 @@ def _health_line(who: str, one: dict[str, Any]) -> str:
     )
 
 
+@protocol("neighbours", "random access")
 def neighbourhood(subject: Subject) -> Result:
     """Nearest training images of test images, and near-duplicates and outliers of the training images."""
     train, mesh = subject.splits.train, subject.mesh
@@ -72,9 +69,8 @@ def neighbourhood(subject: Subject) -> Result:
         queries = figures.spread(labels, QUERIES)
         _, near = knn.nearest(vectors, subject.h_of(views[queries]), NEIGHBOURS, mesh)
         images = subject.pictures(train, at[near].ravel()).reshape(*near.shape, *views.shape[1:])
-        subject.draw(
-            "retrieval.png", charts.retrieval, views[queries], images, labels[queries], bank.labels[near]
-        )
+        answers = (images, labels[queries], bank.labels[near])
+        subject.draw("retrieval.png", charts.retrieval, views[queries], *answers)
         shown.append(["retrieval.png", "Test images, and the training images most similar to each"])
     twins = curation.near_duplicates(vectors, mesh)
     odd = curation.outliers(vectors, mesh)
@@ -82,37 +78,28 @@ def neighbourhood(subject: Subject) -> Result:
         pairs = at[np.array([pair[:2] for pair in twins[:SHOWN]])]
         images = subject.pictures(train, pairs.ravel()).reshape(*pairs.shape, *views.shape[1:])
         titles = [f"{similarity:.3f}" for *_, similarity in twins[:SHOWN]]
-        subject.draw("duplicates.png", charts.pairs, images, titles, "Most similar pairs of training images")
-        shown.append(
-            ["duplicates.png", "Most similar pairs of training images, with their cosine similarity"]
-        )
+        title = "Most similar pairs of training images"
+        subject.draw("duplicates.png", charts.pairs, images, titles, title)
+        shown.append(["duplicates.png", f"{title}, with their cosine similarity"])
     if odd and subject.feed.pictures:
         images = subject.pictures(train, at[[i for i, _ in odd[: 2 * SHOWN]]])
         titles = [f"{similarity:.2f}" for _, similarity in odd[: 2 * SHOWN]]
-        subject.draw("outliers.png", charts.grid, images, titles, "Training images least like any other")
-        shown.append(
-            ["outliers.png", "Training images least like any other: mean similarity to their 10 nearest"]
-        )
+        title = "Training images least like any other"
+        subject.draw("outliers.png", charts.grid, images, titles, title)
+        shown.append(["outliers.png", f"{title}: mean similarity to their 10 nearest"])
 
     def name(i):
         return train.names[at[i]] if train.names else int(at[i])
 
-    return Result(
-        notes=[
-            f"{len(twins)} near-duplicate pairs and {len(odd)} outliers are named in report.json "
-            f"(of {len(vectors):,} training images)"
-        ],
-        figures=shown,
-        more={
-            "near_duplicates": [[name(i), name(j), s] for i, j, s in twins],
-            "outliers": [[name(i), s] for i, s in odd],
-        },
-    )
+    named = {
+        "near_duplicates": [[name(i), name(j), s] for i, j, s in twins],
+        "outliers": [[name(i), s] for i, s in odd],
+    }
+    note = f"{len(twins)} near-duplicate pairs and {len(odd)} outliers are named in report.json"
+    return Result(notes=[f"{note} (of {len(vectors):,} training images)"], figures=shown, more=named)
 
 
-NEIGHBOURHOOD = Protocol("neighbours", neighbourhood, ("random access",))
-
-
+@protocol("saliency", "pictures", after="lbfgs", options=FIT)
 def where_it_looks(subject: Subject) -> Result:
     """Grad-CAM for the class of an image (arXiv 1610.02391) and for the similarity of two (arXiv 1901.00536).
 
@@ -140,14 +127,8 @@ def where_it_looks(subject: Subject) -> Result:
         predicted = np.argmax(np.asarray(linear.logits(weights, features)), axis=1)
         heat = saliency.heat(saliency.class_map(found, pool, weights["kernel"], predicted), size)
         titles = [subject.classes[c] for c in predicted]
-        subject.draw(
-            "class_maps.png",
-            charts.overlays,
-            pictures,
-            np.asarray(heat),
-            titles,
-            "Predicted class, and where it shows",
-        )
+        title = "Predicted class, and where it shows"
+        subject.draw("class_maps.png", charts.overlays, pictures, np.asarray(heat), titles, title)
         shown.append(["class_maps.png", "Grad-CAM: what speaks for the predicted class, in red"])
     everyone = subject.h_of_gallery(MAPPED)
     _, near = knn.nearest(everyone, everyone[chosen], 2, subject.mesh)
@@ -159,9 +140,6 @@ def where_it_looks(subject: Subject) -> Result:
     subject.draw("similarity_maps.png", charts.overlay_pairs, pairs, heats)
     shown.append(["similarity_maps.png", "What makes an image and its nearest neighbour similar, in red"])
     return Result(figures=shown)
-
-
-SALIENCY = Protocol("saliency", where_it_looks, ("pictures",), after="lbfgs", options=FIT)
 
 
 def _attention(subject: Subject, pictures: np.ndarray, size: int) -> Result:
@@ -181,6 +159,7 @@ def _attention(subject: Subject, pictures: np.ndarray, size: int) -> Result:
     return Result(figures=[["attention.png", f"{title} in the last block, mean over the heads, in red"]])
 
 
+@protocol("maps")
 def maps(subject: Subject) -> Result:
     """t-SNE and UMAP of the features, and files for TensorBoard's projector."""
     views, labels = subject.gallery(MAPPED)
@@ -201,6 +180,3 @@ def maps(subject: Subject) -> Result:
         if figures.attempt(print, projector, embedding.projector, features, labels, subject.classes, images):
             notes.append(f"TensorBoard's projector: tensorboard --logdir {projector}")
     return Result(notes=notes, figures=shown)
-
-
-MAPS = Protocol("maps", maps)

@@ -19,7 +19,7 @@ from simclr_jax.feeds import load_splits
 from simclr_jax.measures import classified, linear
 from simclr_jax.measures.classified import cell
 from simclr_jax.measures.features import Features
-from simclr_jax.protocols import Protocol
+from simclr_jax.protocols import protocol
 from simclr_jax.results import WHO, Cell, Result, Row
 from simclr_jax.tasks.supervised import plain_recipe
 
@@ -39,6 +39,7 @@ SPLITS = {
 SUBSETS = {0.01: "1pct", 0.1: "10pct"}  # of tfds:imagenet2012_subset, the official lists
 
 
+@protocol("finetune", "labels", options=("finetune.shares", "finetune.epochs", "finetune.learning_rate"))
 def few_labels(subject: Subject) -> Result:
     """Fine-tuning with a share of the labels, beside training from scratch on the same images (SimCLR, B.5).
 
@@ -70,14 +71,6 @@ def few_labels(subject: Subject) -> Result:
             **{who: one.value for who, one in cells.items()},
         }
     return Result(rows=rows, more={"shares": results})
-
-
-FINETUNE = Protocol(
-    "finetune",
-    few_labels,
-    ("labels",),
-    options=("finetune.shares", "finetune.epochs", "finetune.learning_rate"),
-)
 
 
 def _counts(subject: Subject, splits: Splits) -> np.ndarray | None:
@@ -157,6 +150,7 @@ def load(config: ConfigDict, source: str) -> Labelled:
     return Labelled(splits, config, "mean per class" if name in MEAN_PER_CLASS else "top-1", None)
 
 
+@protocol("transfer", options=FIT)
 def transfer(subject: Subject) -> Result:
     """Other labelled sets, by L-BFGS on frozen features, the penalty chosen on a hold-out (SimCLR, B.8).
 
@@ -176,9 +170,6 @@ def transfer(subject: Subject) -> Result:
         rows.append(Row(f"transfer_{source}", f"{source}{ROW}", cells, data.metric))
         results[source] = measured
     return Result(rows=rows, more={"sets": results})
-
-
-TRANSFER = Protocol("transfer", transfer, options=FIT)
 
 
 def _transferred(subject: Subject, source: str, data: Labelled) -> dict[str, Any]:

@@ -96,30 +96,34 @@ def document(title: str, body: str) -> str:
     )
 
 
+def grid(lines: Sequence[Sequence[str]]) -> str:
+    """A table of escaped cells, the first line its head."""
+    tags = ("th", *("td" for _ in lines[1:]))
+    rows = ("".join(f"<{tag}>{cell}</{tag}>" for cell in line) for tag, line in zip(tags, lines, strict=True))
+    return f"<div class=scroll><table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table></div>"
+
+
 def _table(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
     columns = [who for who in WHO if any(who in row.cells for row in rows)]
-    theirs = any(row.published for row in rows)
-    head = "".join(f"<th>{html.escape(WHO[who])}</th>" for who in columns)
-    head += "<th>published (theirs)</th>" if theirs else ""
-    lines = [f"<tr><th>{HEAD}</th>{head}</tr>"]
+    lines = [[HEAD, *map(WHO.get, columns)]]
     for row in rows:
         note = f"<small>{html.escape(row.note)}</small>" if row.note else ""
-        cells = "".join(
-            f"<td{' class=mine' if who == 'simclr' else ''}>{_cell(row.cells.get(who))}</td>"
-            for who in columns
-        )
-        cells += f"<td>{_cell(row.published)}</td>" if theirs else ""
-        lines.append(f"<tr><td>{html.escape(row.title)}{note}</td>{cells}</tr>")
-    return f"<div class=scroll><table>{''.join(lines)}</table></div>"
+        lines.append([html.escape(row.title) + note, *(_cell(row.cells.get(who), who) for who in columns)])
+    if any(row.published for row in rows):
+        theirs = ("published (theirs)", *(_cell(row.published) for row in rows))
+        lines = [[*line, cell] for line, cell in zip(lines, theirs, strict=True)]
+    return grid(lines)
 
 
-def _cell(one: Cell | None) -> str:
+def _cell(one: Cell | None, who: str = "") -> str:
     if one is None:
         return ""
     small = html.escape(one.by) if one.low is None else f"{100 * one.low:.1f} to {100 * one.high:.1f}"
-    return f"{100 * one.value:.1f}<small>{small}</small>"
+    return (
+        f"<span{' class=mine' if who == 'simclr' else ''}>{100 * one.value:.1f}</span><small>{small}</small>"
+    )
 
 
 def _table_alike(rows: Sequence[Row], left_out: str) -> str:
@@ -127,21 +131,16 @@ def _table_alike(rows: Sequence[Row], left_out: str) -> str:
     rows = [row for row in rows if "simclr" in row.cells and row.cells["simclr"].alike]
     if not rows:
         return ""
-    head = "".join(f"<th>{title}</th>" for title in ALIKE.values())
-    lines = [f"<tr><th>every class alike, with 95 % interval</th>{head}</tr>"]
-    for row in rows:
-        cells = "".join(f"<td>{_cell_alike(row.cells, name)}</td>" for name in ALIKE)
-        lines.append(f"<tr><td>{html.escape(row.title)}</td>{cells}</tr>")
+    lines = [["every class alike, with 95 % interval", *ALIKE.values()]]
+    lines += [[html.escape(row.title), *(_cell_alike(row.cells, name) for name in ALIKE)] for row in rows]
     note = f"<p class=soft>{html.escape(left_out)}</p>" if left_out else ""
-    return f"<div class=scroll><table>{''.join(lines)}</table></div>{note}"
+    return grid(lines) + note
 
 
 def _cell_alike(cells: Mapping[str, Cell], name: str) -> str:
-    mine, *others = [
-        (WHO[who], text) for who in WHO if who in cells and (text := alike(cells[who], name))
-    ] or [("", "")]
-    small = "".join(f"<small>{html.escape(f'{who} {text}')}</small>" for who, text in others)
-    return f"<span class=mine>{html.escape(mine[1])}</span>{small}"
+    others = {who: alike(cells.get(who), name) for who in WHO if who != "simclr"}
+    small = "".join(f"<small>{WHO[who]} {text}</small>" for who, text in others.items() if text)
+    return f"<span class=mine>{alike(cells['simclr'], name)}</span>{small}"
 
 
 def _classes(made: Mapping[str, Any]) -> str:
@@ -156,17 +155,17 @@ def _classes(made: Mapping[str, Any]) -> str:
         key=lambda each: (each[1]["recall"], each[1].get("auroc") or 0),
     )
     heads = ("class", "test images", "recall", "precision", *(ALIKE[name] for name in RANKED))
-    lines = [f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"]
+    lines = [heads]
     for name, one in classes[:WORST]:
-        figures = [f"{one['support']:,}", percent(one["recall"]), percent(one["precision"])]
-        figures += ["" if one.get(each) is None else f"{one[each]:.3f}" for each in RANKED]
-        lines.append(f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{x}</td>' for x in figures)}</tr>")
+        numbers = [f"{one['support']:,}", percent(one["recall"]), percent(one["precision"])]
+        numbers += ["" if one.get(each) is None else f"{one[each]:.3f}" for each in RANKED]
+        lines.append([html.escape(name), *numbers])
     some = f", the worst {WORST} of {len(classes):,}" if len(classes) > WORST else ", the worst first"
     note = f"<p>{html.escape(title)}{some}. All classes are in report.json. "
     note += (
         "A classifier that knows nothing has an AUROC of 0.5; its average precision is the class's share.</p>"
     )
-    return f"{note}<div class=scroll><table>{''.join(lines)}</table></div>"
+    return note + grid(lines)
 
 
 def _measured(made: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,13 +182,13 @@ def _metrics(made: Mapping[str, Any]) -> str:
         return ""
     heads = ("classifier", "top-1", "top-5", "balanced accuracy", "macro precision", "macro recall",
              "macro F1", "weighted F1", "calibration error")  # fmt: skip
-    lines = [f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"]
+    lines = [heads]
     for title, m in found.items():
         macro = [m["macro"][name] for name in ("precision", "recall", "f1")]
         numbers = [m["top1"], m.get("top5"), m["mean_per_class"], *macro, m["weighted"]["f1"], m["ece"]]
-        cells = "".join(f"<td>{'' if value is None else percent(value)}</td>" for value in numbers)
-        lines.append(f"<tr><td>{html.escape(title)}</td>{cells}</tr>")
-    return f"<div class=scroll><table>{''.join(lines)}</table></div>"
+        cells = ("" if value is None else percent(value) for value in numbers)
+        lines.append([html.escape(title), *cells])
+    return grid(lines)
 
 
 def _section(title: str, notes: Sequence[str], contents: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from simclr_jax.evaluate.frozen import FIT, classifier_weights
 from simclr_jax.evaluate.subject import Subject
 from simclr_jax.measures import attacks, corruptions, linear
 from simclr_jax.measures.knn import top_k_accuracy
-from simclr_jax.protocols import Protocol
+from simclr_jax.protocols import protocol
 from simclr_jax.results import Result
 
 EPSILONS = (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255)  # of the attacks, in images from 0 to 1
@@ -29,6 +29,7 @@ STILL = {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "crop_min_covered":
          "jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "rotation": 0.0, "zoom": (1.0, 1.0)}  # fmt: skip
 
 
+@protocol("robustness", "labels", "pictures", after="lbfgs", options=(*FIT, "robustness.images"))
 def robustness(subject: Subject) -> Result:
     """Accuracy of the L-BFGS classifier on corrupted and on attacked test images.
 
@@ -83,18 +84,12 @@ def robustness(subject: Subject) -> Result:
     }
     subject.draw("robustness.png", charts.robustness, result)
     mean = float(np.mean(list(corrupted.values())))
-    return Result(
-        notes=[f"mean over all corruptions and severities: {100 * mean:.1f} %, clean {100 * clean:.1f} %"],
-        figures=[["robustness.png", "Accuracy of the linear classifier (L-BFGS) on changed test images"]],
-        more=result,
-    )
+    note = f"mean over all corruptions and severities: {100 * mean:.1f} %, clean {100 * clean:.1f} %"
+    figures = [["robustness.png", "Accuracy of the linear classifier (L-BFGS) on changed test images"]]
+    return Result(notes=[note], figures=figures, more=result)
 
 
-ROBUSTNESS = Protocol(
-    "robustness", robustness, ("labels", "pictures"), after="lbfgs", options=(*FIT, "robustness.images")
-)
-
-
+@protocol("invariance", options=("robustness.images",))
 def invariance(subject: Subject) -> Result:
     """How similar the features of an image stay under each augmentation of the run, alone and all together.
 
@@ -113,13 +108,8 @@ def invariance(subject: Subject) -> Result:
     found["another image"] = _similarity(plain, np.roll(plain, 1, axis=0), middle)
     title = "What each augmentation leaves of the features"
     subject.draw("invariance.png", charts.bars, found, title, "cosine similarity, mean taken out")
-    return Result(
-        figures=[["invariance.png", "How much of the features each augmentation leaves unchanged"]],
-        more={"similarity": found},
-    )
-
-
-INVARIANCE = Protocol("invariance", invariance, options=("robustness.images",))
+    figures = [["invariance.png", "How much of the features each augmentation leaves unchanged"]]
+    return Result(figures=figures, more={"similarity": found})
 
 
 def _alone(name: str, fields: dict[str, Any], own: tuple[str, ...], channels: int) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from simclr_jax.evaluate import frozen, inside, learning, page, report, robust
 from simclr_jax.evaluate.subject import Subject, differences
 from simclr_jax.feeds import load_splits
 from simclr_jax.field import ARCHITECTURE
-from simclr_jax.protocols.scores import SCORES
+from simclr_jax.protocols import scores
 from simclr_jax.results import Result
 from simclr_jax.signals import Signals
 from simclr_jax.train import use_compile_cache
@@ -28,10 +28,10 @@ from simclr_jax.train import use_compile_cache
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        frozen.FEATURES, SCORES, frozen.KNN, frozen.LBFGS, frozen.LINEAR, frozen.CLASSIFIER,
-        robust.ROBUSTNESS, robust.INVARIANCE,
-        inside.HEALTH, inside.NEIGHBOURHOOD, inside.SALIENCY, inside.MAPS,
-        learning.FINETUNE, learning.TRANSFER,
+        frozen.features, scores.of_subject, frozen.nearest_neighbours, frozen.logistic_regression,
+        frozen.linear_heads, frozen.own_classifier, robust.robustness, robust.invariance,
+        inside.representation, inside.neighbourhood, inside.where_it_looks, inside.maps,
+        learning.few_labels, learning.transfer,
     )
 }  # fmt: skip
 DEFAULT = tuple(name for name in PROTOCOLS if name not in ("finetune", "transfer"))

@@ -14,3 +14,8 @@ class Protocol(NamedTuple):
     needs: tuple[str, ...] = ()  # "labels" (of training and test), "pictures", "random access" (to training)
     after: str = ""  # another one whose classifier it takes
     options: tuple[str, ...] = ()  # fields of config.eval that it reads, beside what the subject has read
+
+
+def protocol(name: str, *needs: str, after: str = "", options: tuple[str, ...] = ()) -> Callable:
+    """Makes a Protocol of the function below."""
+    return lambda run: Protocol(name, run, needs, after, options)

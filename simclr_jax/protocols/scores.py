@@ -1,9 +1,7 @@
 """The scores that end a run and begin a report: kNN and linear probes, choices made on a hold-out."""
 
-import dataclasses
-import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,16 +11,17 @@ from ml_collections import ConfigDict
 
 from simclr_jax.measures import choice, knn, linear
 from simclr_jax.measures.features import Features, some
-from simclr_jax.protocols import Protocol
+from simclr_jax.protocols import protocol
 from simclr_jax.results import Cell, Result, Row, plain
 
 L2 = choice.L2[8:25:4]  # 1e-4, 1e-3, ..., 1
 LABELS = (100, 1000)
-TITLES = {
-    "knn": "kNN, all labels",
-    **{f"linear_{count}": f"linear, {count:,} labels" for count in LABELS},
-    "linear_all": "linear, all labels",
-}  # in this order
+FEW = {f"linear_{count}": f"linear, {count:,} labels" for count in LABELS}
+TITLES = {"knn": "kNN, all labels", **FEW, "linear_all": "linear, all labels"}  # in this order
+
+
+def _silent(who: str, title: str) -> None:
+    """Announces nothing."""
 
 
 class Contender(NamedTuple):
@@ -34,46 +33,36 @@ class Contender(NamedTuple):
     groups: np.ndarray | None  # of the training examples, as `validation_rows` takes them
 
 
-@dataclasses.dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """On test, with what the hold-out chose; of kNN also its accuracy there, [K][T]."""
 
     cell: Cell
     choice: dict[str, float]
-    tried: list[list[float]] = dataclasses.field(default_factory=list)
+    tried: Sequence[Sequence[float]] = ()
 
 
 def scores(
     contenders: Iterable[Contender],
-    *,
     classes: int,
     mesh: Mesh,
     options: ConfigDict,
-    announce: Callable[[str, str], None] = lambda who, title: None,
+    announce: Callable = _silent,
 ) -> Result:
     """Rows knn, linear_100, linear_1000, linear_all; {metric: {who: what was chosen}} in `more["choices"]`.
 
     Args:
       contenders: made one at a time, as they are needed.
       options: `config.eval`.
-      announce: is told what comes next, one of TITLES.
+      announce: is told who comes next, and which of TITLES.
     """
-    found = {
-        one.who: score(
-            one, classes=classes, mesh=mesh, options=options, announce=functools.partial(announce, one.who)
-        )
-        for one in contenders
-    }
+    found = {one.who: score(one, classes, mesh, options, announce) for one in contenders}
     table = {name: {who: each[name] for who, each in found.items() if name in each} for name in TITLES}
     table = {name: row for name, row in table.items() if row}
     cells = {name: {who: one.cell for who, one in row.items()} for name, row in table.items()}
-    return Result(
-        rows=[Row(name, TITLES[name], row) for name, row in cells.items()],
-        more={
-            "choices": {name: {who: one.choice for who, one in row.items()} for name, row in table.items()},
-            "tried": {who: one.tried for who, one in table.get("knn", {}).items()},
-        },
-    )
+    choices = {name: {who: one.choice for who, one in row.items()} for name, row in table.items()}
+    tried = {who: one.tried for who, one in table.get("knn", {}).items()}
+    rows = [Row(name, TITLES[name], row) for name, row in cells.items()]
+    return Result(rows=rows, more={"choices": choices, "tried": tried})
 
 
 def summarized(result: Result) -> dict[str, Any]:
@@ -89,12 +78,7 @@ def summarized(result: Result) -> dict[str, Any]:
 
 
 def score(
-    contender: Contender,
-    *,
-    classes: int,
-    mesh: Mesh,
-    options: ConfigDict,
-    announce: Callable[[str], None] = lambda title: None,
+    contender: Contender, classes: int, mesh: Mesh, options: ConfigDict, announce: Callable = _silent
 ) -> dict[str, Score]:
     """{knn, linear_100, linear_1000, linear_all: Score} of one representation.
 
@@ -107,18 +91,17 @@ def score(
     """
     from simclr_jax.measures.classified import cell, evaluate  # here, as scikit-learn takes seconds to import
 
-    _, train, test, groups = contender
+    who, train, test, groups = contender
     held, rest = choice.validation_rows(len(train.labels), groups=groups)
     if not len(rest) or not len(test.labels):
         return {}
     found = {}
 
-    announce(TITLES["knn"])
-    search = {"mesh": mesh, "classes": classes}
-    tried = neighbour_grid(train, groups, options.knn.bank, **search)
+    announce(who, TITLES["knn"])
+    tried = neighbour_grid(train, groups, options.knn.bank, mesh, classes)
     best = np.unravel_index(np.argmax(tried), np.shape(tried))
     chosen = {"k": choice.K[best[0]], "temperature": choice.T[best[1]]}
-    bank = some(train, options.knn.bank)
+    bank, search = some(train, options.knn.bank), {"mesh": mesh, "classes": classes}
     ((_, votes),) = knn.votes(*bank, test.features, settings=[tuple(chosen.values())], **search)
     found["knn"] = Score(cell(evaluate(knn.shares(votes), test.labels)), chosen, tried)
 
@@ -127,14 +110,12 @@ def score(
     rng, settings = np.random.default_rng(0), {"classes": classes, "iterations": options.linear.iterations}
     for count in LABELS:
         if classes <= count <= len(rest):
-            announce(TITLES[f"linear_{count}"])
-            drawn = [
-                rest[linear.balanced_draw(train.labels[rest], count, rng)]
-                for _ in range(options.linear.draws)
-            ]
+            announce(who, TITLES[f"linear_{count}"])
+            draws = range(options.linear.draws)
+            drawn = [rest[linear.balanced_draw(train.labels[rest], count, rng)] for _ in draws]
             found[f"linear_{count}"] = _few_labels(scaled, scaled_test, drawn, held, **settings)
 
-    announce(TITLES["linear_all"])
+    announce(who, TITLES["linear_all"])
     rows, held = choice.limited(held, rest, options.linear.examples)
     fitted = linear.fit_chosen(mesh, *scaled.rows(rows), held, L2, **settings)
     probabilities = np.asarray(linear.probabilities(fitted.weights, scaled_test.features))
@@ -143,13 +124,7 @@ def score(
 
 
 def neighbour_grid(
-    train: Features,
-    groups: np.ndarray | None,
-    bank: int,
-    *,
-    mesh: Mesh,
-    classes: int,
-    distance: str = "cosine",
+    train: Features, groups: np.ndarray | None, bank: int, mesh: Mesh, classes: int, distance: str = "cosine"
 ) -> list[list[float]]:
     """Accuracy [K][T] on the hold-out with at most `bank` of the rest as bank; Euclidean: [K][1]."""
     held, rest = choice.validation_rows(len(train.labels), groups=groups)
@@ -163,7 +138,7 @@ def neighbour_grid(
 def _few_labels(
     pool: Features,
     test: Features,
-    drawn: list[np.ndarray],
+    drawn: Sequence[np.ndarray],
     held: np.ndarray,
     classes: int,
     iterations: int,
@@ -187,10 +162,7 @@ def _few_labels(
     return Score(Cell(mean, *ends, error=error), {"l2": L2[best]})
 
 
+@protocol("scores", "labels", options=("linear.draws", "linear.iterations"))
 def of_subject(subject: Any) -> Result:
-    """Of a subject of an evaluation."""
-    settings = {"mesh": subject.mesh, "options": subject.config.eval}
-    return scores(subject.contenders(), classes=len(subject.classes), **settings)
-
-
-SCORES = Protocol("scores", of_subject, ("labels",), options=("linear.draws", "linear.iterations"))
+    """`scores` of an evaluation's subject."""
+    return scores(subject.contenders(), len(subject.classes), subject.mesh, subject.config.eval)

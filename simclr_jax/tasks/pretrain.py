@@ -130,10 +130,8 @@ class _Scoring:
     """Shows which contender is scored by what."""
 
     def __init__(self, contenders: Iterable[str]):
-        self._places = {
-            each: i
-            for i, each in enumerate(itertools.product(contenders, ("features", *protocol.TITLES.values())))
-        }
+        parts = itertools.product(contenders, ("features", *protocol.TITLES.values()))
+        self._places = {each: i for i, each in enumerate(parts)}
         first = jax.process_index() == 0
         self._progress = Progress(0, len(self._places), enabled=first, unit="score")
 
@@ -199,10 +197,9 @@ class _Evaluations:
         if self.config.eval.baselines:
             untrained = jax.jit(self.init)(jax.random.key(self.config.seed))
             variables |= {"untrained": untrained, "raw_pixels": None}
-        options, settings = self.config.eval, {"classes": self.classes, "mesh": self.mesh}
         with contextlib.closing(_Scoring(variables)) as shown:
-            contenders = self.contenders(variables, shown)
-            found = protocol.scores(contenders, **settings, options=options, announce=shown.announce)
+            contenders, options = self.contenders(variables, shown), self.config.eval
+            found = protocol.scores(contenders, self.classes, self.mesh, options, shown.announce)
             shown.finish()
         return protocol.summarized(found)
 
