@@ -1,4 +1,4 @@
-"""What summary.json says of a run, and the table of results that ends it."""
+"""What summary.json says of a run, and what is printed at its end."""
 
 import importlib.metadata
 import os
@@ -9,20 +9,9 @@ from typing import Any, cast
 import jax
 from etils import epath
 
+from simclr_jax.results import Row, table
+
 FILE = "summary.json"
-WHO = {"simclr": "SimCLR", "untrained": "untrained encoder", "raw_pixels": "raw pixels"}
-METRICS = {
-    "linear_100": "linear, 100 labels",
-    "linear_1000": "linear, 1,000 labels",
-    "linear_all": "linear, all labels",
-    "knn": "kNN, all labels",
-}
-# Scores that count every class alike, however rare; `measures.ranking` makes them.
-ALIKE = {
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-}
 PACKAGES = (
     "simclr_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
     "tensorflow", "tensorflow-cpu", "tensorflow-datasets", "array_record",
@@ -31,7 +20,9 @@ PACKAGES = (
 
 def show(summary: Mapping[str, Any], workdir: epath.Path) -> None:
     """Prints the table, and what lies in the workdir."""
-    print(f"\n{table(summary)}\n\n{workdir}")
+    lines = table([Row.of(row) for row in summary.get("rows", ())])
+    lines = lines or ["No scores: that takes labels, a test split and config.eval.final=True."]
+    print("\n".join(["", *lines, "", str(workdir)]))
     for path in sorted(workdir.iterdir()):
         inside = ", ".join(sorted(child.name for child in path.iterdir())) if path.is_dir() else ""
         print(f"  {path.name}/  {inside}" if inside else f"  {path.name}")
@@ -79,55 +70,3 @@ def environment() -> dict[str, Any]:
             "jax_threefry_partitionable": flags.jax_threefry_partitionable,
         },
     }
-
-
-def table(summary: Mapping[str, Any]) -> str:
-    """The scores as text: a row a metric, a column a contender, ± one standard error."""
-    scores, errors = summary.get("scores", {}), summary.get("standard_errors", {})
-    if test := summary.get("test"):
-        cells = [
-            f"top-{k} {100 * test[f'top{k}']:.1f} ± {100 * test[f'top{k}_standard_error']:.1f}"
-            for k in (1, 5)
-            if f"top{k}" in test
-        ]
-        if uneven(test.get("top1"), test.get("balanced_accuracy")):
-            cells += [f"{ALIKE[name]} {figure(name, test[name])}" for name in ALIKE if name in test]
-        return f"test, {test['images']:,} images, %:  " + "  ".join(cells)
-    if not scores:
-        return "No scores: that takes labels, a test split and config.eval.final=True."
-    scored = [who for who in WHO if any(who in by_contender for by_contender in scores.values())]
-    lines = [f"{'top-1, %':<22}" + "".join(f"{WHO[who]:>20}" for who in scored)]
-    for metric, title in METRICS.items():
-        if metric in scores:
-            cells = [f"{100 * scores[metric][who]:.1f} ± {100 * errors[metric][who]:.1f}" for who in scored]
-            lines.append(f"{title:<22}" + "".join(f"{cell:>20}" for cell in cells))
-            lines += _lines_alike(metric, scores, errors, scored)
-    return "\n".join(lines)
-
-
-def _lines_alike(metric: str, scores: Mapping, errors: Mapping, scored: list[str]) -> list[str]:
-    """Below a metric whose accuracy hides something: what counts every class alike."""
-    balanced = scores.get(f"{metric}_balanced_accuracy", {})
-    if not any(uneven(scores[metric][who], balanced.get(who)) for who in scored):
-        return []
-    lines = []
-    for name, title in ALIKE.items():
-        values, spread = scores.get(f"{metric}_{name}", {}), errors.get(f"{metric}_{name}", {})
-        cells = [figure(name, values.get(who), spread.get(who)) for who in scored]
-        if any(cells):
-            lines.append(f"{'  ' + title:<22}" + "".join(f"{cell:>20}" for cell in cells))
-    return lines
-
-
-def uneven(accuracy: float | None, balanced: float | None) -> bool:
-    """Whether accuracy hides how rare classes fare: the balanced one is a point or more away."""
-    return accuracy is not None and balanced is not None and abs(accuracy - balanced) >= 0.01
-
-
-def figure(name: str, value: float | None, error: float | None = None) -> str:
-    """A score of ALIKE as tables show it: balanced accuracy in %, the others as they are; "" for None."""
-    if value is None:
-        return ""
-    percent = name == "balanced_accuracy"
-    texts = [f"{100 * x:.1f}" if percent else f"{x:.3f}" for x in (value, error) if x is not None]
-    return " ± ".join(texts)

@@ -90,7 +90,7 @@ def run(
         else:
             step_fn = make_step(task, optimizer, rate, run.config.seed, microbatches(run.config))
             state, rates = train(run, task, state, step_fn, clock, on_eval)
-        results: dict[str, float] = {}
+        results: dict[str, Any] = {}
         summary: dict[str, Any] = {}
         for name, (period, evaluate) in task.evals.items():
             if period == 0:

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 from sklearn import metrics
 
 from simclr_jax.errors import SimclrError
-from simclr_jax.measures import classified, ranking
+from simclr_jax.measures import classified
 
 
 def predictions(n, classes, sharpness=2.0, seed=0, labels=None):
@@ -227,29 +227,30 @@ def test_a_long_tail():
     chance = [count / 511 for count in counts[3:]]
     assert [row["average_precision"] for row in found["per_class"][3:]] == pytest.approx(chance)
     assert found["auroc"] == pytest.approx(((192 + 63 / 2) / 255 + 2 + 3) / 9)
-    alike = ranking.alike(scores, labels)
-    assert {name: value for name, (value, _) in alike.items()} == pytest.approx(
+    alike = classified.cell(found).alike
+    assert {name: one.value for name, one in alike.items()} == pytest.approx(
         {"balanced_accuracy": 3 / 9, "auroc": found["auroc"], "average_precision": found["average_precision"]}
     )
     assert "auroc" not in found["interval"]  # one image of the last class tells no spread
-    assert alike["auroc"][1] is None
+    assert alike["auroc"].error is None
 
 
 def test_classes_alike_are_scikit_learns():
     scores, labels = predictions(400, 6, sharpness=1.0, labels=np.minimum(np.arange(400) // 40, 5))
-    found, predicted = ranking.alike(scores, labels), scores.argmax(axis=1)
-    assert found["balanced_accuracy"][0] == pytest.approx(metrics.balanced_accuracy_score(labels, predicted))
-    assert found["auroc"][0] == pytest.approx(metrics.roc_auc_score(labels, scores, multi_class="ovr"))
-    assert found["average_precision"][0] == pytest.approx(
+    whole, predicted = report(scores, labels), scores.argmax(axis=1)
+    found = classified.cell(whole).alike
+    assert found["balanced_accuracy"].value == pytest.approx(
+        metrics.balanced_accuracy_score(labels, predicted)
+    )
+    assert found["auroc"].value == pytest.approx(metrics.roc_auc_score(labels, scores, multi_class="ovr"))
+    assert found["average_precision"].value == pytest.approx(
         metrics.average_precision_score(np.eye(6)[labels], scores, average="macro")
     )
     recall = metrics.recall_score(labels, predicted, average=None)
     variances = [r * (1 - r) / n for r, n in zip(recall, np.bincount(labels), strict=True)]
-    assert found["balanced_accuracy"][1] == pytest.approx(np.sqrt(np.sum(variances)) / 6)
-    whole = report(scores, labels)
-    assert [whole[name] for name in ranking.RANKED] == [found[name][0] for name in ranking.RANKED]
+    assert found["balanced_accuracy"].error == pytest.approx(np.sqrt(np.sum(variances)) / 6)
     low, high = whole["interval"]["auroc"]
-    assert (high - low) / 2 == pytest.approx(1.96 * found["auroc"][1], rel=1e-4)
+    assert (high - low) / 2 == pytest.approx(1.96 * found["auroc"].error, rel=1e-4)
 
 
 def test_one_class_in_test_cannot_be_ranked():
@@ -257,7 +258,7 @@ def test_one_class_in_test_cannot_be_ranked():
     found = report(scores, labels)
     assert found["auroc"] is found["average_precision"] is None
     assert all(row["auroc"] is row["average_precision"] is None for row in found["per_class"])
-    assert set(ranking.alike(scores, labels)) == {"balanced_accuracy"}
+    assert set(classified.cell(found).alike) == {"balanced_accuracy"}
 
 
 def test_mean_per_class_counts_rare_classes_alike():

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import QUICK, tiny_arrays, tiny_config, untrained_run
+from conftest import QUICK, tiny_arrays, tiny_config, tiny_splits, untrained_run
 from PIL import Image
 
-from simclr_jax import encoder, sharding
+from simclr_jax import encoder, sharding, train
 from simclr_jax.config import default
 from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
@@ -23,7 +23,10 @@ from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import __main__ as command
 from simclr_jax.evaluate import compare, frozen, page, published, report, run
 from simclr_jax.evaluate.subject import Subject
+from simclr_jax.feeds.images import Images
 from simclr_jax.measures import classified, knn, linear
+from simclr_jax.protocols import scores
+from simclr_jax.results import WHO, Cell, Row
 
 ROOT = Path(__file__).parent.parent
 FAST = ("features", "knn", "lbfgs", "linear", "classifier")
@@ -71,7 +74,7 @@ def test_the_report_and_that_what_was_found_is_kept(workdir, monkeypatch, capsys
     made = run.evaluate(workdir)
     assert set(made["protocols"]) == set(run.DEFAULT)
     assert [row["id"] for row in made["rows"]] == [
-        "knn_200", "knn_20", "knn_chosen", "lbfgs", "sgd", "sgd_chosen", "classifier",
+        "knn", "linear_all", "knn_200", "knn_20", "knn_chosen", "lbfgs", "sgd", "sgd_chosen", "classifier",
     ]  # fmt: skip
     for row in made["rows"]:
         for one in row["cells"].values():
@@ -104,6 +107,57 @@ def test_the_report_and_that_what_was_found_is_kept(workdir, monkeypatch, capsys
     other = command.override(str(workdir), ["--config.eval.endpoint=block_group2"])
     with pytest.raises(AssertionError, match="runs again"):  # another question
         run.evaluate(workdir, protocols=["knn"], config=other)
+
+
+@pytest.mark.slow
+def test_a_report_has_the_scores_that_ended_the_run(tmp_path, monkeypatch):
+    """The same rows to the last digit; the search that chose k and T is made once."""
+    splits = tiny_splits(n=130)
+    summary = train.run(tiny_config(train__steps=3, eval__final=True), tmp_path, splits=splits)
+    searched = []
+
+    def grid(*args):
+        searched.append((*args, "cosine")[5])
+        return original(*args)
+
+    original = scores.neighbour_grid
+    monkeypatch.setattr(scores, "neighbour_grid", grid)
+    monkeypatch.setattr(frozen, "neighbour_grid", grid)
+    made = run.evaluate(tmp_path, protocols=["scores", "knn"], splits=splits)
+    assert [row["id"] for row in summary["rows"]] == ["knn", "linear_100", "linear_all"]
+    assert made["rows"][:3] == summary["rows"]
+    assert {who for row in summary["rows"] for who in row["cells"]} == set(WHO)
+    for row in summary["rows"]:
+        for who, one in row["cells"].items():
+            assert summary["scores"][row["id"]][who] == one["value"]
+            assert summary["standard_errors"][row["id"]][who] == one["error"]
+    assert searched == 3 * ["cosine"] + ["euclidean", "cosine", "euclidean"]  # contenders; h, z and z
+
+
+def test_examples_that_are_no_pictures(workdir, monkeypatch, capsys):
+    """What shows pictures says so and is left out; all else is done."""
+    monkeypatch.setattr(Images, "pictures", False)
+    made = run.evaluate(
+        workdir,
+        protocols=["lbfgs", "robustness", "invariance", "health", "neighbours", "saliency", "maps"],
+    )
+    skipped = {name for name, result in made["protocols"].items() if "skipped" in result}
+    assert skipped == {"robustness", "saliency"}
+    assert capsys.readouterr().out.count("tiny.npz/x_train holds no pictures") == 2
+    assert set(made["protocols"]["invariance"]["similarity"]) == {"all of the run's", "another image"}
+    drawn = {path.name for path in (workdir / "eval" / "figures").iterdir()}
+    assert not drawn & {"retrieval.png", "duplicates.png", "outliers.png", "similarity_maps.png"}
+    assert {"invariance.png", "spectrum.png", "tsne.png"} <= drawn
+    assert "outliers" in made["protocols"]["neighbours"]
+    config = (workdir / "eval" / "projector" / "projector_config.pbtxt").read_text()
+    assert "sprite" not in config
+    assert config.count("{") == config.count("}") == 1
+
+
+def test_the_help_names_every_protocol():
+    lines = [line.split() for line in command.PROTOCOLS.splitlines() if line.startswith("  ")]
+    assert [words[0] for words in lines] == list(run.PROTOCOLS)
+    assert all(protocol.after in ("", *run.PROTOCOLS) for protocol in run.PROTOCOLS.values())
 
 
 def test_a_stopped_evaluation_goes_on(workdir, monkeypatch):
@@ -443,14 +497,13 @@ def test_one_in_fifty(workdir, tmp_path):
     for row in made["rows"]:
         for one in row["cells"].values():
             assert one["value"] == 0.98, row["id"]
-            assert one["balanced_accuracy"] == {"value": 0.5}
+            assert one["balanced_accuracy"] == {"value": 0.5, "error": 0.0}
             assert one["auroc"] == {"value": 0.5}
             assert one["average_precision"]["value"] == pytest.approx(0.5)
     assert "balanced accuracy 50.0 %, AUROC 0.500, average precision 0.500" in made["verdict"]
     text = report.table(made)
-    line = next(line for line in text if line.startswith("every class alike"))
-    assert line.split("  ")[-1].strip() == "average precision"
-    assert sum("0.500" in line for line in text) == len(made["rows"])
+    for title in ("balanced accuracy", "AUROC", "average precision"):
+        assert sum(line.startswith(f"  {title}") for line in text) == len(made["rows"])
     page = (workdir / "eval" / "report.html").read_text()
     assert "untrained encoder 50.0 %" in page
     sick = re.search(r"<tr><td>sick</td>.*?</tr>", page)[0]
@@ -474,7 +527,7 @@ def test_test_images_of_one_class_are_told():
     measured = classified.evaluate(np.eye(3)[[1, 1, 2]], np.array([1, 1, 1]))
     told = report.left_out({"knn": {"metrics": {"kNN": measured}}})
     assert told == "All test images are of one class: no AUROC, no average precision."
-    assert set(frozen.cell(measured)) == {"value", "low", "high", "balanced_accuracy"}
+    assert set(classified.cell(measured).alike) == {"balanced_accuracy"}
 
 
 def patients(tmp_path, n=60):
@@ -599,10 +652,7 @@ def test_mistakes(words, line, fresh, capsys):
 def test_published_figures_are_of_the_same_setting():
     config = default()
     config.data.source = "tfds:imagenet2012"
-    assert published.figures(config)["sgd"] == {
-        "value": pytest.approx(0.646),
-        "by": "SimCLR paper, Table B.1",
-    }
+    assert published.figures(config)["sgd"] == Cell(pytest.approx(0.646), by="SimCLR paper, Table B.1")
     config.train.batch_size = 333
     assert "sgd" not in published.figures(config)
     config.model.depth = 34
@@ -611,8 +661,7 @@ def test_published_figures_are_of_the_same_setting():
 
 def test_the_verdict():
     def row(**values):
-        cells = {who: {"value": v, "low": v - 0.02, "high": v + 0.02} for who, v in values.items()}
-        return [{"id": "lbfgs", "title": "linear", "cells": cells}]
+        return [Row("lbfgs", "linear", {who: Cell(v, v - 0.02, v + 0.02) for who, v in values.items()})]
 
     good = report.verdict(row(simclr=0.9, untrained=0.8, raw_pixels=0.89), None, "")
     assert good.startswith("linear: 90.0 % of the test images right (95 %: 88.0 to 92.0)")

@@ -12,7 +12,7 @@ import pytest
 from conftest import tiny_config, tiny_splits
 from PIL import Image
 
-from simclr_jax import figures, run_summary, train
+from simclr_jax import figures, results, train
 from simclr_jax.data.splits import Splits
 from simclr_jax.evaluate import charts, page
 from simclr_jax.evaluate.subject import Subject
@@ -168,21 +168,24 @@ def test_a_figure_in_memory_may_fail_too():
 
 def test_the_table_shows_what_counts_every_class_alike_where_accuracy_hides_it():
     def table(balanced):
-        scores = {"linear_all": 0.98, "linear_all_balanced_accuracy": balanced, "linear_all_auroc": 0.5}
-        summary = {
-            "scores": {name: {"simclr": value, "raw_pixels": value} for name, value in scores.items()},
-            "standard_errors": {
-                "linear_all": {"simclr": 0.01, "raw_pixels": 0.01},
-                "linear_all_auroc": {"simclr": 0.04},
-            },
-        }
-        return [line.split("  ") for line in run_summary.table(summary).splitlines()]
+        cells = {"balanced_accuracy": {"value": balanced}, "auroc": {"value": 0.5}}
+        raw, mine = ({"value": 0.98, "low": 0.96, "high": 1.0, **cells} for _ in range(2))
+        mine["auroc"] = {"value": 0.5, "low": 0.42, "high": 0.58}
+        row = {"id": "lbfgs", "title": "linear", "cells": {"raw_pixels": raw, "simclr": mine}}
+        published = {"id": "sgd", "title": "SGD", "cells": {}, "published": {"value": 0.9, "by": "they"}}
+        lines = results.table([results.Row.of(one) for one in (row, published)])
+        assert len(set(map(len, lines))) == 1
+        return [[word.strip() for word in line.split("  ") if word.strip()] for line in lines]
 
-    assert len(table(0.975)) == 2
-    lines = [[word.strip() for word in line if word] for line in table(0.5)]
-    assert lines[2:] == [["balanced accuracy", "50.0", "50.0"], ["AUROC", "0.500 ± 0.040", "0.500"]]
-    test = {"images": 50, "top1": 0.98, "top1_standard_error": 0.02, "balanced_accuracy": 0.5, "auroc": 0.5}
-    assert run_summary.table({"test": test}).endswith("top-1 98.0 ± 2.0  balanced accuracy 50.0  AUROC 0.500")
+    assert table(0.975) == [
+        ["%, with 95 % interval", "this encoder", "raw pixels", "published (theirs)"],
+        ["linear", "98.0 [96.0, 100.0]", "98.0 [96.0, 100.0]"],
+        ["SGD", "90.0, they"],
+    ]
+    assert table(0.5)[2:4] == [
+        ["balanced accuracy", "50.0 %", "50.0 %"],
+        ["AUROC", "0.500 [0.420, 0.580]", "0.500"],
+    ]
 
 
 def named(splits, classes):
@@ -194,7 +197,7 @@ def finished(tmp_path, capsys, classes=("$0_to_$50", "_b", "c\nd", "\u65e5" * 99
     config = tiny_config(train__steps=3, eval__final=True, eval__figures=True, eval__baselines=False)
     summary = train.run(config, tmp_path, splits=named(tiny_splits(n=240), classes))
     assert json.loads((tmp_path / "summary.json").read_text())["scores"] == summary["scores"]
-    assert "linear, all labels" in run_summary.table(summary)
+    assert "linear, all labels" in [row["title"] for row in summary["rows"]]
     return capsys.readouterr()
 
 

@@ -14,7 +14,7 @@ from simclr_jax.config import total_steps
 from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
-from simclr_jax.measures.scores import validation_rows
+from simclr_jax.measures.choice import validation_rows
 from simclr_jax.step import batch_loss
 from simclr_jax.tasks import create_task, linear_sweep
 

@@ -8,10 +8,12 @@ from sklearn.metrics import log_loss
 from sklearn.neighbors import KNeighborsClassifier
 
 from simclr_jax import sharding
+from simclr_jax.config import default
 from simclr_jax.data import pipeline, sources
-from simclr_jax.measures import knn, linear, scores
+from simclr_jax.measures import knn, linear
+from simclr_jax.measures.choice import L2, limited, validation_rows
 from simclr_jax.measures.features import Features, extract
-from simclr_jax.measures.scores import limited, score, validation_rows
+from simclr_jax.protocols import scores
 
 
 @pytest.fixture(scope="module", params=[1, 8])
@@ -144,6 +146,18 @@ def test_features_of_padded_batches(mesh):
     np.testing.assert_array_equal(found.labels, np.arange(27) % 3)
 
 
+def score(train, test, groups=None, *, draws=2, iterations=5, **kwargs):
+    """`scores.score` with other options than the default ones."""
+    options = default().eval
+    options.linear.draws, options.linear.iterations = draws, iterations
+    return scores.score(scores.Contender("simclr", train, test, groups), options=options, **kwargs)
+
+
+def test_the_penalties_are_the_papers_and_those_of_a_run_among_them():
+    assert np.logspace(-6, 5, 45).tolist() == list(L2)
+    assert scores.L2 == (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
 @pytest.mark.slow
 def test_scores_prefer_the_better_features(mesh):
     kwargs = {"classes": 4, "mesh": mesh, "draws": 3, "iterations": 30}
@@ -154,9 +168,10 @@ def test_scores_prefer_the_better_features(mesh):
     good, bad = (score(*data[spread], **kwargs) for spread in (0.3, 3.0))
     assert set(good) == {"knn", "linear_100", "linear_all"}  # too few examples for linear_1000
     for metric, one in good.items():
-        assert one.accuracy > bad[metric].accuracy + 0.2
-        assert 0 <= one.standard_error < 0.1
-    assert good["linear_all"].accuracy > 0.97
+        assert one.cell.value > bad[metric].cell.value + 0.2
+        assert 0 <= one.cell.error < 0.1
+        assert one.cell.low <= one.cell.value <= one.cell.high
+    assert good["linear_all"].cell.value > 0.97
     assert set(good["knn"].choice) == {"k", "temperature"}
 
 
@@ -164,18 +179,18 @@ def test_scores_of_one_in_fifty():
     """Features that are all alike: accuracy is the share of the large class, the other scores say chance."""
     labels = np.repeat([0, 1], [196, 4]).astype(np.int32)
     same = Features(np.ones((200, 3), np.float32), labels)
-    found = score(same, same, classes=2, mesh=sharding.make_mesh(1), draws=2, iterations=5)
+    found = score(same, same, classes=2, mesh=sharding.make_mesh(1))
     for name in ("knn", "linear_all"):
-        assert found[name].accuracy == pytest.approx(0.98), name
-        values = {each: value for each, (value, _) in found[name].alike.items()}
+        assert found[name].cell.value == pytest.approx(0.98), name
+        values = {each: one.value for each, one in found[name].cell.alike.items()}
         assert values == pytest.approx({"balanced_accuracy": 0.5, "auroc": 0.5, "average_precision": 0.5})
-    assert found["linear_100"].alike == {}
+    assert found["linear_100"].cell.alike == {}
 
 
 def test_scores_in_float64(mesh):
     with jax.enable_x64(True):
         few = Features(*clusters(40))
-        score(few, few, classes=4, mesh=mesh, draws=2, iterations=5)
+        score(few, few, classes=4, mesh=mesh)
 
 
 def test_nothing_to_score(mesh):
@@ -185,7 +200,7 @@ def test_nothing_to_score(mesh):
 
 def test_fewer_examples_than_k(mesh):
     few = Features(*clusters(12))
-    found = score(few, Features(*clusters(1, seed=5)), classes=4, mesh=mesh, draws=2, iterations=10)
+    found = score(few, Features(*clusters(1, seed=5)), classes=4, mesh=mesh)
     assert set(found) == {"knn", "linear_all"}
 
 
@@ -291,7 +306,7 @@ def test_scores_choose_between_patients(mesh, monkeypatch):
     monkeypatch.setattr(knn, "votes", votes)
     monkeypatch.setattr(linear, "fit_chosen", fit_chosen)
     monkeypatch.setattr(scores, "LABELS", ())
-    score(train, train, classes=2, mesh=mesh, draws=2, iterations=2, groups=examples)
+    score(train, train, examples, classes=2, mesh=mesh, iterations=2)
     (bank, queries, count), (features, held) = searched[0], fitted[0]
     assert count > 1
     assert len(bank) + len(queries) == 240

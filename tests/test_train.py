@@ -16,7 +16,7 @@ import pytest
 from conftest import tiny_arrays, tiny_config, tiny_splits
 from PIL import Image
 
-from simclr_jax import checkpoint, metrics, run_summary, sharding, train
+from simclr_jax import checkpoint, metrics, results, sharding, train
 from simclr_jax.config import SCHEMA
 from simclr_jax.data import sources, splits
 from simclr_jax.data.splits import Splits
@@ -209,7 +209,7 @@ def test_what_a_run_leaves_behind(tmp_path):
         assert set(row) == logged | ({"knn_top1", "knn_top5"} if scored else set())
     assert json.loads((tmp_path / "config.json").read_text())["schema"] == SCHEMA
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["12", "13", "8"]
-    alike = {f"{metric}_{name}" for metric in ("knn", "linear_all") for name in run_summary.ALIKE}
+    alike = {f"{metric}_{name}" for metric in ("knn", "linear_all") for name in results.ALIKE}
     assert set(summary["scores"]) == {"knn", "linear_100", "linear_all"} | alike
     for by_contender in summary["scores"].values():
         assert set(by_contender) == {"simclr", "untrained", "raw_pixels"}

@@ -18,6 +18,7 @@ from simclr_jax.errors import SimclrError
 
 PROTOCOLS = """protocols, in this order; all but the last two are the default:
   features    of every image, once; kept for the others
+  scores      the table that ends a run: kNN, linear probes on 100, 1,000 and all labels
   knn         k = 200, T = 0.1; k = 20, T = 0.07; the best of a grid, chosen on a hold-out of train
   lbfgs       logistic regression, 45 penalties, chosen on the hold-out
   linear      SGD on augmented images, 90 epochs: the standard rate, and a sweep of rates and decays at once

@@ -7,8 +7,8 @@ import numpy as np
 from etils import epath
 
 from simclr_jax.figures import BAD, BLUE, GOOD, INK, ORANGE, new, save, show, text
+from simclr_jax.results import WHO
 
-NAMES = {"simclr": "this encoder", "untrained": "untrained", "raw_pixels": "raw pixels"}
 COLOURS = {"simclr": BLUE, "untrained": ORANGE, "raw_pixels": "#7f7f7f"}
 NAMED = 25  # classes, at most, that get a name each on an axis
 BRIEF, SENTENCE = 14, 80  # characters over a small picture, and in the title of a figure
@@ -53,7 +53,7 @@ def penalties(path: epath.PathLike, curves: Mapping[str, Mapping[str, Any]]) -> 
     left, right = figure.subplots(1, 2)
     for who, curve in curves.items():
         for axes, values in ((left, 100 * np.array(curve["accuracy"])), (right, np.array(curve["loss"]))):
-            axes.semilogx(curve["l2"], values, color=COLOURS[who], label=NAMES[who])
+            axes.semilogx(curve["l2"], values, color=COLOURS[who], label=WHO[who])
             axes.plot(curve["l2"][curve["best"]], values[curve["best"]], "o", color=COLOURS[who])
     left.set_ylabel("top-1 (%)")
     right.set_ylabel("cross entropy")
@@ -181,7 +181,7 @@ def spectra(path: epath.PathLike, values: Mapping[str, np.ndarray]) -> None:
     for who, sigma in values.items():
         relative = sigma / max(sigma[0], 1e-30)
         axes.semilogy(
-            np.arange(1, len(sigma) + 1), np.maximum(relative, 1e-8), color=COLOURS[who], label=NAMES[who]
+            np.arange(1, len(sigma) + 1), np.maximum(relative, 1e-8), color=COLOURS[who], label=WHO[who]
         )
     axes.set_xlabel("dimension")
     axes.set_ylabel("singular value, relative")

@@ -12,9 +12,8 @@ from simclr_jax import figures, files, metrics, paths
 from simclr_jax.config import flatten, lies_in
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import charts
-from simclr_jax.evaluate.page import document
-from simclr_jax.evaluate.report import alike, shown, uneven_row
-from simclr_jax.run_summary import ALIKE
+from simclr_jax.evaluate.page import document, grid
+from simclr_jax.results import ALIKE, Row, aligned, alike, shown
 
 HEALTH = {
     "rank_me": "RankMe",
@@ -67,14 +66,15 @@ def _names(workdirs: list[str]) -> dict[str, str]:
 def _scores(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """{title: a cell for every run}, in the order of the first that has the row."""
     rows: dict[str, list[str]] = {}
-    uneven = {row["title"] for made in reports.values() for row in made["rows"] if uneven_row(row)}
-    for number, made in enumerate(reports.values()):
-        for row in made["rows"]:
-            cells = rows.setdefault(row["title"], [""] * len(reports))
-            cells[number] = shown(row["cells"].get("simclr"))
-            for name, title in ALIKE.items() if row["title"] in uneven else ():
-                cells = rows.setdefault(f"{row['title']}: {title}", [""] * len(reports))
-                cells[number] = alike(row["cells"].get("simclr", {}), name)
+    found = [[Row.of(row) for row in made["rows"]] for made in reports.values()]
+    uneven = {row.title for rows_of_one in found for row in rows_of_one if row.uneven}
+    for number, rows_of_one in enumerate(found):
+        for row in rows_of_one:
+            cells = rows.setdefault(row.title, [""] * len(reports))
+            cells[number] = shown(row.cells.get("simclr"))
+            for name, title in ALIKE.items() if row.title in uneven else ():
+                cells = rows.setdefault(f"{row.title}: {title}", [""] * len(reports))
+                cells[number] = alike(row.cells.get("simclr"), name)
     health = [made["protocols"].get("health", {}).get("simclr", {}) for made in reports.values()]
     for field, title in HEALTH.items():
         values = [one.get(field) for one in health]
@@ -86,12 +86,7 @@ def _scores(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
 def _text(names: list[str], rows: Mapping[str, list[str]]) -> str:
     if not rows:
         return "The configs are the same."
-    widths = [max(len(name), *(len(row[i]) for row in rows.values())) + 2 for i, name in enumerate(names)]
-    title = max(map(len, rows)) + 2
-    lines = [" " * title + "".join(f"{n:>{w}}" for n, w in zip(names, widths, strict=True))]
-    for name, row in rows.items():
-        lines.append(f"{name:<{title}}" + "".join(f"{c:>{w}}" for c, w in zip(row, widths, strict=True)))
-    return "\n".join(lines)
+    return "\n".join(aligned([["", *names], *([title, *cells] for title, cells in rows.items())]))
 
 
 def _page(
@@ -100,13 +95,9 @@ def _page(
     changed: Mapping[str, list[str]],
     reports: Mapping,
 ) -> str:
-    def cells(row: list[str]) -> str:
-        return "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
-
     def table(rows: Mapping[str, list[str]]) -> str:
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in names.values())
-        body = "".join(f"<tr><td>{html.escape(title)}</td>{cells(row)}</tr>" for title, row in rows.items())
-        return f"<div class=scroll><table><tr><th></th>{head}</tr>{body}</table></div>"
+        lines = [["", *names.values()], *([title, *row] for title, row in rows.items())]
+        return grid([[html.escape(cell) for cell in line] for line in lines])
 
     verdicts = "".join(
         f"<p><b>{html.escape(names[workdir])}</b>: {html.escape(made['verdict'])}</p>"

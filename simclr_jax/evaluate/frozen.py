@@ -1,43 +1,30 @@
 """Protocols that leave the encoder as it is and classify its features: kNN, L-BFGS, linear heads, its own."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from simclr_jax import checkpoint, run_summary, train
+from simclr_jax import checkpoint, train
 from simclr_jax.evaluate import charts
-from simclr_jax.evaluate.subject import WHO, Subject, some
-from simclr_jax.measures import classified, knn, linear
-from simclr_jax.measures.features import Features
-from simclr_jax.measures.scores import limited, validation_rows
+from simclr_jax.evaluate.subject import Subject
+from simclr_jax.measures import choice, classified, knn, linear
+from simclr_jax.measures.classified import cell
+from simclr_jax.measures.features import Features, some
+from simclr_jax.protocols import protocol
+from simclr_jax.protocols.scores import neighbour_grid
+from simclr_jax.results import WHO, Result, Row
 from simclr_jax.tasks import linear_sweep
 from simclr_jax.tasks.extractor import labelled
 
 STANDARD = ((200, 0.1), (20, 0.07))  # (k, T): of InstDisc, and of DINO and solo-learn
-GRID_K = (1, 2, 5, 10, 20, 50, 100, 200)
-GRID_T = (0.01, 0.02, 0.05, 0.07, 0.1, 0.2, 0.5, 1.0)
-L2 = tuple(float(x) for x in np.logspace(-6, 5, 45))  # the paper's (B.8)
+FIT = ("linear.iterations",)  # field of config.eval that `fit_l2` reads
 
 
-def cell(measured: dict[str, Any]) -> dict[str, Any]:
-    """{value, low, high} of accuracy, within it those of `run_summary.ALIKE`."""
-    found = {}
-    for name in run_summary.ALIKE:
-        key = "mean_per_class" if name == "balanced_accuracy" else name
-        if measured[key] is not None:
-            found[name] = _with_interval(measured, key)
-    return _with_interval(measured, "top1") | found
-
-
-def _with_interval(measured: dict[str, Any], key: str) -> dict[str, Any]:
-    ends = measured["interval"].get(key, ())
-    return {"value": measured[key], **dict(zip(("low", "high"), ends, strict=False))}
-
-
-def features(subject: Subject) -> dict[str, Any]:
+@protocol("features")
+def features(subject: Subject) -> Result:
     """Every image's features, float32, once: the encoder's, those of the same untrained, raw pixels."""
     if subject.again:
         subject.forget_features()
@@ -47,7 +34,7 @@ def features(subject: Subject) -> dict[str, Any]:
         for part in parts:
             found = subject.features(who, part).features
             shapes[f"{who}, {part}"] = {name: list(x.shape) for name, x in found.items()}
-    return {"shapes": shapes}
+    return Result(more={"shapes": shapes})
 
 
 def draw_quality(subject: Subject, name: str, title: str, measured: dict[str, Any]) -> list[list[str]]:
@@ -62,94 +49,67 @@ def draw_quality(subject: Subject, name: str, title: str, measured: dict[str, An
     ]
 
 
-def nearest_neighbours(subject: Subject) -> dict[str, Any]:
+@protocol("knn", "labels")
+def nearest_neighbours(subject: Subject) -> Result:
     """Weighted kNN (Wu et al., arXiv 1805.01978, section 3.4), the whole training set as bank.
 
     k = 200, T = 0.1 and k = 20, T = 0.07 from one search. The best of the grid (k, T, distance, encoder or
     projection) is the most accurate on a hold-out of train; test is looked at once.
     """
-    standard = {who: _standard_votes(subject, who) for who in WHO}
+    standard = {who: _votes(subject, who, STANDARD) for who in WHO}
     rows, predictions = [], {}
-    for setting in STANDARD:
-        k, temperature = setting
-        measured = {who: standard[who][setting] for who in WHO}
-        cells = {who: cell(one) for who, (one, _) in measured.items()}
-        rows.append({"id": f"knn_{k}", "title": f"kNN, k = {k}, T = {temperature:g}", "cells": cells})
-        predictions[f"k{k}"] = measured["simclr"][1]
+    for i, (k, temperature) in enumerate(STANDARD):
+        cells = {who: cell(found[i][0]) for who, found in standard.items()}
+        rows.append(Row(f"knn_{k}", f"kNN, k = {k}, T = {temperature:g}", cells))
+        predictions[f"k{k}"] = standard["simclr"][i][1]
     grids = _grids(subject)
     chosen = max(grids, key=lambda g: np.max(g["accuracy"]))
     at = np.unravel_index(np.argmax(chosen["accuracy"]), np.shape(chosen["accuracy"]))
-    k, temperature = GRID_K[at[0]], chosen["temperatures"][at[1]]
-    bank, queries = (subject.labelled("simclr", part, chosen["features"]) for part in ("train", "test"))
-    (scores,) = _votes(subject, bank, queries, [(k, temperature)], chosen["distance"])
-    best = classified.evaluate(scores, queries.labels)
+    k, temperature = choice.K[at[0]], chosen["temperatures"][at[1]]
+    features, distance = chosen["features"], chosen["distance"]
+    ((best, predictions["chosen"]),) = _votes(subject, "simclr", [(k, temperature)], features, distance)
     what = f"k = {k}, " + (f"T = {temperature:g}, " if temperature else "1/distance, ")
-    what += f"{chosen['distance']}, {chosen['features']}"
-    rows.append(
-        {
-            "id": "knn_chosen",
-            "title": "kNN, chosen on hold-out",
-            "note": what,
-            "cells": {"simclr": cell(best)},
-        }
-    )
-    predictions["chosen"] = np.argmax(scores, axis=1)
-    subject.predicted("knn", queries.labels, **predictions)
-    subject.draw("knn_grid.png", charts.knn_grids, GRID_K, grids)
-    return {
-        "rows": rows,
-        "grids": grids,
-        "metrics": {"kNN, k = 200, T = 0.1": standard["simclr"][STANDARD[0]][0]},
-        "figures": [["knn_grid.png", "kNN on the hold-out of train, top-1 in %, over k and T"]],
-    }
-
-
-def _standard_votes(subject: Subject, who: str) -> dict[tuple, tuple[dict, np.ndarray]]:
-    """{(k, T): (what is measured, predictions)} of a contender."""
-    bank, queries = (subject.labelled(who, part) for part in ("train", "test"))
-    votes = _votes(subject, bank, queries, list(STANDARD), "cosine")
-    return {
-        setting: (classified.evaluate(scores, queries.labels), np.argmax(scores, axis=1))
-        for setting, scores in zip(STANDARD, votes, strict=True)
-    }
+    what += f"{distance}, {features}"
+    rows.append(Row("knn_chosen", "kNN, chosen on hold-out", {"simclr": cell(best)}, what))
+    subject.predicted("knn", subject.labelled("simclr", "test").labels, **predictions)
+    subject.draw("knn_grid.png", charts.knn_grids, choice.K, grids)
+    metrics = {rows[0].title: standard["simclr"][0][0]}
+    figures = [["knn_grid.png", "kNN on the hold-out of train, top-1 in %, over k and T"]]
+    return Result(rows=rows, metrics=metrics, figures=figures, more={"grids": grids})
 
 
 def _votes(
-    subject: Subject, bank: Features, queries: Features, settings: list, distance: str
-) -> Iterator[np.ndarray]:
-    """Class probabilities `[q, classes]` for every (k, T), from one search."""
+    subject: Subject, who: str, settings: Sequence[tuple], name: str = "encoder", distance: str = "cosine"
+) -> list[tuple[dict[str, Any], np.ndarray]]:
+    """(what is measured, predictions) of a contender for every (k, T), all from one search."""
+    bank, queries = (subject.labelled(who, part, name) for part in ("train", "test"))
     bank = some(bank, subject.config.eval.knn.bank)
     search = {"mesh": subject.mesh, "classes": len(subject.classes), "settings": settings}
-    for _, votes in knn.votes(*bank, queries.features, **search, distance=distance):
-        yield knn.shares(votes)
+    found = [knn.shares(x) for _, x in knn.votes(*bank, queries.features, **search, distance=distance)]
+    return [(classified.evaluate(x, queries.labels), np.argmax(x, axis=1)) for x in found]
 
 
 def _grids(subject: Subject) -> list[dict[str, Any]]:
     """Accuracy `[k][T]` on the hold-out, for every kind of features and distance."""
-    grids = []
+    grids, known = [], subject.results.get("scores", {}).get("tried")
+    settings = (subject.config.eval.knn.bank, subject.mesh, len(subject.classes))
     for name in ("encoder", "projection"):
         if name not in subject.features("simclr", "train").features:
             continue
-        found = subject.labelled("simclr", "train", name)
-        held, rest = validation_rows(len(found.labels), groups=subject.groups("simclr"))
-        bank, queries = found.rows(rest), found.rows(held)
+        train, groups = subject.labelled("simclr", "train", name), subject.groups("simclr")
         for distance in knn.DISTANCES:
-            temperatures = GRID_T if distance == "cosine" else (None,)
-            settings = [(k, t) for k in GRID_K for t in temperatures]
-            votes = _votes(subject, bank, queries, settings, distance)
-            accuracy = [knn.top_k_accuracy(v, queries.labels, 1) for v in votes]
-            grids.append(
-                {
-                    "features": name,
-                    "distance": distance,
-                    "temperatures": list(temperatures),
-                    "accuracy": np.reshape(accuracy, (len(GRID_K), -1)).tolist(),
-                }
-            )
+            if known and (name, distance) == ("encoder", "cosine"):
+                accuracy = known["simclr"]
+            else:
+                accuracy = neighbour_grid(train, groups, *settings, distance)
+            temperatures = list(choice.T) if distance == "cosine" else [None]
+            grid = {"features": name, "distance": distance, "temperatures": temperatures}
+            grids.append({**grid, "accuracy": accuracy})
     return grids
 
 
-def logistic_regression(subject: Subject) -> dict[str, Any]:
+@protocol("lbfgs", "labels", options=FIT)
+def logistic_regression(subject: Subject) -> Result:
     """L-BFGS on features of the evaluation views, 45 penalties from 1e-6 to 1e5 (SimCLR, B.8).
 
     The penalty has the lowest cross entropy on a hold-out of train; the classifier of all of train with it is
@@ -169,12 +129,8 @@ def logistic_regression(subject: Subject) -> dict[str, Any]:
     subject.draw("penalties.png", charts.penalties, curves)
     figures = [["penalties.png", "Which penalty: accuracy and cross entropy on the hold-out of train"]]
     figures += draw_quality(subject, "lbfgs", "linear, L-BFGS", measured["simclr"])
-    return {
-        "rows": [{"id": "lbfgs", "title": "linear, L-BFGS", "cells": cells}],
-        "penalties": curves,
-        "metrics": {"linear, L-BFGS": measured["simclr"]},
-        "figures": figures,
-    }
+    rows, metrics = [Row("lbfgs", "linear, L-BFGS", cells)], {"linear, L-BFGS": measured["simclr"]}
+    return Result(rows=rows, metrics=metrics, figures=figures, more={"penalties": curves})
 
 
 def fit_l2(
@@ -186,16 +142,16 @@ def fit_l2(
       groups: `[n]`, of the images of `found`; the hold-out divides none. None: there are no groups.
     """
     options = subject.config.eval.linear
-    held, rest = validation_rows(len(found.labels), groups=groups)
+    held, rest = choice.validation_rows(len(found.labels), groups=groups)
     if 0 < options.examples < len(found.labels):
-        rows, held = limited(held, rest, options.examples)
+        rows, held = choice.limited(held, rest, options.examples)
         found = found.rows(rows)
     (scaled,) = linear.standardize(found.features)
     settings = {"classes": classes, "iterations": options.iterations}
-    chosen = linear.fit_chosen(subject.mesh, scaled, found.labels, held, L2, **settings)
+    chosen = linear.fit_chosen(subject.mesh, scaled, found.labels, held, choice.L2, **settings)
     weights = linear.for_plain(chosen.weights, found.features)
     curves = {"accuracy": chosen.accuracy.tolist(), "loss": chosen.loss.tolist()}
-    return weights, {"l2": list(L2), "best": chosen.best, **curves}
+    return weights, {"l2": list(choice.L2), "best": chosen.best, **curves}
 
 
 def _classifier_path(subject: Subject) -> epath.Path:
@@ -211,7 +167,10 @@ def classifier_weights(subject: Subject) -> dict[str, np.ndarray]:
     return subject.weights
 
 
-def linear_heads(subject: Subject) -> dict[str, Any]:
+@protocol(
+    "linear", "labels", options=("linear.epochs", "linear.learning_rate", "linear.rates", "linear.decays")
+)
+def linear_heads(subject: Subject) -> Result:
     """Linear evaluation on augmented images (SimCLR, B.6), a sweep of rates and decays in the same pass.
 
     SGD with Nesterov momentum, 90 epochs, batch of the run, cosine. The best of the sweep is the most
@@ -235,13 +194,13 @@ def linear_heads(subject: Subject) -> dict[str, Any]:
     epochs = config.eval.linear.epochs
     standard, predicted = tested(0)
     note = f"{epochs:g} epochs, rate {grid.rate[0]:g} · batch / 256"
-    rows = [{"id": "sgd", "title": "linear, SGD", "note": note, "cells": {"simclr": cell(standard)}}]
-    result = {"rows": rows, "metrics": {"linear, SGD, standard": standard}, "figures": []}
+    rows = [Row("sgd", "linear, SGD", {"simclr": cell(standard)}, note)]
+    metrics, figures, more = {"linear, SGD, standard": standard}, [], {}
     predictions = {"standard": predicted}
     if count := len(grid.rate) // 2:
         sweep = jax.tree.map(lambda x: x[1 : 1 + count], stacked)
         source = subject.splits.train
-        chosen_on, _ = validation_rows(source.size, groups=source.groups)
+        chosen_on, _ = choice.validation_rows(source.size, groups=source.groups)
         held = labelled(_train_rows(subject, np.sort(chosen_on)))
         accuracy, loss = (
             np.asarray(x) for x in linear.evaluate(sweep, held.features["encoder"], held.labels)
@@ -249,22 +208,19 @@ def linear_heads(subject: Subject) -> dict[str, Any]:
         best = min(range(count), key=lambda i: (-accuracy[i], loss[i]))
         chosen, predictions["chosen"] = tested(1 + count + best)
         rate, decay = grid.rate[1 + best], grid.decay[1 + best]
-        note, cells = f"rate {rate:g}, decay {decay:g}", {"simclr": cell(chosen)}
-        title = f"linear, SGD, best of {count} on hold-out"
-        rows.append({"id": "sgd_chosen", "title": title, "note": note, "cells": cells})
+        note, title = f"rate {rate:g}, decay {decay:g}", f"linear, SGD, best of {count} on hold-out"
+        rows.append(Row("sgd_chosen", title, {"simclr": cell(chosen)}, note))
         shape = (len(config.eval.linear.rates), len(config.eval.linear.decays))
-        result["sweep"] = {
+        more["sweep"] = {
             "rates": list(config.eval.linear.rates),
             "decays": list(config.eval.linear.decays),
             "accuracy": accuracy.reshape(shape).tolist(),
         }
-        result["metrics"]["linear, SGD, chosen"] = chosen
-        subject.draw("sweep.png", charts.sweep, **result["sweep"])
-        result["figures"].append(
-            ["sweep.png", "Linear classifiers trained at once: top-1 in % on the hold-out"]
-        )
+        metrics["linear, SGD, chosen"] = chosen
+        subject.draw("sweep.png", charts.sweep, **more["sweep"])
+        figures.append(["sweep.png", "Linear classifiers trained at once: top-1 in % on the hold-out"])
     subject.predicted("linear", test.labels, **predictions)
-    return result
+    return Result(rows=rows, metrics=metrics, figures=figures, more=more)
 
 
 def _train_rows(subject: Subject, rows: np.ndarray) -> Features:
@@ -282,21 +238,21 @@ def _columns(mine: tuple[str, ...], wanted: tuple[str, ...]) -> list[int] | None
     return list(range(len(mine))) if numbered and all(name.isdigit() for name in wanted) else None
 
 
-def own_classifier(subject: Subject) -> dict[str, Any]:
+@protocol("classifier", "labels")
+def own_classifier(subject: Subject) -> Result:
     """The classifier that the run itself trained: a fine-tuned or distilled one, or the online probe."""
     encoder = subject.encoder
     if "logits" not in subject.features("simclr", "test").features:
-        return {"skipped": "the run has no classifier of its own"}
+        return Result(skipped="the run has no classifier of its own")
     columns = _columns(encoder.classes, subject.classes)
     if columns is None:
-        return {"skipped": f"the run's classifier knows other classes ({', '.join(encoder.classes[:3])} ...)"}
+        others = ", ".join(encoder.classes[:3])
+        return Result(skipped=f"the run's classifier knows other classes ({others} ...)")
     found = subject.labelled("simclr", "test", "logits")
     scores = np.asarray(jax.nn.softmax(found.features[:, columns], axis=1))
     measured = classified.evaluate(scores, found.labels)
     title = "online probe" if subject.config.task == "pretrain" else "its own classifier"
     subject.predicted("classifier", found.labels, predicted=np.argmax(scores, axis=1))
-    return {
-        "rows": [{"id": "classifier", "title": title, "cells": {"simclr": cell(measured)}}],
-        "metrics": {title: measured},
-        "figures": draw_quality(subject, "classifier", title, measured),
-    }
+    row = Row("classifier", title, {"simclr": cell(measured)})
+    figures = draw_quality(subject, "classifier", title, measured)
+    return Result(rows=[row], metrics={title: measured}, figures=figures)

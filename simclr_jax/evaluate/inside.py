@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax import figures
-from simclr_jax.data.sources import Source
 from simclr_jax.evaluate import charts
-from simclr_jax.evaluate.frozen import classifier_weights
-from simclr_jax.evaluate.subject import Subject, some
+from simclr_jax.evaluate.frozen import FIT, classifier_weights
+from simclr_jax.evaluate.subject import Subject
 from simclr_jax.measures import curation, embedding, health, knn, linear, saliency
+from simclr_jax.measures.features import some
 from simclr_jax.models import simclr
+from simclr_jax.protocols import protocol
+from simclr_jax.results import WHO, Result
 
 MAPPED = 2000  # images in the maps and for the measures of health, at most
 INSPECTED = 20_000  # images among which duplicates and outliers are looked for, at most
@@ -20,7 +22,8 @@ QUERIES, NEIGHBOURS = 10, 8  # rows and columns of the retrieval figure
 SHOWN = 8  # images, or pairs, in the other figures
 
 
-def representation(subject: Subject) -> dict[str, Any]:
+@protocol("health")
+def representation(subject: Subject) -> Result:
     """Whether the representation has collapsed, without labels.
 
     RankMe (Garrido et al., arXiv 2210.02885), alignment and uniformity (Wang & Isola, arXiv 2005.10242), the
@@ -35,11 +38,9 @@ def representation(subject: Subject) -> dict[str, Any]:
         if np.isfinite(plain).all():
             spectra[who] = np.linalg.svd(plain, compute_uv=False)
     subject.draw("spectrum.png", charts.spectra, spectra)
-    return {
-        **found,
-        "notes": [_health_line(who, found[name]) for name, who in charts.NAMES.items() if name in found],
-        "figures": [["spectrum.png", "Singular values of the features; a collapse would be a cliff"]],
-    }
+    notes = [_health_line(WHO[name], one) for name, one in found.items()]
+    shown = [["spectrum.png", "Singular values of the features; a collapse would be a cliff"]]
+    return Result(notes=notes, figures=shown, more=found)
 
 
 def _health_line(who: str, one: dict[str, Any]) -> str:
@@ -54,60 +55,52 @@ def _health_line(who: str, one: dict[str, Any]) -> str:
     )
 
 
-def neighbourhood(subject: Subject) -> dict[str, Any]:
+@protocol("neighbours", "random access")
+def neighbourhood(subject: Subject) -> Result:
     """Nearest training images of test images, and near-duplicates and outliers of the training images."""
     train, mesh = subject.splits.train, subject.mesh
-    if not isinstance(train, Source):
-        return {
-            "skipped": f"{train.name} is read in sequence: to show single images prepare it as ArrayRecord"
-        }
     views, labels = subject.gallery(MAPPED)
     whole = subject.features("simclr", "train")
     numbered = whole._replace(features={**whole.features, "at": subject.rows("simclr", "train")})
     bank = some(numbered, INSPECTED)
     vectors, at = bank.features["encoder"], bank.features["at"]
     shown = []
-    if subject.splits.test:
+    if subject.splits.test and subject.feed.pictures:
         queries = figures.spread(labels, QUERIES)
         _, near = knn.nearest(vectors, subject.h_of(views[queries]), NEIGHBOURS, mesh)
         images = subject.pictures(train, at[near].ravel()).reshape(*near.shape, *views.shape[1:])
-        subject.draw(
-            "retrieval.png", charts.retrieval, views[queries], images, labels[queries], bank.labels[near]
-        )
+        answers = (images, labels[queries], bank.labels[near])
+        subject.draw("retrieval.png", charts.retrieval, views[queries], *answers)
         shown.append(["retrieval.png", "Test images, and the training images most similar to each"])
     twins = curation.near_duplicates(vectors, mesh)
     odd = curation.outliers(vectors, mesh)
-    if twins:
+    if twins and subject.feed.pictures:
         pairs = at[np.array([pair[:2] for pair in twins[:SHOWN]])]
         images = subject.pictures(train, pairs.ravel()).reshape(*pairs.shape, *views.shape[1:])
         titles = [f"{similarity:.3f}" for *_, similarity in twins[:SHOWN]]
-        subject.draw("duplicates.png", charts.pairs, images, titles, "Most similar pairs of training images")
-        shown.append(
-            ["duplicates.png", "Most similar pairs of training images, with their cosine similarity"]
-        )
-    if odd:
+        title = "Most similar pairs of training images"
+        subject.draw("duplicates.png", charts.pairs, images, titles, title)
+        shown.append(["duplicates.png", f"{title}, with their cosine similarity"])
+    if odd and subject.feed.pictures:
         images = subject.pictures(train, at[[i for i, _ in odd[: 2 * SHOWN]]])
         titles = [f"{similarity:.2f}" for _, similarity in odd[: 2 * SHOWN]]
-        subject.draw("outliers.png", charts.grid, images, titles, "Training images least like any other")
-        shown.append(
-            ["outliers.png", "Training images least like any other: mean similarity to their 10 nearest"]
-        )
+        title = "Training images least like any other"
+        subject.draw("outliers.png", charts.grid, images, titles, title)
+        shown.append(["outliers.png", f"{title}: mean similarity to their 10 nearest"])
 
     def name(i):
         return train.names[at[i]] if train.names else int(at[i])
 
-    return {
+    named = {
         "near_duplicates": [[name(i), name(j), s] for i, j, s in twins],
         "outliers": [[name(i), s] for i, s in odd],
-        "notes": [
-            f"{len(twins)} near-duplicate pairs and {len(odd)} outliers are named in report.json "
-            f"(of {len(vectors):,} training images)"
-        ],
-        "figures": shown,
     }
+    note = f"{len(twins)} near-duplicate pairs and {len(odd)} outliers are named in report.json"
+    return Result(notes=[f"{note} (of {len(vectors):,} training images)"], figures=shown, more=named)
 
 
-def where_it_looks(subject: Subject) -> dict[str, Any]:
+@protocol("saliency", "pictures", after="lbfgs", options=FIT)
+def where_it_looks(subject: Subject) -> Result:
     """Grad-CAM for the class of an image (arXiv 1610.02391) and for the similarity of two (arXiv 1901.00536).
 
     On the last block group; classes are those of the L-BFGS classifier.
@@ -122,7 +115,7 @@ def where_it_looks(subject: Subject) -> dict[str, Any]:
         return encoder.maps(encoder.last, subject.endpoints(variables, x)[encoder.last])
 
     if encoder.last is None:
-        return {"skipped": "no picture: the encoder has no maps"}
+        return Result(skipped="no picture: the encoder has no maps")
     found = subject.over(maps_of, pictures)
     if encoder.pool(found[:1]) is None:
         return _attention(subject, pictures, size)
@@ -134,14 +127,8 @@ def where_it_looks(subject: Subject) -> dict[str, Any]:
         predicted = np.argmax(np.asarray(linear.logits(weights, features)), axis=1)
         heat = saliency.heat(saliency.class_map(found, pool, weights["kernel"], predicted), size)
         titles = [subject.classes[c] for c in predicted]
-        subject.draw(
-            "class_maps.png",
-            charts.overlays,
-            pictures,
-            np.asarray(heat),
-            titles,
-            "Predicted class, and where it shows",
-        )
+        title = "Predicted class, and where it shows"
+        subject.draw("class_maps.png", charts.overlays, pictures, np.asarray(heat), titles, title)
         shown.append(["class_maps.png", "Grad-CAM: what speaks for the predicted class, in red"])
     everyone = subject.h_of_gallery(MAPPED)
     _, near = knn.nearest(everyone, everyone[chosen], 2, subject.mesh)
@@ -152,15 +139,15 @@ def where_it_looks(subject: Subject) -> dict[str, Any]:
     heats = np.stack([np.asarray(saliency.heat(x, size)) for x in (left, right)], axis=1)
     subject.draw("similarity_maps.png", charts.overlay_pairs, pairs, heats)
     shown.append(["similarity_maps.png", "What makes an image and its nearest neighbour similar, in red"])
-    return {"figures": shown}
+    return Result(figures=shown)
 
 
-def _attention(subject: Subject, pictures: np.ndarray, size: int) -> dict[str, Any]:
+def _attention(subject: Subject, pictures: np.ndarray, size: int) -> Result:
     """What the class token of a transformer attends to, mean over the heads of the last block."""
 
     ends = jax.eval_shape(subject.endpoints, subject.variables("simclr"), pictures)
     if "attention" not in ends:
-        return {"skipped": "no picture: features are no function of maps, and there is no attention"}
+        return Result(skipped="no picture: features are no function of maps, and there is no attention")
 
     @jax.jit
     def attention_of(variables: Any, x: jax.Array) -> jax.Array:
@@ -169,10 +156,11 @@ def _attention(subject: Subject, pictures: np.ndarray, size: int) -> dict[str, A
     heat = saliency.heat(saliency.relative(subject.over(attention_of, pictures)), size)
     title = "Attention of the class token"
     subject.draw("attention.png", charts.overlays, pictures, np.asarray(heat), [""] * len(pictures), title)
-    return {"figures": [["attention.png", f"{title} in the last block, mean over the heads, in red"]]}
+    return Result(figures=[["attention.png", f"{title} in the last block, mean over the heads, in red"]])
 
 
-def maps(subject: Subject) -> dict[str, Any]:
+@protocol("maps")
+def maps(subject: Subject) -> Result:
     """t-SNE and UMAP of the features, and files for TensorBoard's projector."""
     views, labels = subject.gallery(MAPPED)
     features = subject.h_of_gallery(MAPPED)
@@ -188,7 +176,7 @@ def maps(subject: Subject) -> dict[str, Any]:
                     continue
                 subject.draw(file, figures.embedding, points, labels, subject.classes, name)
                 shown.append([file, f"{name} map: images that the encoder finds similar lie together"])
-        projector = subject.folder / "projector"
-        if figures.attempt(print, projector, embedding.projector, features, labels, subject.classes, views):
+        projector, images = subject.folder / "projector", views if subject.feed.pictures else None
+        if figures.attempt(print, projector, embedding.projector, features, labels, subject.classes, images):
             notes.append(f"TensorBoard's projector: tensorboard --logdir {projector}")
-    return {"notes": notes, "figures": shown}
+    return Result(notes=notes, figures=shown)

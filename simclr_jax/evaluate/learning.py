@@ -13,11 +13,14 @@ from simclr_jax.data import splits as data_splits
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
-from simclr_jax.evaluate.frozen import cell, fit_l2
-from simclr_jax.evaluate.subject import WHO, Subject, identity
+from simclr_jax.evaluate.frozen import FIT, fit_l2
+from simclr_jax.evaluate.subject import Subject, identity
 from simclr_jax.feeds import load_splits
 from simclr_jax.measures import classified, linear
+from simclr_jax.measures.classified import cell
 from simclr_jax.measures.features import Features
+from simclr_jax.protocols import protocol
+from simclr_jax.results import WHO, Cell, Result, Row
 from simclr_jax.tasks.supervised import plain_recipe
 
 # The sets whose published figure is the mean over classes (SimCLR, B.8); others are told by accuracy.
@@ -36,7 +39,8 @@ SPLITS = {
 SUBSETS = {0.01: "1pct", 0.1: "10pct"}  # of tfds:imagenet2012_subset, the official lists
 
 
-def few_labels(subject: Subject) -> dict[str, Any]:
+@protocol("finetune", "labels", options=("finetune.shares", "finetune.epochs", "finetune.learning_rate"))
+def few_labels(subject: Subject) -> Result:
     """Fine-tuning with a share of the labels, beside training from scratch on the same images (SimCLR, B.5).
 
     SGD with Nesterov momentum, rate 0.05 · batch / 256, no warm-up, no decay, crop and flip; 60 epochs for
@@ -60,13 +64,13 @@ def few_labels(subject: Subject) -> dict[str, Any]:
         labels = _counts(subject, splits)
         title = f"fine-tuned, {100 * share:g} % of the labels"
         note = f"{splits.train.size:,} images; untrained: from scratch"
-        rows.append({"id": f"finetune_{share:g}", "title": title, "note": note, "cells": cells})
+        rows.append(Row(f"finetune_{share:g}", title, cells, note))
         results[f"{share:g}"] = {
             "images": splits.train.size,
             "of_each_class": None if labels is None else [int(labels.min()), int(labels.max())],
-            **{who: one["value"] for who, one in cells.items()},
+            **{who: one.value for who, one in cells.items()},
         }
-    return {"rows": rows, "shares": results}
+    return Result(rows=rows, more={"shares": results})
 
 
 def _counts(subject: Subject, splits: Splits) -> np.ndarray | None:
@@ -146,7 +150,8 @@ def load(config: ConfigDict, source: str) -> Labelled:
     return Labelled(splits, config, "mean per class" if name in MEAN_PER_CLASS else "top-1", None)
 
 
-def transfer(subject: Subject) -> dict[str, Any]:
+@protocol("transfer", options=FIT)
+def transfer(subject: Subject) -> Result:
     """Other labelled sets, by L-BFGS on frozen features, the penalty chosen on a hold-out (SimCLR, B.8).
 
     Aircraft, Pets, Caltech-101 and Flowers are told by the mean over classes, sets with several labels an
@@ -154,16 +159,17 @@ def transfer(subject: Subject) -> dict[str, Any]:
     """
     iterations = subject.before.get("options", {}).get("linear.iterations")
     before = subject.before if iterations == subject.config.eval.linear.iterations else {}
-    rows = [row for row in before.get("rows", ()) if row["title"].removesuffix(ROW) not in subject.sets]
+    rows = [
+        row for row in map(Row.of, before.get("rows", ())) if row.title.removesuffix(ROW) not in subject.sets
+    ]
     results = {s: found for s, found in before.get("sets", {}).items() if s not in subject.sets}
     for source, data in subject.sets.items():
         measured = _transferred(subject, source, data)
         key = METRICS.get(data.metric)
-        cells = {who: {"value": one[key]} if key else cell(one) for who, one in measured.items()}
-        title = f"{source}{ROW}"
-        rows.append({"id": f"transfer_{source}", "title": title, "note": data.metric, "cells": cells})
+        cells = {who: Cell(one[key]) if key else cell(one) for who, one in measured.items()}
+        rows.append(Row(f"transfer_{source}", f"{source}{ROW}", cells, data.metric))
         results[source] = measured
-    return {"rows": rows, "sets": results}
+    return Result(rows=rows, more={"sets": results})
 
 
 def _transferred(subject: Subject, source: str, data: Labelled) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from etils import epath
 
-from simclr_jax.evaluate.report import COLUMNS, HEAD, alike, percent
+from simclr_jax.evaluate.report import percent
 from simclr_jax.measures.ranking import RANKED
-from simclr_jax.run_summary import ALIKE, figure
+from simclr_jax.results import ALIKE, HEAD, WHO, Cell, Row, alike
 
 # Headings, with the figures and the protocols' notes below each; what is not named comes last.
 SECTIONS = (
@@ -52,7 +52,7 @@ pre { overflow-x: auto; font-size: .8rem }
 def render(made: Mapping[str, Any], folder: epath.Path) -> str:
     """The page of a report; figures are read from `folder/figures` and become part of it."""
     figures = {name.removesuffix(".png"): caption for name, caption in made["curves"]}
-    notes = {}
+    notes, rows = {}, [Row.of(row) for row in made["rows"]]
     for name, result in made["protocols"].items():
         figures |= {file.removesuffix(".png"): caption for file, caption in result.get("figures", ())}
         notes[name] = result.get("notes", [])
@@ -79,8 +79,8 @@ def render(made: Mapping[str, Any], folder: epath.Path) -> str:
     return document(
         title,
         f"<h1>{title}</h1>\n<p class=soft>{html.escape(about)}</p>\n"
-        f"<p class=verdict>{html.escape(made['verdict'])}</p>\n{_table(made['rows'])}\n"
-        f"{_table_alike(made)}\n"
+        f"<p class=verdict>{html.escape(made['verdict'])}</p>\n{_table(rows)}\n"
+        f"{_table_alike(rows, made['left_out'])}\n"
         + "\n".join(parts)
         + f"\n<h2>Config</h2><details><summary>all fields</summary><pre>{html.escape(config)}</pre>"
         "</details>\n",
@@ -96,53 +96,51 @@ def document(title: str, body: str) -> str:
     )
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def grid(lines: Sequence[Sequence[str]]) -> str:
+    """A table of escaped cells, the first line its head."""
+    tags = ("th", *("td" for _ in lines[1:]))
+    rows = ("".join(f"<{tag}>{cell}</{tag}>" for cell in line) for tag, line in zip(tags, lines, strict=True))
+    return f"<div class=scroll><table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table></div>"
+
+
+def _table(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
-    columns = [who for who in COLUMNS if any(who in row["cells"] for row in rows)]
-    theirs = any("published" in row for row in rows)
-    head = "".join(f"<th>{html.escape(COLUMNS[who])}</th>" for who in columns)
-    head += "<th>published (theirs)</th>" if theirs else ""
-    lines = [f"<tr><th>{HEAD}</th>{head}</tr>"]
+    columns = [who for who in WHO if any(who in row.cells for row in rows)]
+    lines = [[HEAD, *map(WHO.get, columns)]]
     for row in rows:
-        note = f"<small>{html.escape(row['note'])}</small>" if row.get("note") else ""
-        cells = "".join(
-            f"<td{' class=mine' if who == 'simclr' else ''}>{_cell(row['cells'].get(who))}</td>"
-            for who in columns
-        )
-        other = row.get("published")
-        if theirs:
-            cells += f"<td>{_cell(other)}<small>{html.escape(other['by']) if other else ''}</small></td>"
-        lines.append(f"<tr><td>{html.escape(row['title'])}{note}</td>{cells}</tr>")
-    return f"<div class=scroll><table>{''.join(lines)}</table></div>"
+        note = f"<small>{html.escape(row.note)}</small>" if row.note else ""
+        lines.append([html.escape(row.title) + note, *(_cell(row.cells.get(who), who) for who in columns)])
+    if any(row.published for row in rows):
+        theirs = ("published (theirs)", *(_cell(row.published) for row in rows))
+        lines = [[*line, cell] for line, cell in zip(lines, theirs, strict=True)]
+    return grid(lines)
 
 
-def _cell(one: Mapping[str, float] | None) -> str:
+def _cell(one: Cell | None, who: str = "") -> str:
     if one is None:
         return ""
-    interval = f"<small>{100 * one['low']:.1f} to {100 * one['high']:.1f}</small>" if "low" in one else ""
-    return f"{100 * one['value']:.1f}{interval}"
+    small = html.escape(one.by) if one.low is None else f"{100 * one.low:.1f} to {100 * one.high:.1f}"
+    return (
+        f"<span{' class=mine' if who == 'simclr' else ''}>{100 * one.value:.1f}</span><small>{small}</small>"
+    )
 
 
-def _table_alike(made: Mapping[str, Any]) -> str:
+def _table_alike(rows: Sequence[Row], left_out: str) -> str:
     """What counts every class alike: this encoder's, and small below it the others'."""
-    rows = [row for row in made["rows"] if any(name in row["cells"].get("simclr", {}) for name in ALIKE)]
+    rows = [row for row in rows if "simclr" in row.cells and row.cells["simclr"].alike]
     if not rows:
         return ""
-    head = "".join(f"<th>{title}</th>" for title in ALIKE.values())
-    lines = [f"<tr><th>every class alike, with 95 % interval</th>{head}</tr>"]
-    for row in rows:
-        cells = "".join(f"<td>{_cell_alike(row['cells'], name)}</td>" for name in ALIKE)
-        lines.append(f"<tr><td>{html.escape(row['title'])}</td>{cells}</tr>")
-    note = f"<p class=soft>{html.escape(made['left_out'])}</p>" if made["left_out"] else ""
-    return f"<div class=scroll><table>{''.join(lines)}</table></div>{note}"
+    lines = [["every class alike, with 95 % interval", *ALIKE.values()]]
+    lines += [[html.escape(row.title), *(_cell_alike(row.cells, name) for name in ALIKE)] for row in rows]
+    note = f"<p class=soft>{html.escape(left_out)}</p>" if left_out else ""
+    return grid(lines) + note
 
 
-def _cell_alike(cells: Mapping[str, Any], name: str) -> str:
-    others = [who for who in COLUMNS if who != "simclr" and name in cells.get(who, {})]
-    texts = [f"{COLUMNS[who]} {alike(cells[who], name)}" for who in others]
-    small = "".join(f"<small>{html.escape(text)}</small>" for text in texts)
-    return f"<span class=mine>{html.escape(alike(cells['simclr'], name))}</span>{small}"
+def _cell_alike(cells: Mapping[str, Cell], name: str) -> str:
+    others = {who: alike(cells.get(who), name) for who in WHO if who != "simclr"}
+    small = "".join(f"<small>{WHO[who]} {text}</small>" for who, text in others.items() if text)
+    return f"<span class=mine>{alike(cells['simclr'], name)}</span>{small}"
 
 
 def _classes(made: Mapping[str, Any]) -> str:
@@ -157,17 +155,17 @@ def _classes(made: Mapping[str, Any]) -> str:
         key=lambda each: (each[1]["recall"], each[1].get("auroc") or 0),
     )
     heads = ("class", "test images", "recall", "precision", *(ALIKE[name] for name in RANKED))
-    lines = [f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"]
+    lines = [heads]
     for name, one in classes[:WORST]:
-        figures = [f"{one['support']:,}", percent(one["recall"]), percent(one["precision"])]
-        figures += [figure(each, one.get(each)) for each in RANKED]
-        lines.append(f"<tr><td>{html.escape(name)}</td>{''.join(f'<td>{x}</td>' for x in figures)}</tr>")
+        numbers = [f"{one['support']:,}", percent(one["recall"]), percent(one["precision"])]
+        numbers += ["" if one.get(each) is None else f"{one[each]:.3f}" for each in RANKED]
+        lines.append([html.escape(name), *numbers])
     some = f", the worst {WORST} of {len(classes):,}" if len(classes) > WORST else ", the worst first"
     note = f"<p>{html.escape(title)}{some}. All classes are in report.json. "
     note += (
         "A classifier that knows nothing has an AUROC of 0.5; its average precision is the class's share.</p>"
     )
-    return f"{note}<div class=scroll><table>{''.join(lines)}</table></div>"
+    return note + grid(lines)
 
 
 def _measured(made: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,13 +182,13 @@ def _metrics(made: Mapping[str, Any]) -> str:
         return ""
     heads = ("classifier", "top-1", "top-5", "balanced accuracy", "macro precision", "macro recall",
              "macro F1", "weighted F1", "calibration error")  # fmt: skip
-    lines = [f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"]
+    lines = [heads]
     for title, m in found.items():
         macro = [m["macro"][name] for name in ("precision", "recall", "f1")]
         numbers = [m["top1"], m.get("top5"), m["mean_per_class"], *macro, m["weighted"]["f1"], m["ece"]]
-        cells = "".join(f"<td>{'' if value is None else percent(value)}</td>" for value in numbers)
-        lines.append(f"<tr><td>{html.escape(title)}</td>{cells}</tr>")
-    return f"<div class=scroll><table>{''.join(lines)}</table></div>"
+        cells = ("" if value is None else percent(value) for value in numbers)
+        lines.append([html.escape(title), *cells])
+    return grid(lines)
 
 
 def _section(title: str, notes: Sequence[str], contents: Sequence[str]) -> str:

@@ -4,6 +4,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from simclr_jax.results import Cell
+
 
 def _setting(name: str, depth: int, batch: int | None, epochs: int) -> dict[str, Any]:
     """A setting with a published accuracy; batch None: any batch size."""
@@ -42,8 +44,8 @@ FIGURES = (
 )
 
 
-def figures(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """{row: {value (a fraction), by}} that others published for this data set, encoder, batch and length."""
+def figures(config: ConfigDict) -> dict[str, Cell]:
+    """{row: accuracy} that others published for this data set, encoder, batch and length."""
     model, train = config.model, config.train
     if config.task != "pretrain" or model.encoder != "resnet" or model.width != 1 or model.sk_ratio:
         return {}
@@ -54,7 +56,7 @@ def figures(config: ConfigDict) -> dict[str, dict[str, Any]]:
         "epochs": 0 if train.steps or train.examples else train.epochs,
     }
     return {
-        row: {"value": percent / 100, "by": by}
+        row: Cell(percent / 100, by=by)
         for must, percents, by in FIGURES
         if all(mine[field] == value for field, value in must.items())
         for row, percent in percents.items()

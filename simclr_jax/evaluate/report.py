@@ -1,29 +1,26 @@
 """The report as data: the verdict, the table, and what every protocol found."""
 
+import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from simclr_jax import figures, metrics, run_summary
+from simclr_jax import figures, metrics, results, run_summary
 from simclr_jax.evaluate import charts, published
 from simclr_jax.evaluate.subject import Subject
-from simclr_jax.run_summary import ALIKE, figure, uneven
+from simclr_jax.results import ALIKE, Cell, Row, alike
 
 SCHEMA = 1  # of report.json
-HEAD = "%, with 95 % interval"
-COLUMNS = {**charts.NAMES, "untrained": "untrained encoder"}
-TELLS = ("lbfgs", "sgd", "knn_200")  # rows that the verdict rests on, the first there is
+TELLS = ("lbfgs", "sgd", "linear_all", "knn_200")  # rows that the verdict rests on, the first there is
 
 
-def make(subject: Subject, results: Mapping[str, Any], unscorable: str) -> dict[str, Any]:
+def make(subject: Subject, found: Mapping[str, Any], unscorable: str) -> dict[str, Any]:
     """What report.json holds; draws the curves of training."""
     own, mine = subject.trained.data, subject.config.data
     same = own.source == mine.source and own.test_split == mine.test_split
     theirs = published.figures(subject.trained) if same else {}
-    rows = [row for result in results.values() for row in result.get("rows", ())]
-    for row in rows:
-        if row["id"] in theirs:
-            row["published"] = theirs[row["id"]]
+    rows = [Row.of(row) for result in found.values() for row in result.get("rows", ())]
+    rows = [dataclasses.replace(row, published=theirs.get(row.id)) for row in rows]
     runs = {subject.workdir.name: metrics.read_rows(subject.workdir)}
     curves = subject.folder / "figures" / "curves.png"
     drawn = subject.first and figures.attempt(print, curves, charts.curves, runs)
@@ -34,21 +31,21 @@ def make(subject: Subject, results: Mapping[str, Any], unscorable: str) -> dict[
         "page": str(subject.folder / "report.html"),
         "step": subject.encoder.step,
         "written": time.strftime("%Y-%m-%d %H:%M"),
-        "verdict": verdict(rows, results.get("health"), unscorable, subject.config.task),
-        "rows": rows,
-        "left_out": left_out(results),
+        "verdict": verdict(rows, found.get("health"), unscorable, subject.config.task),
+        "rows": results.plain(rows),
+        "left_out": left_out(found),
         "classes": list(subject.classes),
         "images": {"train": [train.name, train.size], "test": [test.name, test.size] if test else None},
         "curves": [["curves.png", "What was measured over the steps of training"]] if drawn else [],
-        "protocols": dict(results),
-        "seconds": round(sum(result["seconds"] for result in results.values()), 2),
+        "protocols": dict(found),
+        "seconds": round(sum(result["seconds"] for result in found.values()), 2),
         "config": subject.config.to_dict(),
         "environment": run_summary.environment(),
     }
 
 
 def verdict(
-    rows: list[dict[str, Any]], health: Mapping[str, Any] | None, unscorable: str, task: str = "pretrain"
+    rows: Sequence[Row], health: Mapping[str, Any] | None, unscorable: str, task: str = "pretrain"
 ) -> str:
     """One line: how good the encoder is, and whether that is more than without training.
 
@@ -57,30 +54,30 @@ def verdict(
     collapsed = health and health["simclr"]["collapsed"]
     alarm = "The representation has COLLAPSED: images look nearly alike to it. " if collapsed else ""
     tells = ("classifier", *TELLS) if task in ("supervised", "distill") else (*TELLS, "classifier")
-    named = [row for tell in tells for row in rows if row["id"] == tell]
-    others = [row for row in rows if "low" in row["cells"]["simclr"]]
+    named = [row for tell in tells for row in rows if row.id == tell]
+    others = [row for row in rows if row.cells["simclr"].low is not None]
     row = next(iter([*named, *others]), None)
     if row is None:
         why = f"No score: {unscorable}." if unscorable else "No classifier was evaluated."
         sound = " No sign of a collapse." if health and not collapsed else ""
         return f"{alarm}{why}{sound}"
-    mine, others = row["cells"]["simclr"], row["cells"]
-    text = f"{row['title']}: {percent(mine['value'])} of the test images right{_interval(mine)}"
-    if uneven_row(row):
-        text += ", " + ", ".join(f"{ALIKE[name]} {alike(mine, name)}" for name in ALIKE if name in mine)
+    mine = row.cells["simclr"]
+    text = f"{row.title}: {percent(mine.value)} of the test images right{_interval(mine)}"
+    if row.uneven:
+        text += ", " + ", ".join(f"{ALIKE[name]} {alike(mine, name)}" for name in mine.alike)
     told = []
     for who, name in (("untrained", "the untrained encoder"), ("raw_pixels", "raw pixels")):
-        if who in others:
-            told.append(f"{_compared(mine, others[who])} {name} ({percent(others[who]['value'])})")
+        if other := row.cells.get(who):
+            told.append(f"{_compared(mine, other)} {name} ({percent(other.value)})")
     return alarm + text + ("; " + ", ".join(told) if told else "") + "."
 
 
-def _compared(mine: Mapping[str, float], other: Mapping[str, float]) -> str:
-    if mine["low"] > other["high"]:
+def _compared(mine: Cell, other: Cell) -> str:
+    if mine.low > other.high:
         return "better than"
-    if mine["high"] < other["low"]:
+    if mine.high < other.low:
         return "WORSE than"
-    return "not clearly better than" if mine["value"] > other["value"] else "no better than"
+    return "not clearly better than" if mine.value > other.value else "no better than"
 
 
 def percent(value: float) -> str:
@@ -88,77 +85,26 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _interval(one: Mapping[str, float]) -> str:
-    if "low" not in one:
-        return ""
-    return f" (95 %: {100 * one['low']:.1f} to {100 * one['high']:.1f})"
+def _interval(one: Cell) -> str:
+    return "" if one.low is None else f" (95 %: {100 * one.low:.1f} to {100 * one.high:.1f})"
 
 
 def table(made: Mapping[str, Any]) -> list[str]:
-    """The rows as lines of text, and an empty one."""
-    rows = made["rows"]
-    if not rows:
-        return []
-    title = max(len(row["title"]) for row in rows) + 2
-    columns = [who for who in COLUMNS if any(who in row["cells"] for row in rows)]
-    theirs = any("published" in row for row in rows)
-    lines = [f"{HEAD:<{title}}" + "".join(f"{COLUMNS[who]:>22}" for who in columns)]
-    lines[0] += "  published (theirs)" if theirs else ""
-    for row in rows:
-        cells = "".join(f"{shown(row['cells'].get(who)):>22}" for who in columns)
-        other = row.get("published")
-        lines.append(
-            f"{row['title']:<{title}}{cells}" + (f"  {shown(other)}, {other['by']}" if other else "")
-        )
-    return [*lines, *_table_alike(made, title), ""]
+    """`results.table` of a report, which classes it does not count, and an empty line; [] without rows."""
+    lines = results.table([Row.of(row) for row in made["rows"]])
+    return [*lines, *filter(None, [made["left_out"]]), ""] if lines else []
 
 
-def _table_alike(made: Mapping[str, Any], title: int) -> list[str]:
-    """Of this encoder, where it differs from accuracy."""
-    rows = [row for row in made["rows"] if uneven_row(row)]
-    if not rows:
-        return []
-    names = [name for name in ALIKE if any(name in row["cells"]["simclr"] for row in rows)]
-    lines = ["", f"{'every class alike':<{title}}" + "".join(f"{ALIKE[name]:>22}" for name in names)]
-    for row in rows:
-        cells = "".join(f"{alike(row['cells']['simclr'], name):>22}" for name in names)
-        lines.append(f"{row['title']:<{title}}{cells}")
-    return [*lines, *filter(None, [made["left_out"]])]
-
-
-def uneven_row(row: Mapping[str, Any]) -> bool:
-    """Whether accuracy hides something: the balanced one of a contender is a point or more away from it."""
-    cells = [one for one in row["cells"].values() if "balanced_accuracy" in one]
-    return any(uneven(one["value"], one["balanced_accuracy"]["value"]) for one in cells)
-
-
-def alike(one: Mapping[str, Any], name: str) -> str:
-    """A score of ALIKE in a cell: 97.9 % [97.0, 98.7], or 0.979 [0.970, 0.987]."""
-    if name not in one:
-        return ""
-    found, unit = one[name], " %" if name == "balanced_accuracy" else ""
-    interval = f" [{figure(name, found['low'])}, {figure(name, found['high'])}]" if "low" in found else ""
-    return f"{figure(name, found['value'])}{unit}{interval}"
-
-
-def left_out(results: Mapping[str, Any]) -> str:
+def left_out(found: Mapping[str, Any]) -> str:
     """Which classes the figures of ALIKE do not count; "" where they count all."""
-    found = next((m for result in results.values() for m in result.get("metrics", {}).values()), None)
-    if found is None:
+    measured = next((m for result in found.values() for m in result.get("metrics", {}).values()), None)
+    if measured is None:
         return ""
-    supports = [one["support"] for one in found["per_class"]]
-    if found["images"] in supports:
+    supports = [one["support"] for one in measured["per_class"]]
+    if measured["images"] in supports:
         return "All test images are of one class: no AUROC, no average precision."
     empty = supports.count(0)
     if not empty:
         return ""
     names = ", ".join(ALIKE.values())
     return f"Classes without test images, left out of {names}: {empty:,} of {len(supports):,}."
-
-
-def shown(one: Mapping[str, float] | None) -> str:
-    """A cell: 97.9 [97.0, 98.7]."""
-    if one is None:
-        return ""
-    interval = f" [{100 * one['low']:.1f}, {100 * one['high']:.1f}]" if "low" in one else ""
-    return f"{100 * one['value']:.1f}{interval}"

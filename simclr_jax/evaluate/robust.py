@@ -7,10 +7,12 @@ import jax
 import numpy as np
 
 from simclr_jax.evaluate import charts
-from simclr_jax.evaluate.frozen import classifier_weights
+from simclr_jax.evaluate.frozen import FIT, classifier_weights
 from simclr_jax.evaluate.subject import Subject
 from simclr_jax.measures import attacks, corruptions, linear
 from simclr_jax.measures.knn import top_k_accuracy
+from simclr_jax.protocols import protocol
+from simclr_jax.results import Result
 
 EPSILONS = (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255)  # of the attacks, in images from 0 to 1
 SEVERITIES = range(1, 6)
@@ -27,7 +29,8 @@ STILL = {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "crop_min_covered":
          "jitter": 0.0, "grayscale": 0.0, "blur": 0.0, "rotation": 0.0, "zoom": (1.0, 1.0)}  # fmt: skip
 
 
-def robustness(subject: Subject) -> dict[str, Any]:
+@protocol("robustness", "labels", "pictures", after="lbfgs", options=(*FIT, "robustness.images"))
+def robustness(subject: Subject) -> Result:
     """Accuracy of the L-BFGS classifier on corrupted and on attacked test images.
 
     Corruptions are those of ImageNet-C and CIFAR-10-C (Hendrycks & Dietterich, arXiv 1903.12261) at five
@@ -37,7 +40,7 @@ def robustness(subject: Subject) -> dict[str, Any]:
     views, labels = subject.gallery(subject.config.eval.robustness.images)
     views, labels = views[labels >= 0], labels[labels >= 0]
     if not len(labels):
-        return {"skipped": "no labelled image in the sample: raise --config.eval.robustness.images"}
+        return Result(skipped="no labelled image in the sample: raise --config.eval.robustness.images")
 
     @jax.jit
     def logits(variables: Any, x: jax.Array) -> jax.Array:
@@ -81,13 +84,13 @@ def robustness(subject: Subject) -> dict[str, Any]:
     }
     subject.draw("robustness.png", charts.robustness, result)
     mean = float(np.mean(list(corrupted.values())))
-    return result | {
-        "notes": [f"mean over all corruptions and severities: {100 * mean:.1f} %, clean {100 * clean:.1f} %"],
-        "figures": [["robustness.png", "Accuracy of the linear classifier (L-BFGS) on changed test images"]],
-    }
+    note = f"mean over all corruptions and severities: {100 * mean:.1f} %, clean {100 * clean:.1f} %"
+    figures = [["robustness.png", "Accuracy of the linear classifier (L-BFGS) on changed test images"]]
+    return Result(notes=[note], figures=figures, more=result)
 
 
-def invariance(subject: Subject) -> dict[str, Any]:
+@protocol("invariance", options=("robustness.images",))
+def invariance(subject: Subject) -> Result:
     """How similar the features of an image stay under each augmentation of the run, alone and all together.
 
     Mean cosine similarity of an image's features with those of its changed self, after the mean of all images
@@ -97,7 +100,7 @@ def invariance(subject: Subject) -> dict[str, Any]:
     (views, _), plain = subject.gallery(limit), subject.h_of_gallery(limit)
     middle = plain.mean(axis=0, keepdims=True)
     fields, found = subject.config.augment.to_dict(), {}
-    for name, own in PIECES.items():
+    for name, own in PIECES.items() if subject.feed.pictures else ():
         changed = _alone(name, fields, own, views.shape[-1])
         if changed is not None:
             found[name] = _similarity(plain, subject.h_of(subject.augmented(views, **changed)), middle)
@@ -105,10 +108,8 @@ def invariance(subject: Subject) -> dict[str, Any]:
     found["another image"] = _similarity(plain, np.roll(plain, 1, axis=0), middle)
     title = "What each augmentation leaves of the features"
     subject.draw("invariance.png", charts.bars, found, title, "cosine similarity, mean taken out")
-    return {
-        "similarity": found,
-        "figures": [["invariance.png", "How much of the features each augmentation leaves unchanged"]],
-    }
+    figures = [["invariance.png", "How much of the features each augmentation leaves unchanged"]]
+    return Result(figures=figures, more={"similarity": found})
 
 
 def _alone(name: str, fields: dict[str, Any], own: tuple[str, ...], channels: int) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from etils import epath
@@ -20,45 +20,20 @@ from simclr_jax.evaluate import frozen, inside, learning, page, report, robust
 from simclr_jax.evaluate.subject import Subject, differences
 from simclr_jax.feeds import load_splits
 from simclr_jax.field import ARCHITECTURE
+from simclr_jax.protocols import scores
+from simclr_jax.results import Result
 from simclr_jax.signals import Signals
 from simclr_jax.train import use_compile_cache
 
-
-class Protocol(NamedTuple):
-    """A part of an evaluation: subject -> what is found, as JSON takes it."""
-
-    run: Callable[..., dict[str, Any]]
-    labels: bool  # it needs them
-    after: str = ""  # another one whose classifier it takes
-    options: tuple[str, ...] = ()  # fields of config.eval that it reads, beside what the subject has read
-
-
-FIT = ("linear.iterations",)
 PROTOCOLS = {
-    "features": Protocol(frozen.features, labels=False),
-    "knn": Protocol(frozen.nearest_neighbours, labels=True),
-    "lbfgs": Protocol(frozen.logistic_regression, labels=True, options=FIT),
-    "linear": Protocol(
-        frozen.linear_heads,
-        labels=True,
-        options=("linear.epochs", "linear.learning_rate", "linear.rates", "linear.decays"),
-    ),
-    "classifier": Protocol(frozen.own_classifier, labels=True),
-    "robustness": Protocol(
-        robust.robustness, labels=True, after="lbfgs", options=(*FIT, "robustness.images")
-    ),
-    "invariance": Protocol(robust.invariance, labels=False, options=("robustness.images",)),
-    "health": Protocol(inside.representation, labels=False),
-    "neighbours": Protocol(inside.neighbourhood, labels=False),
-    "saliency": Protocol(inside.where_it_looks, labels=False, after="lbfgs", options=FIT),
-    "maps": Protocol(inside.maps, labels=False),
-    "finetune": Protocol(
-        learning.few_labels,
-        labels=True,
-        options=("finetune.shares", "finetune.epochs", "finetune.learning_rate"),
-    ),
-    "transfer": Protocol(learning.transfer, labels=False, options=FIT),
-}
+    protocol.name: protocol
+    for protocol in (
+        frozen.features, scores.of_subject, frozen.nearest_neighbours, frozen.logistic_regression,
+        frozen.linear_heads, frozen.own_classifier, robust.robustness, robust.invariance,
+        inside.representation, inside.neighbourhood, inside.where_it_looks, inside.maps,
+        learning.few_labels, learning.transfer,
+    )
+}  # fmt: skip
 DEFAULT = tuple(name for name in PROTOCOLS if name not in ("finetune", "transfer"))
 
 
@@ -127,15 +102,16 @@ def evaluate(
         for name in PROTOCOLS
         if name in wanted or any(PROTOCOLS[other].after == name for other in wanted)
     ]
-    unscorable = subject.unscorable(look=any(PROTOCOLS[name].labels for name in chosen))
+    unscorable = subject.unscorable(look=any("labels" in PROTOCOLS[name].needs for name in chosen))
     if unscorable:
         say(f"no classifier can be scored: {unscorable}")
     results, failed = _kept(subject), None
+    subject.results = results
     signals = Signals()
     # Several processes do not agree on a protocol to stop after: there a signal ends all of them.
     with signals if jax.process_count() == 1 else contextlib.nullcontext():
         for name in chosen:
-            if PROTOCOLS[name].labels and unscorable:
+            if "labels" in PROTOCOLS[name].needs and unscorable:
                 continue
             options, new = _options(name, subject), again and name in wanted
             if name in results and results[name]["options"] == options and not new:
@@ -170,16 +146,17 @@ def _options(name: str, subject: Subject) -> dict[str, Any]:
 
 
 def _run(name: str, subject: Subject, options: dict[str, Any], again: bool, say: Callable) -> dict[str, Any]:
-    """What a protocol finds, which is kept."""
+    """What a protocol finds, as JSON, which is kept."""
     subject.again = again
     begin = time.perf_counter()
     with memory_error.explained(memory_error.evaluation, subject.config):
-        result = PROTOCOLS[name].run(subject)
+        lacks = subject.lacks(PROTOCOLS[name].needs)
+        result = Result(skipped=lacks) if lacks else PROTOCOLS[name].run(subject)
     seconds = round(time.perf_counter() - begin, 2)
-    result = {"subject": subject.key, "options": options, "seconds": seconds, **result}
-    subject.write(f"protocols/{name}.json", result)
-    say(f"{name:<12} {result.get('skipped') or f'{seconds:.1f} s'}", flush=True)
-    return result
+    found = {"subject": subject.key, "options": options, "seconds": seconds, **result.json()}
+    subject.write(f"protocols/{name}.json", found)
+    say(f"{name:<12} {result.skipped or f'{seconds:.1f} s'}", flush=True)
+    return found
 
 
 def _stop_if_told(signals: Signals, name: str) -> None:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,10 +26,11 @@ from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import create_feed, hold
 from simclr_jax.measures.features import Features, extract
 from simclr_jax.models import simclr
+from simclr_jax.protocols.scores import Contender
+from simclr_jax.results import WHO
 from simclr_jax.tasks.extractor import RAW_EXAMPLES, Extractor, groups_of, labelled, sample
 from simclr_jax.version import __version__
 
-WHO = ("simclr", "untrained", "raw_pixels")  # as in the run's own table
 IN_MEMORY = 2 << 30  # bytes; larger features are read again when they are needed
 # Fields that decide nothing here.
 IDLE = ("checkpoint", "compile_cache", "data.data_dir", "data.download", "data.max_unreadable",
@@ -55,6 +56,7 @@ class Subject:
       sets: the labelled images of the protocol transfer, by source.
       again: the protocol is to be run as if for the first time.
       before: what it found by other options.
+      results: what other protocols found so far, as JSON.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Subject:
         self.trained = trained or config
         self.sets: dict[str, Any] = {}
         self.again, self.before = False, {}
+        self.results: dict[str, Any] = {}
         self.config, self.encoder, self.splits, self.mesh = config, encoder, splits, mesh
         self.classes = splits.train.classes
         self.feed = create_feed(config, splits, mesh, views=1)
@@ -127,6 +130,15 @@ class Subject:
             return f"{train.name} has labelled images of one class only: nothing to tell apart"
         if not len(self.labelled("simclr", "test").labels):
             return f"{test.name} has no labelled image"
+        return ""
+
+    def lacks(self, needs: Sequence[str]) -> str:
+        """Which of "pictures" and "random access" a protocol needs in vain; empty where none."""
+        train = self.splits.train
+        if "pictures" in needs and not self.feed.pictures:
+            return f"{train.name} holds no pictures"
+        if "random access" in needs and not isinstance(train, Source):
+            return f"{train.name} is read in sequence: to show single images prepare it as ArrayRecord"
         return ""
 
     @property
@@ -194,6 +206,12 @@ class Subject:
     def groups(self, who: str) -> np.ndarray | None:
         """The group of each training image that `labelled` gives; None where there are no groups."""
         return groups_of(self.splits.train, self._index(who, "train"), self.features(who, "train").labels)
+
+    def contenders(self) -> Iterator[Contender]:
+        """The features of each, one by one."""
+        for who in WHO:
+            parts = (self.labelled(who, part) for part in ("train", "test"))
+            yield Contender(who, *parts, self.groups(who))
 
     def _limit(self, who: str) -> int:
         linear, knn = self.config.eval.linear, self.config.eval.knn
@@ -342,13 +360,6 @@ class Subject:
         if self.first:
             compact = len(self.classes) > 100  # whose confusions would fill a line each
             files.write(self.folder / name, json.dumps(value, indent=None if compact else 2) + "\n")
-
-
-def some(found: Features, most: int) -> Features:
-    """A fixed sample of at most `most` rows, in order: files may be sorted by class."""
-    if len(found.labels) <= most:
-        return found
-    return found.rows(np.sort(np.random.default_rng(0).permutation(len(found.labels))[:most]))
 
 
 def identity(splits: Splits) -> list[str]:

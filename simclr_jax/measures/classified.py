@@ -10,6 +10,7 @@ from sklearn.metrics import precision_recall_fscore_support, recall_score
 from simclr_jax.errors import SimclrError
 from simclr_jax.measures import ranking
 from simclr_jax.measures.knn import top_k_accuracy
+from simclr_jax.results import ALIKE, Cell
 
 BINS = 15  # of the calibration error, as in its paper
 DRAWN = 1 << 22  # counts of the bootstrap that exist at a time
@@ -35,10 +36,10 @@ def evaluate(
 
     Returns:
       {images, top1, top5 (with more than five classes), interval {top1, macro_f1, mean_per_class, auroc:
-      [low, high]}, mean_per_class, auroc, average_precision, macro and weighted {precision, recall, f1},
-      per_class [{precision, recall (None without support), f1, support, auroc, average_precision (None
-      without support, or with that of all images)}], confusion `[classes, classes]` (rows: the truth), ece,
-      calibration}.
+      [low, high]}, standard_error {top1, mean_per_class, auroc (where it is known)}, mean_per_class, auroc,
+      average_precision, macro and weighted {precision, recall, f1}, per_class [{precision, recall (None
+      without support), f1, support, auroc, average_precision (None without support, or with that of all
+      images)}], confusion `[classes, classes]` (rows: the truth), ece, calibration}.
 
     Raises:
       SimclrError: a label that scores have no column for, or scores that are not numbers.
@@ -62,6 +63,7 @@ def evaluate(
     gaps = [b["count"] * abs(b["confidence"] - b["accuracy"]) for b in calibration if b["count"]]
     return report | {
         "interval": _intervals(confusion, resamples, seed) | _interval_of_auroc(ranks),
+        "standard_error": _standard_errors(confusion, ranks),
         "mean_per_class": mean_per_class(predicted, labels),
         **ranks.means(),
         "macro": _averaged(predicted, labels, "macro"),
@@ -71,6 +73,18 @@ def evaluate(
         "ece": float(sum(gaps) / len(labels)),
         "calibration": calibration,
     }
+
+
+def cell(measured: dict[str, Any]) -> Cell:
+    """The accuracy among what `evaluate` found, with the scores of ALIKE that there are."""
+
+    def one(key: str) -> dict[str, Any]:
+        ends = dict(zip(("low", "high"), measured["interval"].get(key, ()), strict=False))
+        return {"value": measured[key], **ends, "error": measured["standard_error"].get(key)}
+
+    keys = {name: "mean_per_class" if name == "balanced_accuracy" else name for name in ALIKE}
+    found = {name: Cell(**one(key)) for name, key in keys.items() if measured[key] is not None}
+    return Cell(**one("top1"), **found)
 
 
 def mean_per_class(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -110,6 +124,16 @@ def _interval_of_auroc(ranks: ranking.Ranking) -> dict[str, list[float]]:
         return {}
     ends = mean + Z * ranks.standard_error * np.array([-1, 1])
     return {"auroc": np.clip(ends, 0, 1).tolist()}
+
+
+def _standard_errors(confusion: np.ndarray, ranks: ranking.Ranking) -> dict[str, float]:
+    """Of a proportion, of the mean of the classes' proportions, and `Ranking.standard_error`."""
+    counts, right = confusion.sum(axis=1), np.diag(confusion)
+    top1, recall = right.sum() / counts.sum(), right[counts > 0] / counts[counts > 0]
+    of_mean = np.sqrt(np.sum(recall * (1 - recall) / counts[counts > 0])) / len(recall)
+    found = {"top1": np.sqrt(top1 * (1 - top1) / counts.sum()), "mean_per_class": of_mean}
+    found |= {} if np.isnan(ranks.standard_error) else {"auroc": ranks.standard_error}
+    return {name: float(error) for name, error in found.items()}
 
 
 def _averaged(predicted: np.ndarray, labels: np.ndarray, average: str) -> dict[str, float]:

@@ -19,12 +19,14 @@ embeddings {{
   tensor_name: "features"
   tensor_path: "tensors.tsv"
   metadata_path: "metadata.tsv"
+{sprite}}}
+"""
+THUMBNAILS = """\
   sprite {{
     image_path: "sprite.png"
     single_image_dim: {width}
     single_image_dim: {height}
   }}
-}}
 """
 
 
@@ -97,13 +99,13 @@ def projector(
     features: np.ndarray,
     labels: np.ndarray,
     classes: Sequence[str],
-    images: np.ndarray,
+    images: np.ndarray | None,
 ) -> None:
-    """Writes what `tensorboard --logdir folder` shows under Projector, thumbnails included.
+    """Writes what `tensorboard --logdir folder` shows under Projector, with thumbnails of images.
 
     Args:
       features: `[n, d]`; labels: `[n]`, -1 for none; classes: their names.
-      images: `[n, h, w, c]` float in [0, 1], gray or (of three channels or more) RGB.
+      images: `[n, h, w, c]` float in [0, 1], gray or (of three channels or more) RGB; None: there are none.
     """
     folder = epath.Path(folder)
     with files.replacing(folder / "tensors.tsv") as half, half.open("w") as file:
@@ -111,10 +113,13 @@ def projector(
     names = [_name(label, classes) for label in labels.tolist()]
     rows = [f"{i}\t{name}\n" for i, name in enumerate(names)]
     files.write(folder / "metadata.tsv", "index\tlabel\n" + "".join(rows))
-    sheet, (height, width) = _sprite(images)
-    with files.replacing(folder / "sprite.png") as half, half.open("wb") as file:
-        sheet.save(file, "PNG")
-    files.write(folder / "projector_config.pbtxt", CONFIG.format(width=width, height=height))
+    sprite = ""
+    if images is not None:
+        sheet, (height, width) = _sprite(images)
+        with files.replacing(folder / "sprite.png") as half, half.open("wb") as file:
+            sheet.save(file, "PNG")
+        sprite = THUMBNAILS.format(width=width, height=height)
+    files.write(folder / "projector_config.pbtxt", CONFIG.format(sprite=sprite))
 
 
 def _name(label: int, classes: Sequence[str]) -> str:

@@ -41,3 +41,10 @@ def extract(
         on_device = sharding.put_batch(batch, mesh)
         pending = (encode(on_device["example"]), on_device["label"], on_device["mask"])
     return Features(jax.tree.map(lambda *x: np.concatenate(x), *features), np.concatenate(labels))
+
+
+def some(found: Features, most: int) -> Features:
+    """A fixed sample of at most `most` rows, in order: files may be sorted by class."""
+    if len(found.labels) <= most:
+        return found
+    return found.rows(np.sort(np.random.default_rng(0).permutation(len(found.labels))[:most]))

@@ -23,24 +23,6 @@ class Ranking(NamedTuple):
         return {name: float(figures.mean()) if len(figures) else None for name, figures in known}
 
 
-def alike(scores: np.ndarray, labels: np.ndarray) -> dict[str, tuple[float, float | None]]:
-    """{balanced_accuracy, auroc, average_precision: (value, its standard error or None)}: every class alike.
-
-    Labels of one class alone leave the last two out.
-
-    Args:
-      scores: probabilities `[n, classes]`; labels: `[n]`, n ≥ 1, all known.
-    """
-    right, counts = np.argmax(scores, axis=1) == labels, np.bincount(labels)
-    present, hits = counts > 0, np.bincount(labels, right, minlength=len(counts))
-    recall, counts = hits[present] / counts[present], counts[present]
-    error = np.sqrt(np.sum(recall * (1 - recall) / counts)) / len(counts)
-    ranks, found = one_vs_rest(scores, labels), {"balanced_accuracy": (float(recall.mean()), float(error))}
-    errors = {} if np.isnan(ranks.standard_error) else {"auroc": ranks.standard_error}
-    means = {name: value for name, value in ranks.means().items() if value is not None}
-    return found | {name: (value, errors.get(name)) for name, value in means.items()}
-
-
 def one_vs_rest(scores: np.ndarray, labels: np.ndarray) -> Ranking:
     """Ranks all images by their score for each class in turn, in float64.
 

@@ -23,7 +23,7 @@ from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import create_feed
 from simclr_jax.losses.objective import of_outputs
-from simclr_jax.measures.scores import validation_rows
+from simclr_jax.measures.choice import validation_rows
 from simclr_jax.models import simclr
 from simclr_jax.tasks.supervised import plain_recipe
 from simclr_jax.tasks.task import Task

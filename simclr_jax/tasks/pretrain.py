@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -13,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import encoder, figures, registry, run_summary
+from simclr_jax import encoder, figures, registry
 from simclr_jax.config import every_steps
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
@@ -22,9 +22,10 @@ from simclr_jax.losses.classification import classification
 from simclr_jax.losses.objective import BATCH, Objective, Sizes, of_outputs
 from simclr_jax.measures import embedding, knn
 from simclr_jax.measures.features import Features, extract
-from simclr_jax.measures.scores import PARTS, score
 from simclr_jax.metrics import Progress
 from simclr_jax.models import simclr
+from simclr_jax.protocols import scores as protocol
+from simclr_jax.results import WHO
 from simclr_jax.tasks.extractor import MAIN, RAW_EXAMPLES, Extractor, groups_of, labelled, sample
 from simclr_jax.tasks.task import Context, Task
 
@@ -129,13 +130,14 @@ class _Scoring:
     """Shows which contender is scored by what."""
 
     def __init__(self, contenders: Iterable[str]):
-        self._places = {each: i for i, each in enumerate(itertools.product(contenders, ("features", *PARTS)))}
+        parts = itertools.product(contenders, ("features", *protocol.TITLES.values()))
+        self._places = {each: i for i, each in enumerate(parts)}
         first = jax.process_index() == 0
         self._progress = Progress(0, len(self._places), enabled=first, unit="score")
 
     def announce(self, who: str, part: str) -> None:
         """All before this part of this contender is done."""
-        self._progress.tell(f"{run_summary.WHO[who]}: {part}")
+        self._progress.tell(f"{WHO[who]}: {part}")
         self._progress.step(self._places[who, part])
 
     def close(self) -> None:
@@ -169,12 +171,8 @@ class _Evaluations:
             evals["figures"] = (0, self.figures)
         return evals
 
-    def features(self, variables, split, limit: int = 0) -> Features:
-        """Of the encoder with `variables`; raw pixels for None. Labelled images alone."""
-        return self.grouped(variables, split, limit)[0]
-
-    def grouped(self, variables, split, limit: int = 0) -> tuple[Features, np.ndarray | None]:
-        """The same, and the groups of these images, where there are groups."""
+    def features(self, variables, split, limit: int = 0) -> tuple[Features, np.ndarray | None]:
+        """Of the encoder with `variables`, raw pixels for None; and groups. Labelled images alone."""
         index = sample(split, limit)
         if variables is None:
             found = self.extractor.raw_pixels(split, index)
@@ -186,51 +184,33 @@ class _Evaluations:
     def knn(self, state, context: Context) -> dict[str, float]:
         options = self.config.eval.knn
         variables = {"params": state.params, **state.model_state}
-        bank = self.features(variables, self.splits.train, options.bank)
-        queries = self.features(variables, self.splits.test)
+        bank, _ = self.features(variables, self.splits.train, options.bank)
+        queries, _ = self.features(variables, self.splits.test)
         if not len(bank.labels) or not len(queries.labels):
             return {}
         setting = (options.k, options.temperature)
         found = knn.evaluate(*bank, *queries, mesh=self.mesh, classes=self.classes, settings=[setting])
         return {"knn_top1": found[setting][0], "knn_top5": found[setting][1]}
 
-    def scores(self, state, context: Context) -> dict[str, float]:
-        contenders = {"simclr": ({"params": state.params, **state.model_state}, 0)}
+    def scores(self, state, context: Context) -> dict[str, Any]:
+        variables = {"simclr": {"params": state.params, **state.model_state}}
         if self.config.eval.baselines:
             untrained = jax.jit(self.init)(jax.random.key(self.config.seed))
-            contenders |= {"untrained": (untrained, 0), "raw_pixels": (None, RAW_EXAMPLES)}
-        limit = max(self.config.eval.knn.bank, self.config.eval.linear.examples or 2**62)
-        with contextlib.closing(_Scoring(contenders)) as shown:
-            return self._scores_of(contenders, limit, shown)
+            variables |= {"untrained": untrained, "raw_pixels": None}
+        with contextlib.closing(_Scoring(variables)) as shown:
+            contenders, options = self.contenders(variables, shown), self.config.eval
+            found = protocol.scores(contenders, self.classes, self.mesh, options, shown.announce)
+            shown.finish()
+        return protocol.summarized(found)
 
-    def _scores_of(self, contenders, limit: int, shown: _Scoring) -> dict[str, float]:
-        results = {}
-        for who, (variables, at_most) in contenders.items():
+    def contenders(self, variables, shown: "_Scoring") -> Iterator[protocol.Contender]:
+        """One by one, with at most as many training examples as any score takes."""
+        limit = max(self.config.eval.knn.bank, self.config.eval.linear.examples or 2**62)
+        for who, values in variables.items():
             shown.announce(who, "features")
-            train, groups = self.grouped(variables, self.splits.train, min(limit, at_most or limit))
-            found = score(
-                train,
-                self.features(variables, self.splits.test),
-                announce=functools.partial(shown.announce, who),
-                classes=self.classes,
-                mesh=self.mesh,
-                draws=self.config.eval.linear.draws,
-                iterations=self.config.eval.linear.iterations,
-                knn_bank=self.config.eval.knn.bank,
-                linear_examples=self.config.eval.linear.examples,
-                groups=groups,
-            )
-            for metric, one in found.items():
-                results[f"scores/{metric}/{who}"] = one.accuracy
-                results[f"standard_errors/{metric}/{who}"] = one.standard_error
-                for name, (value, error) in one.alike.items():
-                    results[f"scores/{metric}_{name}/{who}"] = value
-                    if error is not None:
-                        results[f"standard_errors/{metric}_{name}/{who}"] = error
-                for name, value in one.choice.items():
-                    results[f"choices/{metric}/{who}/{name}"] = value
-        shown.finish()
-        return results
+            most = min(limit, RAW_EXAMPLES) if who == "raw_pixels" else limit
+            train, groups = self.features(values, self.splits.train, most)
+            yield protocol.Contender(who, train, self.features(values, self.splits.test)[0], groups)
 
     def figures(self, state, context: Context) -> dict[str, float]:
         # Several processes compute together: one of them must not go on alone.

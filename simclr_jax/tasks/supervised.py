@@ -18,13 +18,13 @@ from simclr_jax import encoder
 from simclr_jax.config import duration, every_steps
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
-from simclr_jax.feeds import Feed, create_feed
+from simclr_jax.feeds import Feed, create_feed, kind
 from simclr_jax.losses.classification import classification
 from simclr_jax.losses.objective import of_outputs
-from simclr_jax.measures import ranking
 from simclr_jax.measures.features import extract
 from simclr_jax.measures.knn import top_k_accuracy
 from simclr_jax.models import simclr
+from simclr_jax.results import Row, plain
 from simclr_jax.tasks.task import Context, Task
 
 
@@ -134,19 +134,22 @@ def _evals(config: ConfigDict, splits: Splits, mesh: Mesh, model: simclr.SimCLR,
     def running(state, context: Context) -> dict[str, float]:
         return {f"test_top{k}": p for k, p in accuracy(*classify(state)).items()}
 
-    def final(state, context: Context) -> dict[str, float]:
+    def final(state, context: Context) -> dict[str, Any]:
+        from simclr_jax.measures import classified  # here, as scikit-learn takes seconds to import
+
         scores, labels = classify(state)
         n = len(labels)
         if not n:
             return {}
-        results: dict[str, float] = {"test/images": n}
+        found = classified.cell(classified.evaluate(np.asarray(jax.nn.softmax(scores, axis=1)), labels))
+        row = Row("test", f"test, {n:,} {kind(config).name}", {"simclr": found})
+        results: dict[str, Any] = {"test/images": n, "rows": plain([row])}
         for k, p in accuracy(scores, labels).items():
             results |= {f"test/top{k}": p, f"test/top{k}_standard_error": math.sqrt(p * (1 - p) / n)}
-        found = ranking.alike(np.asarray(jax.nn.softmax(scores, axis=1)), labels)
-        for name, (value, error) in found.items():
-            results[f"test/{name}"] = value
-            if error is not None:
-                results[f"test/{name}_standard_error"] = error
+        for name, one in found.alike.items():
+            results[f"test/{name}"] = one.value
+            if one.error is not None:
+                results[f"test/{name}_standard_error"] = one.error
         return results
 
     evals = {}

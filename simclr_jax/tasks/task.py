@@ -40,7 +40,7 @@ class Task(NamedTuple):
     objectives: Mapping[str, Objective]  # the loss is the sum of these terms; see step.py
     trainable: Callable  # parameter path -> bool
     evals: Mapping[str, tuple[int, Callable]]  # name -> (every n steps; 0: at the end, fn)
-    #   fn(state, Context) -> flat dict of floats
+    #   fn(state, Context) -> flat dict of floats; at the end more, as summary.json takes it
     classes: tuple[str, ...] = ()  # of the classifier, where there is one
     start: Callable = _unchanged  # initial variables -> another run's; not compiled
     fixed: Callable = dict  # -> constant arrays on the mesh that steps read; not checkpointed (a teacher)

@@ -106,7 +106,7 @@ def test_compiling_too_large_a_step_is_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_scores_that_do_not_fit_name_the_batch_of_the_evaluation(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain, "score", fails)
+    monkeypatch.setattr(pretrain.protocol, "score", fails)
     config = tiny_config(augment__device="all", train__steps=2, eval__final=True)
     with pytest.raises(OutOfMemoryError, match=r"lower config\.eval\.batch_size=32"):
         train.run(config, tmp_path, splits=tiny_splits())
