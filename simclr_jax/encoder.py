@@ -26,6 +26,7 @@ class Encoder:
       classes: names of the classifier's classes, () without one.
       step: of the checkpoint.
       variables: {"params": {encoder, projection, probe}, "batch_stats": ...}, NumPy.
+      data: what config.json says of the examples it was trained on.
       reader: how it takes examples (`feeds.feed.Reader`).
       model: the Flax module, `model.apply(variables, images, method="endpoints")`.
     """
@@ -39,6 +40,7 @@ class Encoder:
         data: Mapping[str, Any] | None = None,
     ):
         self.config, self.classes, self.step, self.variables = config, classes, step, variables
+        self.data = dict(data or {})
         self.reader = kind(config).reader(config, data or {})
         self.model = simclr.create(config.model, classes=len(classes))
 

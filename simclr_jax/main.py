@@ -1,5 +1,6 @@
 """The command: `python -m simclr_jax.main --config=configs/quickstart.py`."""
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, cast
@@ -16,6 +17,7 @@ from ml_collections import config_flags
 from simclr_jax import cli, command, paths
 from simclr_jax.command import fail
 from simclr_jax.config import adopt_start, check_field, checks, describe, recipes
+from simclr_jax.config.fields import RENAMED
 from simclr_jax.errors import SimclrError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -75,7 +77,7 @@ def parse(argv: list[str], words: int = 0, tell: Callable[[], None] = show_help)
         for name in names:
             if name.startswith("config."):
                 check_field(name.removeprefix("config."))
-        rest = flags.FLAGS(list(map(_at_home, recipes.find_in(argv))))
+        rest = flags.FLAGS(recipes.find_in(list(map(_at_home, argv))))
         if len(rest) > 1 + words:
             raise SimclrError(f"{rest[1 + words]!r}: not understood; options start with --")
         CONFIG.value.to_dict()  # a file that cannot be loaded says so only when it is used
@@ -84,6 +86,9 @@ def parse(argv: list[str], words: int = 0, tell: Callable[[], None] = show_help)
         given = next(arg for arg in argv if arg.split("=")[0].endswith("config"))
         fail(f"{given}: {str(error).strip().splitlines()[-1].strip()}")
     except (SimclrError, flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        for old, new in RENAMED.items():  # in a config file
+            if re.search(rf"[\"']{old.rpartition('.')[2]}[\"']", str(error)):
+                fail(f"config.{old}: is config.{new} now")
         command.misread(error, argv)
 
 

@@ -37,7 +37,7 @@ class Facts(NamedTuple):
     check: Callable[[Flat], None] = _always(None)  # raises SimclrError where fields do not go together
     takes: str = "images"  # encoders: what they take; feeds: what they give
     # Of encoders alone:
-    stages: Callable[[Flat], int] = _always(1)  # the number of the last stage that can be frozen
+    stages: Callable[[Flat], int] | None = None  # number of the last stage; None: known once it is built
     smallest: Callable[[Flat], tuple[int, str]] = _always((1, ""))  # side of images in pixels, and why
     parameters: Callable[[Flat], tuple[float, float]] = _always((0.0, 0.0))  # about: their number, features
 
@@ -69,6 +69,8 @@ TASKS: dict[str, Entry] = {  # target: create(config, splits, mesh) -> tasks.tas
     "distill": Entry("simclr_jax.tasks.distill:create"),
     "linear_sweep": Entry("simclr_jax.tasks.linear_sweep:create"),
 }
+OF_IMAGES = ("tfds", "folder", "list", "npz", "builtin", "arrays")  # sources
+BROKEN: dict[str, str] = {}  # installed packages' entries that cannot be loaded: why
 GROUPS = {  # of entry points, and where in a config the fields of each stand
     "simclr_jax.encoders": (ENCODERS, "model"),
     "simclr_jax.objectives": (OBJECTIVES, "loss"),
@@ -88,6 +90,8 @@ def add(where: dict[str, Entry], name: str, target: str, facts: Facts | str | No
     """
     if not name.isidentifier():
         raise SimclrError(f"{name!r}: must be a word of letters, digits and _, to be a name in a config")
+    if where is FEEDS and name in OF_IMAGES:
+        raise SimclrError(f"{name!r}: is a source of images; choose another name")
     known = where.get(name)
     if known is not None and known.target.startswith("simclr_jax."):
         raise SimclrError(f"{name!r}: is the name of one that simclr_jax has itself; choose another")
@@ -111,7 +115,10 @@ def find_installed() -> None:
     """Registers what installed packages declare as entry points; once."""
     for group, (where, _) in GROUPS.items():
         for point in importlib.metadata.entry_points(group=group):
-            add(where, point.name, *point.load())
+            try:
+                add(where, point.name, *point.load())
+            except Exception as error:  # told where it is chosen: it must not end everything else
+                BROKEN[point.name] = f"{point.value} cannot be loaded ({one_line(error)})"
 
 
 def entry(where: dict[str, Entry], name: str, field: str) -> Entry:
@@ -121,6 +128,8 @@ def entry(where: dict[str, Entry], name: str, field: str) -> Entry:
       SimclrError: it is not registered; the line names `field`.
     """
     find_installed()
+    if name in BROKEN:
+        raise SimclrError(f"config.{field}={name!r}: {BROKEN[name]}")
     if name not in where:
         raise SimclrError(
             f"config.{field}={name!r}: must be one of {', '.join(where)}; register another first, in the "

@@ -17,6 +17,7 @@ from simclr_jax.config import (
     SCHEMA,
     adopt_start,
     checks,
+    examples_of,
     going_on,
     load_config,
     to_json,
@@ -106,7 +107,7 @@ def resolved(
         raise SimclrError("config.model.dtype='float64': set JAX_ENABLE_X64=1")
     mesh = sharding.make_mesh(config.mesh.devices)
     with clock.phase("data"):
-        splits = splits or load_splits(config)
+        splits = splits or load_splits(config, examples_of(config, workdir))
         kind(config).check(config, splits)
         if reading := splits.train.reading:  # percentiles have been measured
             config.data.window = reading.window
@@ -139,7 +140,8 @@ def _resolve(config: ConfigDict, workdir: epath.Path, splits: Splits, mesh: Mesh
             if (workdir / CONFIG_FILE).is_file():
                 load_config(workdir)
     else:
-        config = folder.compare(workdir, config, identity, trained)
+        same = {name: identity[name] for name in ("examples", "fingerprint")}
+        config = folder.compare(workdir, config, same, trained)
     steps = total_steps(config, examples)
     saved, damaged, notes = _newest(workdir / "checkpoints")
     if saved is None:

@@ -112,7 +112,7 @@ def row_loss(
     for name, objective in task.objectives.items():
         if objective.scope == ROWS:
             rows, found = objective.loss(*_own(name, params, extra), outputs, batch, step)
-            share = objective.weight(batch) / weights[name]
+            share = objective.weight(batch) / jnp.where(weights[name] > 0, weights[name], 1)
             values.append(jnp.sum(share * rows))
             metrics |= {metric: jnp.sum(share * each) for metric, each in found.items()}
     return values, metrics

@@ -174,6 +174,8 @@ def build_optimizer(
     """The optimiser of `config.optimizer` and its learning rate as a function of the step."""
     fields = config.optimizer.to_dict()
     name, scaling = fields.pop("name"), fields.pop("scaling")
+    for field in ("decay_exclude", "adapt_exclude"):  # a temperature that is learned is no weight
+        fields[field] = (*fields[field], f"^{OBJECTIVES}/")
     peak = optim.scaled_rate(fields.pop("learning_rate"), scaling, config.train.batch_size)
     fields.pop("warmup")
     warmup = count_steps(config.optimizer.warmup, examples, config.train.batch_size)

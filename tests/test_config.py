@@ -169,11 +169,14 @@ def test_renamed_fields():
 
 
 def test_more_frozen_stages_than_there_are_mean_all():
-    assert cfg.adopt_start(tiny_config(finetune__after_block=1000)).finetune.after_block == 3
-    resnet50 = tiny_config(finetune__after_block=1000, model__encoder="resnet")
-    assert cfg.adopt_start(resnet50).finetune.after_block == 4
-    four = tiny_config(finetune__after_block=4)  # as configs/linear.py had it
-    assert cfg.differences(cfg.from_json(cfg.to_json(four, {}))[0], cfg.adopt_start(four)) == []
+    four, everything = (
+        {"finetune__after_block": stage} for stage in (4, 1000)
+    )  # configs/linear.py's, then and now
+    for encoder in ("cnn", "resnet"):
+        old, new = (tiny_config(model__encoder=encoder, **stage) for stage in (four, everything))
+        assert cfg.differences(cfg.from_json(cfg.to_json(old, {}))[0], new) == []
+    old, new = (tiny_config(model__encoder="vit", **stage) for stage in (four, everything))
+    assert cfg.differences(old, new) == ["config.finetune.after_block: 4 -> 12"]
 
 
 def test_older_workdir_keeps_its_behaviour(monkeypatch):

@@ -101,3 +101,25 @@ def test_encoders_and_feeds_that_do_not_fit_are_refused():
     ):
         with pytest.raises(SimclrError, match=told):
             checks.validate(table_config(**fields))
+
+
+def test_a_run_that_starts_from_another_reads_rows_as_that_one_did(tmp_path):
+    """Another table with other means and texts: a number keeps what it meant to the encoder."""
+    first = "".join(f"{i},{'blue' if i % 2 else 'red'},{'ab'[i % 2]}\n" for i in range(100))
+    other = "".join(f"{1000 + i},{'blue' if i % 2 else 'green'},{'ab'[i % 2]}\n" for i in range(100))
+    for name, rows in (("first.csv", first), ("other.csv", other)):
+        (tmp_path / name).write_text("x,colour,class\n" + rows)
+    config = table_config(data__source=f"table:{tmp_path}/first.csv")
+    train.run(config, tmp_path / "run")
+    tuned = table_config(task="supervised", start__workdir=str(tmp_path / "run"),
+                         data__source=f"table:{tmp_path}/other.csv", train__steps=4)  # fmt: skip
+    train.run(tuned, tmp_path / "tuned")
+    before, after = (simclr_jax.load(tmp_path / name) for name in ("run", "tuned"))
+    assert after.reader == before.reader
+    assert after.reader.columns.names == ("x", "colour=blue", "colour=red")
+    (tmp_path / "narrow.csv").write_text("x,class\n1,a\n2,b\n" * 40)
+    tuned.data.source = f"table:{tmp_path}/narrow.csv"
+    with pytest.raises(SimclrError, match="lacks columns that the training rows have: colour"):
+        train.run(tuned, tmp_path / "no")
+    with pytest.raises(SimclrError, match="there are none"):
+        after(np.zeros((0, 3)))

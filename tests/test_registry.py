@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
@@ -135,7 +136,10 @@ def test_frozen_by_stage(registered, tmp_path):
     )
     np.testing.assert_array_equal(before["patches"]["kernel"], after["patches"]["kernel"])
     assert np.any(before["body"]["kernel"] != after["body"]["kernel"])
-    assert adopt_start(toy_config(**{**start, "finetune__after_block": 1000})).finetune.after_block == 1
+    everything = adopt_start(toy_config(**{**start, "finetune__after_block": 1000}))
+    train.run(everything, tmp_path / "linear", splits=splits)
+    kept = checkpoint.read_parameters(tmp_path / "linear" / "checkpoints")[1]["encoder"]
+    jax.tree.map(np.testing.assert_array_equal, kept, before)
     with pytest.raises(ValueError, match="no parameter 'head/kernel'"):
         simclr.stage_of(toys.create(toy_config().model, dtype="float32", param_dtype="float32"),
                         "encoder/head/kernel")  # fmt: skip
@@ -151,6 +155,48 @@ def test_loading_never_imports_what_a_config_names(registered, tmp_path, monkeyp
     (tmp_path / "config.json").write_text(json.dumps(tree))
     with pytest.raises(SimclrError, match="os:system"):
         load_config(tmp_path)
+
+
+def test_an_installed_package_that_is_broken_ends_only_what_chooses_it(registered, monkeypatch):
+    point = importlib.metadata.EntryPoint("broken", "no_such_module:ENTRY", "simclr_jax.encoders")
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda group: [point] * group.endswith("encoders")
+    )
+    monkeypatch.setattr(registry, "BROKEN", {})
+    registry.find_installed.cache_clear()
+    try:
+        checks.validate(tiny_config())
+        with pytest.raises(SimclrError, match=r"'broken': no_such_module:ENTRY cannot be loaded"):
+            checks.validate(tiny_config(model__encoder="broken"))
+    finally:
+        registry.find_installed.cache_clear()
+
+
+def test_names_that_are_taken_are_refused(registered, monkeypatch):
+    monkeypatch.setitem(registry.ENCODERS, "depth", registry.Entry("toys:create", toys.ENCODER_FACTS))
+    with pytest.raises(SimclrError, match=r"config\.model\.depth: is a field"):
+        default()
+    with pytest.raises(SimclrError, match="'folder': is a source of images"):
+        registry.add(registry.FEEDS, "folder", "toys:feed")
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_queue_stays_whole_on_every_device(registered, tmp_path, monkeypatch, devices):
+    """State that is made of rows: the rows are split over the devices, the state is not."""
+    monkeypatch.setitem(registry.OBJECTIVES, "toy_queue", registry.Entry("toys:queue"))
+    train.run(toy_config(loss__name="toy_queue", mesh__devices=devices), tmp_path, splits=tiny_splits())
+    saved = checkpoint.read(tmp_path / "checkpoints", 12).arrays
+    assert saved["extra/contrast/queue"].shape == (48, 8)
+    assert np.all(np.any(saved["extra/contrast/queue"], axis=1))
+
+
+def test_a_batch_without_weight_adds_nothing(registered):
+    task = create_task(toy_config(loss__name="toy_energy"), tiny_splits(), sharding.make_mesh(1))
+    energy = task.objectives["contrast"]._replace(weight=lambda batch: jnp.zeros(len(batch["label"])))
+    task = task._replace(objectives={"contrast": energy})
+    batch, outputs = {"label": np.zeros(4, int)}, {"projection": jnp.ones((4, 2, 8))}
+    (value,), _ = step.row_loss(task, {}, {}, outputs, batch, 0, {"contrast": jnp.float32(0)})
+    assert value == 0
 
 
 def test_entry_points_register(registered, monkeypatch):

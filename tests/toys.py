@@ -107,6 +107,25 @@ def objective(name, options, sizes):
     return Objective(loss, needs=("projection",), init=init, update=update)
 
 
+def queue(name, options, sizes):
+    """The views of the batch and of the last batches are negatives (MoCo's queue, without its encoder)."""
+
+    def init(rng):
+        return {}, {"queue": jax.random.normal(rng, (3 * sizes.images, sizes.dim))}
+
+    def loss(params, extra, outputs, batch, step):
+        z = outputs["projection"]
+        z = z / jnp.linalg.norm(z, axis=-1, keepdims=True)
+        keys = jnp.concatenate([z[:, 1], extra["queue"]])
+        return -jnp.mean(jnp.diagonal(jax.nn.log_softmax(z[:, 0] @ keys.T, axis=1))), {}
+
+    def update(params, extra, outputs):
+        newest = jax.lax.stop_gradient(outputs["projection"][:, 1])
+        return {"queue": jnp.concatenate([newest, extra["queue"]])[: 3 * sizes.images]}
+
+    return Objective(loss, needs=("projection",), init=init, update=update)
+
+
 def energy(name, options, sizes):
     """A term of single examples: the distance of the two views' projections."""
 

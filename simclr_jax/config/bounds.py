@@ -45,6 +45,8 @@ def check_together(flat: dict[str, Any]) -> None:
         ("train.batch_size", 2 if flat["task"] == "pretrain" else 1),
         ("eval.batch_size", 1),
     ):
+        if registry.kind_of(flat["data.source"]) != "images":
+            break
         size = 4 * flat[field] * views * pixels
         if size > BYTES:
             raise SimclrError(

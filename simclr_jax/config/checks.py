@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from simclr_jax import registry
 from simclr_jax.config import bounds
 from simclr_jax.config.durations import total_steps
-from simclr_jax.config.fields import PATTERNS, SOURCES, check_field, declared, flatten
+from simclr_jax.config.fields import PATTERNS, RENAMED_VALUES, SOURCES, check_field, declared, flatten
 from simclr_jax.data import formats
 from simclr_jax.errors import SimclrError
 from simclr_jax.field import is_number, shown
@@ -23,6 +23,7 @@ PLACES = {  # kinds of sources that name one, with an example
     "list": "/my/images.csv",
     "npz": "/my/images.npz",
 }
+ONLY_RESNET = ("model.sk_ratio", "model.se_ratio", "model.dropblock_keep", "model.blocks")
 PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]*@")  # of scheme://user:password@host
 
 
@@ -62,6 +63,9 @@ def _check_types(flat: dict[str, Any]) -> None:
 
 
 def _check_values(flat: dict[str, Any]) -> None:
+    for field, names in RENAMED_VALUES.items():
+        if isinstance(flat[field], str) and flat[field] in names:
+            raise SimclrError(f"config.{field}={flat[field]!r}: is {names[flat[field]]!r} now")
     for field, one in declared().items():
         if one.rule is not None:
             _require(one.rule.fits(flat[field]), flat, field, one.rule.allowed)
@@ -95,6 +99,8 @@ def _takes(encoder: str) -> str:
 
 def _check_model(flat: dict[str, Any]) -> None:
     encoder = registry.facts(registry.ENCODERS, flat["model.encoder"], "model.encoder")
+    for field in ONLY_RESNET if flat["model.encoder"] != "resnet" else ():
+        _require(not flat[field], flat, field, "left at its default: only a ResNet has it")
     encoder.check(flat)
     given = registry.facts(registry.FEEDS, registry.kind_of(flat["data.source"]), "data.source").takes
     fit = ", ".join(name for name in registry.ENCODERS if _takes(name) == given)

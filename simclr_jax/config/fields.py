@@ -297,7 +297,10 @@ FIELDS: dict[str, Field] = {
 
 def declared() -> dict[str, Field]:
     """{'train.batch_size': Field, ...}: these fields, and those of every registered encoder and objective."""
-    return {**FIELDS, **registry.fields()}
+    theirs = registry.fields()
+    for place in {name.rpartition(".")[0] for name in theirs} & FIELDS.keys():
+        raise SimclrError(f"config.{place}: is a field; what is registered by this name needs another one")
+    return {**FIELDS, **theirs}
 
 
 def default() -> ConfigDict:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -45,6 +46,17 @@ def from_json(text: str) -> tuple[ConfigDict, dict[str, Any]]:
         raise SimclrError(
             f"{CONFIG_FILE} has schema {schema}, this version reads up to {SCHEMA}: update simclr_jax"
         )
+    return from_tree(stored), data
+
+
+def from_tree(tree: Mapping[str, Any]) -> ConfigDict:
+    """The config that a tree of fields describes, of this version or of an older one.
+
+    Raises:
+      DamagedError: a field has a value of another type.
+      SimclrError: it names an encoder that is not registered.
+    """
+    stored = flatten(dict(tree))
     config = default()
     known = flatten(config)
     for field, value in {**OLD_BEHAVIOUR, **_renamed(stored)}.items():
@@ -54,8 +66,7 @@ def from_json(text: str) -> tuple[ConfigDict, dict[str, Any]]:
             except (TypeError, ValueError, KeyError, AttributeError) as error:
                 raise DamagedError(f"{CONFIG_FILE} is damaged ({field}: {error})") from None
     registry.entry(registry.ENCODERS, config.model.encoder, "model.encoder")
-    _limit_stages(config)
-    return config, data
+    return config
 
 
 def _renamed(stored: dict[str, Any]) -> dict[str, Any]:
@@ -65,6 +76,17 @@ def _renamed(stored: dict[str, Any]) -> dict[str, Any]:
         if isinstance(found.get(field), str):
             found[field] = names.get(found[field], found[field])
     return found
+
+
+def examples_of(config: ConfigDict, workdir: epath.PathLike | None = None) -> dict[str, Any]:
+    """What config.json says of the examples that decide how new ones are read; {} for none.
+
+    That is the run's own where it goes on in `workdir`, else that of its start or teacher.
+    """
+    source = config.start.workdir or (config.distill.teacher if config.task == "distill" else "")
+    if going_on(workdir) is not None:
+        source = workdir
+    return load_config(source)[1] if source else {}
 
 
 def load_config(workdir: epath.PathLike) -> tuple[ConfigDict, dict[str, Any]]:
@@ -98,7 +120,6 @@ def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> Co
         if not isinstance(flat.get(field), str):
             raise SimclrError(f"config.{field}={flat.get(field)!r}: must be the path of a run, '' for none")
     start, config = config.start.workdir, config.copy_and_resolve_references()
-    _limit_stages(config)
     own = going_on(workdir)
     if own is not None and own.start.workdir == start:
         config.start.step = config.start.step or own.start.step
@@ -121,17 +142,7 @@ def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> Co
     _adopt_pixels(config, source, start or config.distill.teacher)
     for field in ("image_size", "channels"):
         set_field(config, f"data.{field}", config.data[field] or source.data[field])
-    _limit_stages(config)
     return config
-
-
-def _limit_stages(config: ConfigDict) -> None:
-    """Counts no more frozen stages than the encoder has, so that 1000 is all of any encoder."""
-    flat = flatten(config)
-    known = isinstance(flat["model.encoder"], str) and flat["model.encoder"] in registry.ENCODERS
-    if known and type(flat["finetune.after_block"]) is int:
-        stages = registry.facts(registry.ENCODERS, flat["model.encoder"], "model.encoder").stages(flat)
-        config.finetune.after_block = min(flat["finetune.after_block"], stages)
 
 
 def _adopt_model(config: ConfigDict, source: ConfigDict) -> None:
@@ -195,12 +206,22 @@ def adopt_old_behaviour(config: ConfigDict, text: str) -> None:
             set_field(config, field, value)
 
 
+def _comparable(config: ConfigDict) -> dict[str, Any]:
+    """The fields as they are compared: more frozen stages than the encoder has are all of them."""
+    flat = flatten(config)
+    stages = registry.facts(registry.ENCODERS, flat["model.encoder"], "model.encoder").stages
+    if stages is not None:
+        with contextlib.suppress(KeyError, TypeError):  # damaged by hand; told where it is validated
+            flat["finetune.after_block"] = min(flat["finetune.after_block"], stages(flat))
+    return flat
+
+
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """One line for each field that decides the result and differs, as `field: old -> new`.
 
     Fields of encoders, objectives and feeds that neither config chooses decide nothing.
     """
-    was, now, known = flatten(old), flatten(new), declared()
+    was, now, known = _comparable(old), _comparable(new), declared()
     idle = tuple(f"{place}." for place in {*registry.idle(was)} & {*registry.idle(now)})
     return [
         f"config.{field}: {was.get(field)!r} -> {now.get(field)!r}"

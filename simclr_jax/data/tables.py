@@ -45,7 +45,13 @@ class Table(NamedTuple):
         return self._replace(cells=cells, labels=labels)
 
 
-def load(where: str, data_dir: str | None, holdout: float, label: str = "") -> Splits:
+def load(
+    where: str,
+    data_dir: str | None,
+    holdout: float,
+    label: str = "",
+    known: columns.Columns | None = None,
+) -> Splits:
     """The splits of a table, rows float32 `[n, d]` each; their `columns` say what the d numbers are.
 
     A test split is x_test in an .npz file, or test.csv beside train.csv; otherwise `holdout` of the labelled
@@ -55,6 +61,7 @@ def load(where: str, data_dir: str | None, holdout: float, label: str = "") -> S
       where: what follows "table:"; a relative path begins in `data_dir`.
       label: the column of a .csv file with the classes; "" for the first of LABEL_NAMES, or else the last
         column; NO_LABELS for none.
+      known: columns of another table, by whose statistics these rows are encoded; None: by their own.
 
     Raises:
       SimclrError: there is no such table, or it cannot be read as one.
@@ -63,7 +70,10 @@ def load(where: str, data_dir: str | None, holdout: float, label: str = "") -> S
     if test is None and train.labels and train.labels.classes:  # without: nothing to score, train on all
         kept, held = holdout_rows(len(train.labels.ids), holdout)
         train, test = train.rows(kept), train.rows(held) if len(held) else None
-    found, notes = columns.fit(train.cells, train.name)
+    if known is None:
+        found, notes = columns.fit(train.cells, train.name)
+    else:
+        found, notes = known, (f"{train.name}: columns and statistics are those that the encoder knows",)
 
     def source(table: Table, told: tuple[str, ...]) -> Source:
         rows, strange = found.encode(table.cells, table.name)

@@ -7,7 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import checkpoint, memory_error, recipe, sharding
-from simclr_jax.config import adopt_start, checks, going_on
+from simclr_jax.config import adopt_start, checks, examples_of, going_on
 from simclr_jax.data.splits import Splits
 from simclr_jax.doctor import (
     devices,
@@ -91,7 +91,7 @@ def _plan(
     """The run as far as it can be known; None where nothing is known of its images."""
     here = True
     try:
-        splits = splits or load_splits(config)
+        splits = splits or load_splits(config, examples_of(config, workdir))
         kind(config).check(config, splits)
     except SimclrError as problem:
         found["images"].append(of_error(problem))

@@ -76,11 +76,11 @@ def evaluate(
     checks.check_divisible(config, ("eval.batch_size", "train.batch_size"), mesh.size)
     if config.data.percentiles != found.config.data.percentiles:  # the window is measured again
         config.data.window = ()
-    splits = splits or _load(config)
+    splits = splits or _load(config, found.data)
     if reading := splits.train.reading:
         config.data.window = reading.window
     told = notes.describe(splits)  # now: in memory the images are another source
-    mine = encoder.Encoder(config, found.classes, found.step, found.variables)
+    mine = encoder.Encoder(config, found.classes, found.step, found.variables, found.data)
     newest = found.step == max(checkpoint.saved_steps(workdir / "checkpoints"))
     changed = [] if newest else [f"step={found.step}"]
     changed += differences(found.config, config)
@@ -195,13 +195,13 @@ def _complete(own: ConfigDict, wanted: ConfigDict | None, workdir: epath.Path) -
     return config
 
 
-def _load(config: ConfigDict) -> Splits:
+def _load(config: ConfigDict, stored: dict[str, Any]) -> Splits:
     if config.data.source in ("", "arrays"):
         raise SimclrError(
             "the run does not say where images are: name those to evaluate on, for example "
             "--config.data.source=folder:/my/images"
         )
-    return load_splits(config)
+    return load_splits(config, stored)
 
 
 def _kept(subject: Subject) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a run reads; which feeds there are stands in registry.py."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from jax.sharding import Mesh
@@ -18,14 +19,17 @@ def kind(config: ConfigDict) -> Kind:
     return registry.resolve(registry.entry(registry.FEEDS, name, "data.source").target)
 
 
-def load_splits(config: ConfigDict) -> Splits:
+def load_splits(config: ConfigDict, stored: Mapping[str, Any] | None = None) -> Splits:
     """The examples of a config.
+
+    Args:
+      stored: what config.json says of the examples of the run whose encoder sees these, where there is one.
 
     Raises:
       SimclrError: nothing is there, or it is not what the source says.
     """
     fields: dict[str, Any] = dict(config.data)
-    return kind(config).load(**fields)
+    return kind(config).load(**fields, stored=stored or {})
 
 
 def hold(config: ConfigDict, splits: Splits) -> Splits:

@@ -1,7 +1,7 @@
 """The feed of tables: rows live on the accelerators, views are SCARF's (arXiv 2106.15147)."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -17,6 +17,7 @@ from simclr_jax.corruption import random_corruption
 from simclr_jax.data import memory, tables
 from simclr_jax.data.columns import Columns
 from simclr_jax.data.sources import Source, Splits, Stream
+from simclr_jax.errors import SimclrError
 from simclr_jax.feeds.feed import Batch, Kind
 
 STEPS_PER_CALL = 16  # where the config says nothing: a step of a small MLP takes less than a call
@@ -111,7 +112,10 @@ class RowReader(NamedTuple):
         Raises:
           SimclrError: they are not such.
         """
-        return self.columns.standardize(np.asarray(examples))
+        rows = np.asarray(examples)
+        if not rows.size:
+            raise SimclrError(f"rows must be numbers [n, {len(self.columns.feature)}]; there are none")
+        return self.columns.standardize(rows)
 
     def host(self, part: np.ndarray) -> np.ndarray:
         """Nothing more is to be done."""
@@ -122,9 +126,22 @@ class RowReader(NamedTuple):
         return examples.astype(dtype)
 
 
-def load(*, source: str, data_dir: str | None, holdout: float, table: ConfigDict, **_: Any) -> Splits:
-    """The splits of `table:WHERE`; the arguments are fields of `config.data`."""
-    return tables.load(source.partition(":")[2], data_dir, holdout, table["label"])
+def load(
+    *,
+    source: str,
+    data_dir: str | None,
+    holdout: float,
+    table: ConfigDict,
+    stored: Mapping[str, Any],
+    **_: Any,
+) -> Splits:
+    """The splits of `table:WHERE`; the arguments are fields of `config.data`.
+
+    Args:
+      stored: of the run whose encoder sees these rows, with its columns: they decide what a number means.
+    """
+    known = Columns.of(stored["columns"]) if stored.get("columns") else None
+    return tables.load(source.partition(":")[2], data_dir, holdout, table["label"], known)
 
 
 def identity(splits: Splits) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from simclr_jax.config import differences
+from simclr_jax.config import differences, from_tree
 from simclr_jax.errors import SimclrError, one_line
 from simclr_jax.sweep import space as spaces
 
@@ -70,7 +70,7 @@ def claim(study: optuna.Study, config: ConfigDict, images: str, metric: str, out
         study.set_user_attr("about", mine)
         return
     changed = [f"{k}: {theirs[k]} -> {mine[k]}" for k in ("images", "metric") if theirs[k] != mine[k]]
-    changed += differences(theirs["config"], config)
+    changed += differences(from_tree(theirs["config"]), config)
     if changed:
         raise SimclrError(
             f"--out={out}: the study there has other settings ({'; '.join(changed)}); choose another --out"

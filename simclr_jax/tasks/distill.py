@@ -14,7 +14,6 @@ from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import create_feed
 from simclr_jax.field import PIXELS
 from simclr_jax.losses.classification import classification, distillation
-from simclr_jax.models import simclr
 from simclr_jax.tasks.supervised import classifier
 from simclr_jax.tasks.task import Task
 
@@ -31,7 +30,6 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     options = config.distill
     teacher = encoder.load(options.teacher, options.step)
     _check(teacher, config, splits)
-    mean, std = teacher.config.data.mean, teacher.config.data.std
 
     def loss(outputs, batch, step):
         logits = outputs["logits"]
@@ -49,9 +47,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
 
     def forward(params, model_state, batch, rng, step):
         outputs, model_state = student.forward(params, model_state, batch, rng, step)
-        seen = simclr.normalize_images(
-            feed.views(params, batch)[:, 0], mean, std, teacher.model.encoder.dtype
-        )
+        seen = teacher.reader.prepare(feed.views(params, batch)[:, 0], False, teacher.model.encoder.dtype)
         outputs["teacher"] = teacher.model.apply(params["teacher"], seen, method="classify")
         return outputs, model_state
 

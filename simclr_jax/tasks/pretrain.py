@@ -13,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import encoder, figures, registry
+from simclr_jax import encoder, figures, registry, sharding
 from simclr_jax.config import every_steps
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
@@ -88,9 +88,18 @@ def _contrast(config: ConfigDict, mesh: Mesh, model: simclr.SimCLR, feed: Feed) 
     if config.model.projection == "none":  # z is h
         dim = jax.eval_shape(lambda: _features_of(model, feed)).shape[-1]
     sizes = Sizes(config.train.batch_size, 2, dim, mesh)
-    return registry.resolve(registry.entry(registry.OBJECTIVES, name, "loss.name").target)(
-        name, config.loss, sizes
-    )
+    create = registry.resolve(registry.entry(registry.OBJECTIVES, name, "loss.name").target)
+    objective = create(name, config.loss, sizes)
+    if objective.update is None:
+        return objective
+
+    def update(params, extra, outputs):
+        # Every device keeps the whole state; that of a queue would else be split as its rows are.
+        return jax.lax.with_sharding_constraint(
+            objective.update(params, extra, outputs), sharding.replicated(mesh)
+        )
+
+    return objective._replace(update=update)
 
 
 def _features_of(model: simclr.SimCLR, feed: Feed) -> jax.Array:
