@@ -6,11 +6,7 @@ from typing import Any
 
 WHO = {"simclr": "this encoder", "untrained": "untrained encoder", "raw_pixels": "raw pixels"}
 # Scores that count every class alike, however rare; `measures.ranking` makes them.
-ALIKE = {
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-}
+ALIKE = {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "average_precision": "average precision"}
 HEAD = "%, with 95 % interval"
 
 
