@@ -112,7 +112,7 @@ class Columns:
 
 
 def fit(cells: Cells, where: str) -> tuple[Columns, tuple[str, ...]]:
-    """(columns, notes of what was done) by the training rows.
+    """(columns, notes) fitted to the training rows.
 
     Numbers get mean 0 and standard deviation 1, as SCARF has them (arXiv 2106.15147, section 4); a text
     becomes one-hot. A column without any value is left out.

@@ -172,7 +172,7 @@ def to_channels(image, channels: int):
     if (image.shape[-1], channels) == (1, 3):
         return tf.image.grayscale_to_rgb(image)
     if (image.shape[-1], channels) == (3, 1):
-        # Weights that add up to 1, so that gray stays what it is.
+        # The weights add up to 1, so that gray pixels keep their value.
         luma = tf.tensordot(tf.cast(image, tf.float32), [0.299, 0.587, 0.114], axes=1)
         return tf.cast(tf.round(luma), tf.uint8)[..., None]
     raise SimclrError(
@@ -184,9 +184,9 @@ def to_channels(image, channels: int):
 def decode(data, reading: Reading | None = None):
     """Encoded bytes (scalar string) to an RGB image `[h, w, 3]` uint8.
 
-    Gray, palette and CMYK become RGB, what is transparent lies over `reading.background`, more than 8 bits
-    become 8 by `reading.intensity`; of several frames or pages the first is taken. Fails with
-    InvalidArgumentError where the bytes are no whole image, or too large a one.
+    Gray, palette and CMYK become RGB. Transparent pixels are blended over `reading.background`.
+    `reading.intensity` says how more than 8 bits become 8. Only the first frame or page is read. Fails with
+    InvalidArgumentError if the image is truncated, damaged or too large.
     """
     tf = load()
     reading = reading or Reading()

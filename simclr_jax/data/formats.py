@@ -1,6 +1,7 @@
-"""Image files that TensorFlow cannot read, or not right: GIF, TIFF, DICOM, and what it fails at.
+"""Reads image files that TensorFlow cannot read or reads wrongly: GIF, TIFF, DICOM, and others.
 
-Pillow reads them, tifffile TIFFs of more than 8 bits, pydicom DICOM. All become RGB uint8.
+Pillow reads most of them, tifffile reads TIFFs of more than 8 bits, and pydicom reads DICOM. All become RGB
+uint8.
 """
 
 import io

@@ -44,17 +44,17 @@ def number(
 ) -> Labels:
     """Class numbers of `labels`; there must be one label for each of `examples` images.
 
-    Numbers below KEPT_BELOW are class numbers and stay; so do larger ones where a tenth of them occurs. Other
-    numbers, and names, are numbered in their order; they become the classes' names.
+    Numbers below KEPT_BELOW are used as class numbers, and so are larger ones if at least a tenth of the
+    range occurs. Other numbers and names are sorted and numbered; they become the names of the classes.
 
     Args:
       where: the file or array, to begin a line with.
-      classes: those of the training images, in the order of their numbers, where these are labels of test
-        images. Another class becomes -1, with a note.
-      own_names: numbers are names too, like in a list: none is a class that no image has.
+      classes: for test images: the class names of the training images, in the order of their numbers. Any
+        other class becomes -1, with a note.
+      own_names: treat numbers as names, as in a list, so that every class has an image.
 
     Raises:
-      SimclrError: they are no labels, or not as many as images.
+      SimclrError: the values are no labels, or their number differs from the number of images.
     """
     found = _read(labels, examples, where)
     distinct, inverse = np.unique(found.values[found.known], return_inverse=True)

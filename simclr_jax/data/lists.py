@@ -17,7 +17,7 @@ from simclr_jax.data.split_names import TEST, TRAIN, first_named, lines_of
 from simclr_jax.errors import SimclrError
 from simclr_jax.text import printable
 
-COLUMNS = {  # what a header may call them
+COLUMNS = {  # accepted names in the header
     "file": ("file", "path", "filename", "image"),
     "label": ("label", "class"),
     "split": ("split", "subset"),
@@ -27,7 +27,7 @@ EXAMPLE = "file,label"
 
 
 class Row(NamedTuple):
-    """A line of the table; "" for what it leaves empty."""
+    """A line of the table; empty cells are ""."""
 
     file: str
     label: str = ""
@@ -40,9 +40,9 @@ def load(
 ) -> Splits:
     """The splits of the images that the table `path` names.
 
-    The first line names the columns, in any order: `file`, relative to the folder of the table, and if there
-    are any `label` (empty: none), `split` and `group`. Without a split `holdout` of the images is
-    tested on; images of one group stay on one side.
+    The first line names the columns, in any order. `file` is required and relative to the table's folder.
+    `label` (empty: no label), `split` and `group` are optional. Without `split`, a share `holdout` of the
+    images becomes the test split; a group is never divided.
 
     Raises:
       SimclrError: there is no such table, it cannot be read, or none of its files is there.

@@ -1,7 +1,7 @@
-"""Runs from memory: the images live on the accelerators, a batch is their numbers, nothing needs TensorFlow.
+"""Keeps the images in device memory: a batch is a list of image numbers, and a step gathers the pixels.
 
-Every device holds its share of the images; a step asks for those of its batch by number, in the order of the
-runs through tf.data. Only image files are read, once, by TensorFlow.
+The images are sharded over the devices. The order of the images equals the order of the tf.data pipeline.
+TensorFlow is needed only to read image files, once.
 """
 
 import sys

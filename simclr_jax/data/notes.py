@@ -1,4 +1,4 @@
-"""What a run tells of its images before it starts: what was found, and what was read in a way of its own."""
+"""Lines about the images that a run prints before it starts: what it found and how it read unusual files."""
 
 import numpy as np
 

@@ -31,11 +31,11 @@ class Ledger:
 
     unreadable: dict[str, str] = field(default_factory=dict)  # {name: why}; another file took its place
     by_pillow: set[str] = field(default_factory=set)  # names of those that Pillow could read
-    reasons: dict[str, str] = field(default_factory=dict)  # {name: why}, of all that were tried
+    reasons: dict[str, str] = field(default_factory=dict)  # {name: why}, for every file that failed
     root: str = ""  # the folder of the files
 
     def gone(self) -> bool:
-        """Whether that is not there any more."""
+        """Whether the folder no longer exists."""
         return bool(self.root) and not os.path.isdir(self.root)
 
 
@@ -46,7 +46,7 @@ class Source:
     `fetch(index [m])` is plain Python and returns (payload [m, ...], label [m] int32, -1 for none);
     `read(payload, label)` is TensorFlow, runs in parallel, one example at a time, and returns
     (image [h, w, c] uint8, label, index actually read or -1). `kind` is "array", "file" or "record".
-    `read_around` is a slower `read` that goes past what cannot be read.
+    `read_around` is a slower `read` that skips unreadable examples.
     """
 
     kind: str
@@ -63,13 +63,13 @@ class Source:
     path: Callable[[int], bytes] | None = None  # files: where each lies
     part: Callable[[np.ndarray], "Source"] | None = None  # files: index -> the Source of those alone
     ids: np.ndarray | None = field(default=None, compare=False)  # every label [size], where they are at hand
-    groups: np.ndarray | None = field(default=None, compare=False)  # [size]: a hold-out divides none
-    notes: tuple[str, ...] = ()  # what to tell of how it was read
-    columns: Columns | None = None  # of a table: what the numbers of a row are
+    groups: np.ndarray | None = field(default=None, compare=False)  # [size]; a hold-out divides no group
+    notes: tuple[str, ...] = ()  # lines for the user about how the files were read
+    columns: Columns | None = None  # tables only: describes the features of a row
 
     @property
     def noun(self) -> str:
-        """What its examples are called."""
+        """The word for its examples in messages."""
         return "rows" if self.columns else "images"
 
     def subset(self, index: np.ndarray) -> "Source":
@@ -87,7 +87,7 @@ class Source:
         return replace(self, size=len(index), **made)
 
     def labels(self) -> np.ndarray:
-        """Every label `[size]` int32, -1 for none; of records that takes reading them all."""
+        """Every label `[size]` int32, -1 for none; for records this reads all of them."""
         if self.ids is not None:
             return self.ids
         chunks = np.array_split(np.arange(self.size), -(-self.size // 1024))

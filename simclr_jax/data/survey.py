@@ -35,12 +35,10 @@ class File(NamedTuple):
 
 
 def look(splits: Splits, reading: Reading) -> Splits:
-    """The splits with notes of what will happen to the pixels of their image files.
+    """Looks at some image files; returns the splits with notes on how their pixels will be converted.
 
-    Where the config wants percentiles and has no window yet, `reading.window` becomes that of the training
-    files looked at.
-
-    The first process looks, so that all have the same.
+    If the config asks for percentiles and has no window yet, `reading.window` is set from the training files
+    in the sample. Only the first process looks at files, so that all processes get the same result.
 
     Raises:
       SimclrError: percentiles of records, which are not looked at.

@@ -29,13 +29,13 @@ EXAMPLE = "table:PATH.csv, table:PATH.npz or " + ", ".join(f"table:sklearn/{name
 
 
 class Table(NamedTuple):
-    """What one split says, before it is standardised."""
+    """One split before standardisation."""
 
     name: str
     cells: columns.Cells
     labels: Labels | None
     notes: tuple[str, ...] = ()
-    texts: tuple[str, ...] = ()  # names of columns of text, that of the labels too
+    texts: tuple[str, ...] = ()  # names of the text columns, including the label column
     label: str = NO_LABELS  # the column of labels
 
     def rows(self, index: np.ndarray) -> "Table":
@@ -46,10 +46,10 @@ class Table(NamedTuple):
 
 
 def load(where: str, data_dir: str | None, holdout: float, label: str = "") -> Splits:
-    """The splits of a table, rows float32 `[n, d]` each; their `columns` say what the d numbers are.
+    """The splits of a table, rows float32 `[n, d]` each; their `columns` describe the d features.
 
-    A test split is x_test in an .npz file, or test.csv beside train.csv; otherwise `holdout` of the labelled
-    rows is tested on. Means, medians and the values of texts are those of the training rows.
+    The test split is x_test in an .npz file, or test.csv next to train.csv; otherwise a share `holdout` of
+    the labelled rows. Means, medians and text categories are computed from the training rows only.
 
     Args:
       where: what follows "table:"; a relative path begins in `data_dir`.
@@ -162,7 +162,7 @@ def _npz_table(
 
 
 def _test_beside(path: Path) -> Path | None:
-    """test.csv, or as else people call it, beside a file that is called train.csv or so."""
+    """The file of the test split next to a training file: test.csv for train.csv, or another usual name."""
     if path.stem.casefold() not in TRAIN:
         return None
     there = {other.stem: other for other in path.parent.iterdir() if other.suffix == path.suffix}

@@ -143,9 +143,7 @@ def timed(batches: Iterator[Any], count: Callable[[Any], int]) -> Reading:
         close()
     if images:
         return Reading(images / max(now - first, math.ulp(now)), images + in_first)
-    return Reading(
-        in_first / max(first - begin, math.ulp(first)), in_first
-    )  # only one batch in time
+    return Reading(in_first / max(first - begin, math.ulp(first)), in_first)  # only one batch in time
 
 
 def _input(plan: Plan, read: Reading, step: float | None) -> Iterator[Finding]:

@@ -95,7 +95,7 @@ class Images:
         return images.reshape(n, -1)
 
     def change(self, seen: jax.Array, position: jax.Array, seed: int, **fields: Any) -> jax.Array:
-        """One augmentation of every evaluation view; `fields` in the place of those of `config.augment`."""
+        """Augments every evaluation view once; `fields` override the fields of `config.augment`."""
         mine = self.config.augment.to_dict() | fields
         del mine["device"]
         as_bytes = jnp.rint(255 * seen).astype(jnp.uint8)
@@ -115,9 +115,9 @@ class Images:
         return pipeline.train_batches(train, **which, **made)
 
     def every(self, split: Source | Stream, index: np.ndarray | None = None) -> Iterator[Batch]:
-        """Every image of a split once, or those in `index`, without augmentation; this process's rows.
+        """This process's rows of a split, every image once or only those in `index`, without augmentation.
 
-        {example [n, h, w, c], label, mask}; the example as `see` takes it.
+        A batch is {example [n, h, w, c], label, mask}; `see` takes the examples.
         """
         return self._in_order(split, self.config.eval.batch_size, index, **self._share)
 
@@ -129,7 +129,7 @@ class Images:
         return pipeline.eval_batches(split, batch=batch, index=index, **view, **share)
 
     def preview(self, workdir: epath.Path, batch: Batch) -> None:
-        """figures/views.png: images of a batch beside their views; of a Stream the views alone."""
+        """Draws figures/views.png: images of a batch and their views; for a Stream only the views."""
         path = workdir / "figures" / "views.png"
         if self.config.eval.figures and not path.exists():
             figures.attempt(print, path, self._draw_views, batch)
