@@ -106,7 +106,7 @@ class Scale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention and an MLP, each with a shortcut around it. Fields as in `ViT`."""
+    """Pre-norm transformer block: attention and an MLP, each with a shortcut. Fields as in `ViT`."""
 
     heads: int
     mlp: int
