@@ -1,4 +1,4 @@
-"""`folder:PATH`: image files whose folders say classes and splits."""
+"""`folder:PATH`: image files whose folders give the classes and splits."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ UNLABELLED = ("unlabelled", "unlabeled")  # name of the subfolder with images wi
 def load(
     root: Path, train_split: str, test_split: str, holdout: float, reading: Reading | None = None
 ) -> Splits:
-    """The splits and classes that the subfolders of `root` say.
+    """The splits and classes that the subfolders of `root` give.
 
     Raises:
       SimclrError: there is no such folder, no image in it, or its splits have no class in common.
@@ -92,7 +92,7 @@ def _find_splits(root: Path, train_split: str, test_split: str) -> tuple[str, st
 
 
 def _top(root: Path) -> tuple[list[str], int]:
-    """(subfolders, count of images that lie in none)"""
+    """(subfolders, number of images outside any subfolder)"""
     folders, loose = [], 0
     try:
         with os.scandir(root) as entries:

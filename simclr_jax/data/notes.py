@@ -26,7 +26,7 @@ def describe(splits: Splits) -> tuple[str, ...]:
 
 
 def _counts(role: str, split: Source | Stream | None) -> str:
-    """Images of each class; "" where there are no labels, or none without reading all images."""
+    """Images per class; "" without labels, or if counting them would read all images."""
     ids = getattr(split, "ids", None)
     if split is None or ids is None or not split.classes:
         return ""

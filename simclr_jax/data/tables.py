@@ -24,7 +24,7 @@ NPZ_KEYS = (  # rows, labels; the first pair found counts
     (("x_train", "y_train"), ("x_test", "y_test")),
     (("features", "labels"), (None, None)),
 )
-CSV_ROOM = 12  # bytes of memory for each byte of a file, while it is read
+CSV_ROOM = 12  # bytes of memory per byte of a file while reading
 EXAMPLE = "table:PATH.csv, table:PATH.npz or " + ", ".join(f"table:sklearn/{name}" for name in BUNDLED)
 
 
@@ -106,7 +106,7 @@ def _texts(cells: columns.Cells) -> tuple[str, ...]:
 
 
 def _classes(train: Table | None) -> tuple[str, ...] | None:
-    """Those of the training rows, where there are any."""
+    """The class names of the training rows, if there are any."""
     return (train.labels.classes or None) if train and train.labels else None
 
 
@@ -134,7 +134,7 @@ def _read_npz(where: str, data_dir: str | None) -> tuple[Table, Table | None]:
 def _npz_table(
     path: Path, found: Mapping[str, Any], x: str, y: str | None, train: Table | None = None
 ) -> Table:
-    """The table of two arrays; `train` is that of the training rows where these are test rows."""
+    """The table of two arrays; for test rows, `train` is the table of the training rows."""
     remedy = "save rows as numbers [n, d], labels as numbers or as labels.astype(str)"
     name, told = f"table:{path.name}/{x}", {"kind": "table", "remedy": remedy}
     rows = arrays.npz_array(path, found, x, **told)
@@ -171,7 +171,7 @@ def _test_beside(path: Path) -> Path | None:
 
 
 def _read_csv(path: Path, label: str, train: Table | None = None) -> Table:
-    """The table of a file; `train` is that of the training rows where these are test rows."""
+    """The table of a file; for test rows, `train` is the table of the training rows."""
     where = f"table:{path.name}"
     header, lines = _lines(path)
     cells, notes = {}, ()
