@@ -1,4 +1,4 @@
-"""What a run says of itself: what is about to happen, how much memory it takes, what it waits for."""
+"""Lines that a run prints about itself: its plan, its memory, and how long it waits for input."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """SimCLR's random augmentations on the accelerator, as pure JAX functions.
 
-They are keyed by (seed, position in the run, view), so that a view does not depend on the devices, on the
-batch around it, or on whether the run was interrupted.
+(seed, position in the run, view) key the random numbers. A view therefore does not depend on the number of
+devices, on the rest of the batch, or on an interruption of the run.
 """
 
 import functools
@@ -33,14 +33,14 @@ def random_views(
     zoom: tuple[float, float] = (1.0, 1.0),
     **colour: Any,
 ) -> jax.Array:
-    """Views `[n, views, size, size, c]` in [0, 1]: the whole of SimCLR's pipeline (appendix A).
+    """Views `[n, views, size, size, c]` in [0, 1]: SimCLR's whole pipeline (appendix A).
 
-    The operations and distributions of `data.host_augment.random_view`, other random numbers.
+    Same operations and distributions as `data.host_augment.random_view`, but other random numbers.
 
     Args:
       images: `[n, h, w, c]` uint8.
       position: `[n]` uint32, step · batch + row.
-      seed, crop_area, ...: the fields of a config; `colour` those of `photometric`.
+      seed, crop_area, ...: fields of a config; `colour`: the fields that `photometric` takes.
     """
     height, width = images.shape[1:3]
     plain = not rotation and tuple(zoom) == (1.0, 1.0)
@@ -76,8 +76,8 @@ def photometric(views: jax.Array, position: jax.Array, seed: int, **colour: Any)
         blur_sigma.
 
     Returns:
-      views of the same shape, in [0, 1]. Images of one channel get no saturation, hue or grayscale; those
-      with neither one nor three get the blur only.
+      views of the same shape, in [0, 1]. Images of one channel get no saturation, hue or grayscale;
+      images with neither one nor three channels get only the blur.
     """
     if views.dtype == jnp.uint8:
         views = views.astype(jnp.float32) / 255
@@ -86,9 +86,9 @@ def photometric(views: jax.Array, position: jax.Array, seed: int, **colour: Any)
 
 # ---- colour and blur, on planes -------------------------------------------------------------------
 #
-# A channel of all views is one array `[n, v, h, w]`, a plane; what a view gets are numbers `[n, v]`. Image
-# by image under vmap, XLA made all four operations of jitter at each of four places, and the mean that
-# contrast takes computed the whole chain before it again: 19 times as long on a GPU.
+# A plane is one channel of all views, `[n, v, h, w]`; the strengths of an operation are arrays `[n, v]`. With
+# vmap over single images, XLA computed all four jitter operations at each of the four positions, and it
+# recomputed the whole chain for the mean in contrast: 19 times slower on a GPU.
 
 Planes = tuple[jax.Array, ...]
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -122,25 +122,25 @@ def _coloured(
 
 
 def _each(numbers: jax.Array) -> jax.Array:
-    """Numbers `[n, v]` beside planes."""
+    """Numbers `[n, v]` in a shape that broadcasts with planes."""
     return numbers[..., None, None]
 
 
 class Amounts(NamedTuple):
-    """How much of each operation a view gets, `[n, v]` each."""
+    """Strength of each operation, `[n, v]` each."""
 
     brightness: jax.Array  # factor
-    offset: jax.Array  # of brightness as well
+    offset: jax.Array  # added by brightness
     contrast: jax.Array  # factor
     saturation: jax.Array  # factor
-    turn: jax.Array  # of the hue, in full circles
+    turn: jax.Array  # of the hue, in turns
 
 
 def jitter_amounts(u: jax.Array, strength: float, brightness: str = "v2") -> Amounts:
-    """What uniform numbers `[n, v, 4]` in [0, 1) mean.
+    """The strengths for uniform numbers `[n, v, 4]` in [0, 1).
 
     Args:
-      strength: ±80 % of brightness, contrast and saturation and ±0.2 of hue at 1 (appendix A).
+      strength: 1 means ±80 % of brightness, contrast and saturation and ±0.2 of hue (appendix A).
       brightness: "v2" multiplies by a factor, "v1" adds an offset.
     """
     reach = 0.8 * strength
@@ -156,7 +156,7 @@ def color_jitter(planes: Planes, amounts: Amounts, u_order: jax.Array, on: jax.A
     """Brightness, contrast, saturation and hue in random order, each clipped to [0, 1].
 
     Args:
-      planes: one (brightness and contrast alone) or three.
+      planes: one (brightness and contrast only) or three.
       u_order: `[n, v]` uniform numbers that pick one of the orders.
       on: `[n, v]`, the views that get it.
     """
@@ -165,16 +165,18 @@ def color_jitter(planes: Planes, amounts: Amounts, u_order: jax.Array, on: jax.A
     order = jnp.asarray(orders)[jnp.minimum((u_order * len(orders)).astype(jnp.int32), len(orders) - 1)]
     for i in range(len(operations)):
         planes = adjust(planes, jnp.where(on, order[..., i], -1), amounts)
-        # The next operation reads this one's result: fused with it, its means would make all of it again.
+        # Without the barrier XLA fuses the next operation with this one, and its means recompute this one.
         planes = jax.lax.optimization_barrier(planes)
     return planes
 
 
 def adjust(planes: Planes, operation: jax.Array, amounts: Amounts) -> Planes:
-    """One operation on each view: BRIGHTNESS, CONTRAST, SATURATION, HUE, `[n, v]`; another number: none.
+    """Applies one operation to each view; `operation` is `[n, v]`.
 
-    Brightness is x·a + b, and so is contrast, a stretch about the channel's mean. Saturation and hue share
-    the way to HSV and back.
+    It is BRIGHTNESS, CONTRAST, SATURATION or HUE; any other number leaves the view unchanged.
+
+    Brightness is x·a + b. Contrast, a stretch about the channel's mean, has the same form.
+    Saturation and hue share one conversion to HSV and back.
     """
     is_brightness, is_contrast = operation == BRIGHTNESS, operation == CONTRAST
     scale = jnp.where(is_brightness, amounts.brightness, jnp.where(is_contrast, amounts.contrast, 1))
@@ -219,17 +221,17 @@ def _to_hsv(red: jax.Array, green: jax.Array, blue: jax.Array) -> tuple[jax.Arra
 def _to_rgb(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> Planes:
     def channel(start: int) -> jax.Array:
         k = start + hue
-        k -= 6 * jnp.floor(k / 6)  # jnp.mod took three quarters of the whole jitter's time on a CPU
+        k -= 6 * jnp.floor(k / 6)  # jnp.mod would take three quarters of the jitter's time on a CPU
         return value - value * saturation * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
     return channel(5), channel(3), channel(1)
 
 
 def gaussian_blur(planes: Planes, sigma: jax.Array, kernel_size: int, on: jax.Array) -> Planes:
-    """A Gaussian of `2·(kernel_size // 2) + 1` taps; zeros outside, as the original.
+    """A Gaussian of `2·(kernel_size // 2) + 1` taps; zero padding as in the original.
 
-    Two products with band matrices, which suit matrix units, as every view has a Gaussian of its own; the
-    identity where it has none.
+    Every view has its own sigma, so the blur is two products with band matrices, which are fast on
+    accelerators. Views without blur get the identity matrix.
 
     Args:
       sigma: `[n, v]`, pixels.

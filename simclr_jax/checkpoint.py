@@ -2,7 +2,7 @@
 
 Parts of the state are separate items, so that an encoder can be read without its optimiser, and a
 checkpoint without `extra` restores into a run that has it. The item `checksums` holds the shape, type and
-CRC-32 of every array; what is read is compared with it, so that no flipped bit is trained on.
+CRC-32 of every array; reading compares with it, so that a flipped bit never reaches training.
 """
 
 import concurrent.futures
@@ -32,7 +32,7 @@ TRANSIENT = re.compile(
     "UNAVAILABLE|PERMISSION_DENIED|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|UNAUTHENTICATED|ABORTED|CANCELLED"
 )
 PROBE = ".writable"  # a folder that is made and removed before a checkpoint is written
-OVERHEAD = 2**18  # bytes of a checkpoint beside its arrays: forty small files
+OVERHEAD = 2**18  # bytes of a checkpoint in addition to its arrays: forty small files
 PATIENCE = 20.0  # seconds that a failed run waits for a checkpoint under way
 QUIET = 1.0  # seconds without a new thread after which none is expected
 
@@ -87,7 +87,7 @@ class Checkpoints:
             raise SimclrError(f"{newer}: is in the way of a checkpoint of step {step}; move it away")
 
     def check(self) -> None:
-        """Raises what has gone wrong in the background."""
+        """Raises the error of a failed write in the background, if there is one."""
         with self._writing():
             self._manager.check_for_errors()
 
@@ -212,7 +212,7 @@ def read(directory: epath.PathLike, step: int, parts: Sequence[str] = PARTS) -> 
 def newest(
     directory: epath.PathLike, parts: Sequence[str] = PARTS
 ) -> tuple[Saved | None, list[DamagedError]]:
-    """The newest checkpoint that is whole (None: there is none at all), and what is wrong with newer ones.
+    """The newest intact checkpoint (None if there is none), and the errors of newer ones.
 
     Raises:
       DamagedError: there are checkpoints, and none is whole.

@@ -1,4 +1,4 @@
-"""How every command ends: exit codes, one line for what the user can put right, no traceback."""
+"""How commands end: exit codes, and one line without traceback for mistakes that the user can correct."""
 
 import contextlib
 import os
@@ -60,7 +60,7 @@ def _without_traceback(text: str) -> str:
 
 @contextlib.contextmanager
 def ends(goes_on: str) -> Iterator[None]:
-    """Around what a command does: the right exit code for every way it can fail.
+    """Context manager around a command: turns every failure into its exit code and line.
 
     Args:
       goes_on: what the same command will do, "goes on from the last checkpoint" say.

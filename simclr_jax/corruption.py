@@ -1,4 +1,4 @@
-"""Random feature corruption, the views of a table's rows (SCARF, Bahri et al., arXiv 2106.15147)."""
+"""Random feature corruption: makes views of table rows (SCARF, Bahri et al., arXiv 2106.15147)."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from simclr_jax import draws
 def corrupted_features(features: int, rate: float) -> int:
     """How many features of a row are replaced: ⌊rate · features⌋ (Algorithm 1, line 3).
 
-    Rounded before it is cut: 0.29 · 100 is 28.999999999999996 in floating point.
+    Round before the floor: in floating point 0.29 · 100 is 28.999999999999996.
     """
     return math.floor(round(rate * features, 9))
 
@@ -31,19 +31,19 @@ def random_corruption(
 ) -> jax.Array:
     """Views `[n, views, d]` of rows `[n, d]` (section 3, Algorithm 1).
 
-    In each row ⌊rate · m⌋ of the m features, drawn without replacement, take the value that this feature has
-    in a training row. That row is drawn uniformly, anew for every feature, row and view.
+    Each row has m features. ⌊rate · m⌋ of them, drawn without replacement, are replaced: a replaced feature
+    takes its value from a training row, drawn uniformly and independently for every feature, row and view.
 
     As in the paper, the first view is the row itself; the others are corrupted.
 
     Args:
-      bank: `[N, d]`, all training rows; its columns are the marginals. Every device needs the whole of it.
-      position: `[n]` uint32, step · batch + row: it decides the draws, with the seed and the view.
+      bank: `[N, d]`, all training rows; its columns are the marginals. Every device needs a full copy.
+      position: `[n]` uint32, step · batch + row; (seed, position, view) key the draws.
       rate: share of the features to replace, 0 to 1.
       first_clean: False corrupts the first view too.
-      feature: `[d]`, the number 0 .. m - 1 of the feature that each column belongs to; () for m = d. Columns
-        of one feature are replaced together and by the same training row: the paper draws a category before
-        it is one-hot encoded.
+      feature: `[d]`, for each column the number 0 .. m - 1 of its feature; () for m = d. The columns of one
+        feature are replaced together, from the same training row: the paper corrupts a categorical feature
+        before it is one-hot encoded.
     """
     column = np.asarray(feature if len(feature) else range(rows.shape[1]))
     features = int(column.max()) + 1

@@ -1,4 +1,4 @@
-"""The exceptions that end a command without a traceback, and what is said of others."""
+"""The exceptions that end a command without a traceback, and the line for other exceptions."""
 
 
 class SimclrError(Exception):
@@ -18,7 +18,7 @@ class OutOfMemoryError(SimclrError):
 
 
 class DamagedError(SimclrError):
-    """A checkpoint does not hold what was saved."""
+    """A checkpoint differs from the saved state."""
 
 
 class UnreadableImagesError(SimclrError):
@@ -26,7 +26,7 @@ class UnreadableImagesError(SimclrError):
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """SIGTERM was heard; what is done is saved. The text says so."""
+    """The run received SIGTERM and has saved its state. The text says so."""
 
 
 class Preempted(Stopped):

@@ -1,4 +1,4 @@
-"""One field of a config, declared once: default, meaning, what it may be, and what it decides."""
+"""One field of a config, declared once: default, meaning, allowed values, and what it affects."""
 
 import math
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Rule(NamedTuple):
 class Field(NamedTuple):
     """A field of a config. The default says its type.
 
-    `most` is the largest magnitude, `least` the smallest beside 0; of a tuple they hold for every number.
+    `most` is the largest magnitude, `least` the smallest other than 0; in a tuple both hold for every number.
     They lie where the program would end in a traceback, in a hang or in infinity, and `why` says which.
     """
 

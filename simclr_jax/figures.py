@@ -169,7 +169,9 @@ def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> bool:
 def neighbours(
     path: epath.PathLike, images: np.ndarray, near: np.ndarray, labels: np.ndarray, rows: int = 10
 ) -> bool:
-    """Query images beside their nearest others; green frame: same label, red: another. False: no others.
+    """Draws query images and their nearest neighbours; a green frame means the same label, red another.
+
+    Returns False if there are no neighbours.
 
     Args:
       images: `[n, h, w, c]`; near: `[n, k]` indices, each row including the query itself.

@@ -98,7 +98,7 @@ class Loop:
         return calls(self.run.first, self.run.steps, self.task.steps_per_call, periods)
 
     def _inputs(self) -> Iterator[tuple]:
-        """What each call takes beside the state, on the mesh; the first batch is drawn."""
+        """The arguments of each call after the state, on the mesh; draws a preview of the first batch."""
         with self.out.clock.phase("first_batch"):
             host_batches = self.task.input(self.run.first)
             host_batch = next(host_batches)
@@ -124,7 +124,7 @@ class Loop:
         return compiled, itertools.chain([arguments], inputs)
 
     def _after(self, state: TrainState, numbers: dict[str, Any], step: int, call: int) -> None:
-        """What is due once `step` updates are under way: a log, an evaluation, a checkpoint, the end."""
+        """Does whatever is due after `step` updates: a log, an evaluation, a checkpoint, the end."""
         last, out = step == self.run.steps, self.out
         evals = self.task.evals.values()
         due = [fn for every, fn in evals if every and (last or step % every == 0)]
@@ -142,7 +142,7 @@ class Loop:
             self._write_log(state, **scores)
             if out.on_eval:
                 out.on_eval(step, scores)
-        if save:  # last, so that a kill in between costs no row: what is saved is not done again
+        if save:  # last: a resumed run does not repeat saved steps, so their rows must be written first
             self._write_log(state)
             nonfinite.check(self.run, self.task, state, jax.device_get(numbers), step, out.writers)
             with out.clock.phase("save"), out.signals.deferred():
@@ -170,12 +170,12 @@ class Loop:
 
 
 def program(task: Task, step_fn: Callable) -> Any:
-    """What is compiled: one step, or as many a call as the task wants; the state is donated."""
+    """The function to compile: one step, or several steps per call; it donates the state."""
     return jax.jit(step_fn if task.steps_per_call == 1 else repeated(step_fn), donate_argnums=0)
 
 
 def calls(first: int, steps: int, most: int, periods: Iterable[int]) -> Iterator[int]:
-    """How many steps each call of the program makes: at most `most`, and none past where something is due."""
+    """The number of steps of each call: at most `most`, and never beyond a step at which something is due."""
     while first < steps:
         after = min(first + most, steps, *(first + p - first % p for p in periods if p))
         yield after - first
@@ -183,7 +183,7 @@ def calls(first: int, steps: int, most: int, periods: Iterable[int]) -> Iterator
 
 
 def call_inputs(host_batches: Iterator[Any], plan: Iterable[int], most: int, mesh: Mesh) -> Iterator[tuple]:
-    """What each call of the program takes beside the state, on the mesh."""
+    """The arguments of each call of the program after the state, on the mesh."""
     for count in plan:
         group = list(itertools.islice(host_batches, count))
         if len(group) < count:

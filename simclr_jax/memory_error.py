@@ -56,7 +56,7 @@ def shortage(error: BaseException) -> Shortage | None:
 
 @contextlib.contextmanager
 def explained(remedies: Callable[[Any, bool], list[str]], config: Any) -> Iterator[None]:
-    """Raises OutOfMemoryError in place of what JAX, NumPy and Python raise.
+    """Turns the out-of-memory errors of JAX, NumPy and Python into OutOfMemoryError.
 
     Args:
       remedies: `training` or `evaluation`.

@@ -1,4 +1,4 @@
-"""Measuring speed, and where measurements go: JSONL, TensorBoard, W&B, the progress shown."""
+"""Measures speed and writes metrics: JSONL, TensorBoard, W&B, and the progress bar."""
 
 import contextlib
 import json
@@ -19,12 +19,12 @@ JSONL = "metrics.jsonl"
 
 
 def read_rows(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl that can be read; others, and a line cut short by a kill, are left out."""
+    """The rows of metrics.jsonl, without unreadable lines such as one that a kill cut short."""
     return _read_lines(epath.Path(workdir) / JSONL)[0]
 
 
 def _read_lines(path: epath.Path) -> tuple[list[dict[str, Any]], int]:
-    """(rows, lines that are no rows); the last line may be cut short."""
+    """(rows, number of unreadable lines); the last line may be cut short and does not count."""
     lines = files.read_text(path).splitlines() if path.is_file() else []
     rows = []
     for line in lines:
@@ -38,7 +38,7 @@ def _read_lines(path: epath.Path) -> tuple[list[dict[str, Any]], int]:
 
 
 class Writers:
-    """Writes rows of numbers to every place the config asks for; where not `enabled`, nowhere."""
+    """Writes rows of numbers to every destination in the config; writes nothing unless `enabled`."""
 
     def __init__(
         self,
@@ -55,7 +55,8 @@ class Writers:
             return
         workdir = epath.Path(workdir)
         self._path = workdir / JSONL
-        # Rows past the restored step will be written again, and a line cut short spoils the next.
+        # Drop rows after the restored step: they will be written again. Drop a line cut short: it would spoil
+        # the next one.
         rows, broken = _read_lines(workdir / JSONL)
         if broken:
             place = files.set_aside(workdir / JSONL, workdir)
@@ -70,7 +71,7 @@ class Writers:
             self._wandb = wandb_run.start(workdir, wandb_project, config)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Appends `{"step": step, **row}`; NaN and infinity become null, as JSON knows neither."""
+        """Appends `{"step": step, **row}`; NaN and infinity become null, because JSON has neither."""
         if self._jsonl:
             finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
             with storage.writing(self._path):
@@ -146,13 +147,13 @@ class Progress:
         if enabled and sys.stderr.isatty():
             from tqdm import tqdm
 
-            aside = {} if unit == "step" else {"leave": False, "delay": 3}  # nothing of what takes a moment
+            aside = {} if unit == "step" else {"leave": False, "delay": 3}  # short jobs show no bar
             self._bar = tqdm(
                 total=total, initial=start, unit=unit, dynamic_ncols=True, smoothing=0.1, **aside
             )
 
     def step(self, step: int) -> None:
-        """`step` updates are done (dispatched)."""
+        """Shows that `step` updates have been dispatched."""
         if self._bar is not None:
             self._bar.update(step - self._step)
         self._step = step
@@ -170,7 +171,7 @@ class Progress:
                   f"ETA {eta}  {self._note}", flush=True)  # fmt: skip
 
     def note(self, row: Mapping[str, float]) -> None:
-        """Shows the latest measurements beside the rate."""
+        """Shows the latest measurements next to the rate."""
         shown = (
             ("loss", "loss", "{:.3f}"),
             ("accuracy", "contrast_accuracy", "{:.1%}"),
@@ -180,7 +181,7 @@ class Progress:
         self.tell("  ".join(f"{k} {f.format(row[key])}" for k, key, f in shown if key in row))
 
     def tell(self, text: str) -> None:
-        """Shows any text beside the rate."""
+        """Shows any text next to the rate."""
         self._note = text
         if self._bar is not None:
             self._bar.set_postfix_str(text)
@@ -199,7 +200,7 @@ class Progress:
 
 
 def watched(batches: Iterable[Any], total: int, unit: str, enabled: bool = True) -> Iterator[Any]:
-    """The `batches`, `total` of them, with their progress shown: rate, ETA, share of the time waited for."""
+    """Yields the `total` batches and shows progress: rate, ETA, share of the time spent waiting."""
     progress, begin, waited, done = (
         Progress(0, total, enabled=enabled, unit=unit),
         time.perf_counter(),
@@ -244,7 +245,7 @@ class Clock:
 
 
 class Meter:
-    """Speed of training proper: the watch stands still between `pause` and `resume`.
+    """Measures the speed of training without the time between `pause` and `resume`.
 
     Args:
       batch_size: source images a step.
@@ -258,18 +259,18 @@ class Meter:
         self._steps_read, self._wait_read = 0, 0.0
 
     def pause(self) -> None:
-        """Stops the watch; the device should have finished its steps."""
+        """Stops the timer; drain the device first."""
         now = time.perf_counter()
         self._since_read += now - self._mark
         self.seconds += now - self._mark
         self._mark = now
 
     def resume(self) -> None:
-        """Starts it again."""
+        """Starts the timer again."""
         self._mark = time.perf_counter()
 
     def read(self, steps: int) -> dict[str, float]:
-        """Source images a second and input-wait share since the last reading, `steps` being done."""
+        """Source images per second and input-wait share since the last call; `steps` are done so far."""
         self.pause()
         elapsed, self._since_read = max(self._since_read, 1e-9), 0.0
         done, self._steps_read = steps - self._steps_read, steps
@@ -278,7 +279,7 @@ class Meter:
         return {"images_per_second": done * self._batch_size / elapsed, "data_wait": wait / elapsed}
 
     def totals(self, steps: int) -> dict[str, float]:
-        """The same over all steps."""
+        """Like `read`, but over all steps."""
         self.pause()
         seconds = max(self.seconds, 1e-9)
         return {

@@ -88,7 +88,7 @@ def check(
 
 
 def dump(run: Run, task: Task, state: TrainState, at: int, numbers: dict[str, float]) -> epath.Path:
-    """Writes the state before the step that failed, and what the step read; `workdir/nonfinite/STEP.json`."""
+    """Saves the state before the failed step; `workdir/nonfinite/STEP.json` gets the numbers of its batch."""
     folder = run.workdir / FOLDER
     if jax.process_index() == 0 and folder.exists():  # of an earlier divergence
         files.set_aside(folder, run.workdir)

@@ -23,7 +23,7 @@ def path_mask(params: Any, keep: Callable[[str], bool]) -> Any:
 
 
 def all_but(patterns: Sequence[str]) -> Callable[[Any], Any]:
-    """params -> mask of the leaves in whose path none of the regular expressions is found."""
+    """params -> mask: True for leaves whose path matches none of the regular expressions."""
     return lambda params: path_mask(params, lambda path: not any(re.search(p, path) for p in patterns))
 
 
@@ -69,7 +69,7 @@ def _adam(rate, *, weight_decay, b1, b2, eps, decay_exclude, **_):
 def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
     """Adam as in the paper's last remark of section 2 and TensorFlow: eps joins √v before v is corrected.
 
-    optax.adam's eps joins it after, and so is up to 1/√(1 - b2) times smaller beside small gradients.
+    optax.adam adds eps after the correction, where it is up to 1/√(1 - b2) times smaller relative to √v.
     """
 
     def init(params):

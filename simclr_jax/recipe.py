@@ -1,4 +1,4 @@
-"""The learning rate of a run: what it will do, told beforehand, and a warm-up that fits the run."""
+"""The learning-rate schedule of a run: describes it before the start, and shortens a warm-up if needed."""
 
 from ml_collections import ConfigDict
 

@@ -31,7 +31,7 @@ def _always(value: Any) -> Callable[[Flat], Any]:
 
 
 class Facts(NamedTuple):
-    """What is known of an entry before JAX is imported; it stands in a file beside it (`vit_fields.py`)."""
+    """Facts about an entry that need no JAX import; they are in a file of their own (`vit_fields.py`)."""
 
     fields: Mapping[str, Field] = {}  # below config.model.NAME, config.loss.NAME or config.data.NAME
     check: Callable[[Flat], None] = _always(None)  # raises SimclrError where fields do not go together
@@ -83,7 +83,7 @@ def add(where: dict[str, Entry], name: str, target: str, facts: Facts | str | No
 
     Args:
       where: ENCODERS, OBJECTIVES or FEEDS.
-      target: "module:attribute" of what creates it; imported when a config that names it is used.
+      target: "module:attribute" of its constructor; imported when a config names it.
 
     Raises:
       SimclrError: the name is one of the package's own, or is no word.
@@ -99,7 +99,7 @@ def add(where: dict[str, Entry], name: str, target: str, facts: Facts | str | No
 
 
 def run_file(name: str) -> None:
-    """Runs a Python file, a config file say, for what it registers.
+    """Runs a Python file, for example a config file, so that it can register entries.
 
     Raises:
       SimclrError: it cannot be run.

@@ -58,10 +58,10 @@ def put_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
 
 
 def put_same(tree: Any, where: Sharding) -> Any:
-    """Puts arrays that all processes have alike where they belong, each its part.
+    """Shards arrays that are equal in all processes; each process places its own part.
 
-    Unlike `jax.device_put` it asks no other process: that would be a collective of its own, which must not
-    come between those of a program under way, and a copy of everything from everyone.
+    `jax.device_put` would compare the arrays between processes. That is a collective with a copy of all
+    arrays, and it must not run between the collectives of a running program.
     """
 
     def place(x: Any) -> jax.Array:

@@ -27,7 +27,7 @@ _last_words: list[Callable[[], None]] = []
 
 
 class _Command:
-    """A process that is ours: what it says at its end, and who hears signals at present."""
+    """State of a command's process: its last line, and the `Signals` that listens at present."""
 
     def __init__(self, goes_on: str):
         self.goes_on = goes_on
@@ -171,7 +171,7 @@ class Signals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within `with`, a Ctrl-C waits for the end of it: what is begun there must not stay half done."""
+        """Delays a Ctrl-C to the end of the `with` block, so that the block is not left half done."""
         self._deferring = True
         try:
             yield

@@ -98,7 +98,8 @@ def run(
                     print(f"{name} ...", flush=True)
                 with clock.phase(name), memory_error.explained(memory_error.evaluation, run.config):
                     results |= evaluate(state, Context(run.steps, run.workdir))
-                summary = summarize(run, task, results, rates, clock)  # what follows cannot cost it
+                # Write now, so that a later failure does not lose the scores.
+                summary = summarize(run, task, results, rates, clock)
         summary = summary or summarize(run, task, results, rates, clock)
         if first_process and run.config.eval.figures:
             rows = metrics.read_rows(run.workdir)
@@ -195,8 +196,8 @@ def use_compile_cache(where: str) -> None:
         return
     if where == "auto":
         where = os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "simclr_jax", "xla")
-        # XLA keeps what it measured of a GPU's kernels beside the programs, whatever the flags: with
-        # --xla_gpu_deterministic_ops=true it would choose those of a run without it.
+        # XLA caches its kernel measurements for all flags alike. Without one folder per set of flags, a run
+        # with --xla_gpu_deterministic_ops=true would use kernels chosen by a run without it.
         if flags := os.environ.get("XLA_FLAGS"):
             where += "-" + hashlib.sha256(" ".join(sorted(flags.split())).encode()).hexdigest()[:8]
     where = os.path.expanduser(where)
@@ -270,11 +271,11 @@ def _count_by_pillow(splits: Splits) -> int:
 def summarize(
     run: Run, task: Task, results: dict[str, Any], rates: dict[str, float], clock: metrics.Clock
 ) -> dict[str, Any]:
-    """Writes summary.json, with what is known so far."""
+    """Writes summary.json with the results so far."""
     first_process = jax.process_index() == 0
     rows = metrics.read_rows(run.workdir)
     unreadable = note_unreadable(run)
-    # A finished run that is only evaluated again keeps what it measured while it trained.
+    # If a finished run is only evaluated again, keep the figures from its training.
     before = files.read_json(run.workdir / run_summary.FILE) if run.first == run.steps else {}
     kept = {name: before[name] for name in ("seconds", "rates") if isinstance(before.get(name), dict)}
     seconds = {**kept.get("seconds", {}), **{k: round(v, 2) for k, v in clock.all().items()}}

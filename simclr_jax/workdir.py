@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and what is noted in it."""
+"""The folder of a run: whether the run may use it, and the notes in it."""
 
 import contextlib
 import json
@@ -77,7 +77,7 @@ def compare(workdir: epath.Path, config: ConfigDict, data: dict[str, Any], train
       the config, with the old behaviour of fields that the workdir's own version did not have.
 
     Raises:
-      SimclrError: what is there was made by another config or from other images.
+      SimclrError: the workdir was made by another config or from other images.
     """
     path = workdir / CONFIG_FILE
     config = config.copy_and_resolve_references()

@@ -1,6 +1,6 @@
-"""Weights of architectures that cannot be converted are called by their names; others are not.
+"""`recognise` names architectures that cannot be converted, and only these.
 
-The state dicts are names and shapes alone, written down from the projects' definitions.
+The state dicts hold only names and shapes, which follow the projects' definitions.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ BLOCKS = {18: (2, 2, 2, 2), 26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 
 
 
 def resnet(depth, groups=1, base=64):
-    """torchvision's ResNet of bottleneck blocks, its 3×3 convolutions base/64 as wide, in groups."""
+    """torchvision's bottleneck ResNet; 3×3 convolutions have `groups` groups of base/64 times the width."""
     shapes = shapes_of(BLOCKS[depth], True, 7, classes=1000)
     for g in range(1, 5):
         inner = 64 * 2 ** (g - 1) * base // 64 * groups
@@ -33,7 +33,7 @@ def resnet(depth, groups=1, base=64):
 
 
 def deep(shapes, stem="conv1"):
-    """With timm's deep stem and pooled shortcuts (`resnet50d`)."""
+    """Gives `shapes` timm's deep stem and pooled shortcuts (`resnet50d`)."""
     shapes = {key: shape for key, shape in shapes.items() if not key.startswith(("conv1.", "downsample"))}
     shapes |= {
         f"{stem}.0.weight": (32, 3, 3, 3),
@@ -52,7 +52,7 @@ def squeezed(shapes, name="se.fc1"):
 
 
 def vit(width, blocks, patch):
-    """timm's, DeiT's, DINO's, MAE's."""
+    """A ViT by the names of timm, DeiT, DINO and MAE."""
     shapes = {"cls_token": (1, 1, width), "patch_embed.proj.weight": (width, 3, patch, patch)}
     for i in range(blocks):
         shapes |= {f"blocks.{i}.norm1.weight": (width,), f"blocks.{i}.attn.qkv.weight": (3 * width, width)}
@@ -60,7 +60,7 @@ def vit(width, blocks, patch):
 
 
 def convnext(counts, width):
-    """torchvision's."""
+    """torchvision's ConvNeXt."""
     shapes = {"features.0.0.weight": (width, 3, 4, 4)}
     for stage, count in enumerate(counts):
         for b in range(count):
@@ -79,7 +79,7 @@ def densenet(counts):
 
 
 def hiera():
-    """Attention by the ViT's names, but widths that grow and patches that overlap."""
+    """A Hiera: its attention has the names of a ViT, but its widths grow and its patches overlap."""
     shapes = {"patch_embed.proj.weight": (96, 3, 7, 7), "blocks.0.attn.qkv.weight": (288, 96)}
     return shapes | {"blocks.1.attn.qkv.weight": (576, 96), "blocks.2.attn.qkv.weight": (576, 192)}
 
@@ -162,7 +162,7 @@ def test_what_is_plain_or_unknown_has_no_name(name):
 
 
 def small(shapes):
-    """The same file in an instant: an eighth of every axis longer than 8 but the kernels'."""
+    """Arrays of an eighth of each axis longer than 8, so that the file is small."""
     shrunk = {key: tuple(max(1, n // 8) if n > 8 else n for n in shape) for key, shape in shapes.items()}
     return {key: np.zeros(shape, np.float32) for key, shape in shrunk.items() if not key.endswith("tracked")}
 

@@ -1,4 +1,4 @@
-"""Functions stay short enough to read and take few enough arguments to call."""
+"""Functions are short and take few arguments."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,10 @@ import pytest
 from simclr_jax import version
 
 PACKAGE = Path(version.__file__).parent
-LINES, ARGUMENTS = 60, 8  # of a function from `def` on, docstring and comments included; `self` not counted
+LINES, ARGUMENTS = (
+    60,
+    8,
+)  # at most, from `def` on; lines include docstring and comments, `self` is not counted
 FIELDS = "takes the fields of a part of the config as **fields; each is keyword-only and has its default"
 LONGER = {
     "evaluate/run.py:evaluate": "being restructured",
@@ -41,7 +44,7 @@ def arguments(function: ast.FunctionDef) -> int:
 
 
 def named_lambdas(tree: ast.AST) -> list[int]:
-    """Lines where a lambda gets a name, by itself or as one of two."""
+    """Lines that bind a lambda to a name, directly or by a conditional expression."""
     bound = [
         node
         for node in ast.walk(tree)

@@ -1,4 +1,4 @@
-"""Measures of a representation against float64 formulas, and what counts as collapsed."""
+"""Compares measures of a representation with float64 formulas; tests which features count as collapsed."""
 
 import json
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_feature_std():
 
 
 def line(n=200, d=64, noise=0.0):
-    """Multiples, of both signs, of one direction."""
+    """Positive and negative multiples of one direction."""
     rng = np.random.default_rng(0)
     return rng.standard_normal((n, 1)) * rng.standard_normal((1, d)) + noise * rng.standard_normal((n, d))
 
@@ -111,8 +111,8 @@ def test_collapsed(features):
         cloud(),
         np.maximum(cloud(), 0),
         5 + cloud(),  # a large common mean, as ReLU and averaging leave
-        np.concatenate([cloud(100, 8), np.zeros((100, 8))]),  # some units, some images are dead
-        np.eye(2)[np.arange(100) % 2],  # two classes, and nothing else kept of the images
+        np.concatenate([cloud(100, 8), np.zeros((100, 8))]),  # some units and some images are dead
+        np.eye(2)[np.arange(100) % 2],  # features that keep only the class, one of two
         cloud(2),
         cloud(1),
         cloud(0),
@@ -138,7 +138,7 @@ def test_not_collapsed(features):
     ids=["cnn", "resnet"],
 )
 def test_untrained_encoder_on_digits_has_not_collapsed(architecture):
-    """ReLU's common mean makes untrained features alike, which is not yet the same; one image repeated is."""
+    """ReLU's common mean makes untrained features similar, which is no collapse; a repeated image is one."""
     images = np.load(Path(data.__file__).parent / "mnist5k.npz")["test_images"][:200, :, :, None]
     fields = {"projection": "none", "projection_layers": 0, "projection_dim": 8, "dtype": "float32"}
     model = simclr.create({**default().model, **architecture, **fields})

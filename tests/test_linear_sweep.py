@@ -1,4 +1,4 @@
-"""Linear classifiers trained at once: each equals one trained by itself, and the hold-out stays out."""
+"""Classifiers trained together equal classifiers trained alone, and held-out labels do not leak."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def heads_config(pretrained, **fields):
 
 
 def trained(pretrained, workdir, splits, **fields):
-    """(the classifiers' weights, which they are)."""
+    """(weights of the classifiers, their grid of rates and decays)."""
     config = heads_config(pretrained, **fields)
     train.run(config, workdir, splits=splits)
     _, params, _ = checkpoint.read_parameters(workdir / "checkpoints")
@@ -41,7 +41,7 @@ def trained(pretrained, workdir, splits, **fields):
 
 
 def test_every_head_is_plain_sgd(pretrained):
-    """Ten steps of the whole against Nesterov SGD in float64 NumPy, head by head."""
+    """Compares ten steps with Nesterov SGD in float64 NumPy, head by head."""
     splits, rng = tiny_splits(), np.random.default_rng(0)
     config = heads_config(pretrained)
     with jax.enable_x64(True):
@@ -73,7 +73,7 @@ def test_every_head_is_plain_sgd(pretrained):
 
 
 def plain_sgd(batches, grid, i, rates, classes, config):
-    """Momentum 0.9 with Nesterov's look ahead, its own rate and decay."""
+    """SGD with Nesterov momentum 0.9 and the rate and decay of head i; returns (kernel, bias)."""
     scale = grid.rate[i] / config.eval.linear.learning_rate
     w, v = np.zeros((batches[0][0].shape[1] + 1, classes)), 0
     for (h, label, held), rate in zip(batches, rates, strict=True):

@@ -1,4 +1,4 @@
-"""The command line: answers at once, one clear line for a mistake, no traceback."""
+"""The command line: --help needs no JAX, and a mistake ends in one line without traceback."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Paths from outside: ~ is a home, gs:// stays gs://, and a link is the folder it leads to."""
+"""Paths that users give: ~ expands to a home folder, gs:// stays gs://, links resolve to their targets."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from simclr_jax.evaluate.__main__ import override
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home folder; the current folder is another one."""
+    """A home folder that differs from the current folder."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     (tmp_path / "here").mkdir()
@@ -188,7 +188,7 @@ def test_a_workdir_that_cannot_be_made_is_one_line(home, images, monkeypatch):
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """What W&B was started with, call by call."""
+    """The arguments of every wandb.init call."""
     calls = []
     module = types.ModuleType("wandb")
     module.init = lambda **options: calls.append(options)

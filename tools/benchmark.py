@@ -58,7 +58,7 @@ from simclr_jax.errors import SimclrError
 
 
 class Numbers(flags.ArgumentParser):
-    """1024,4096 as a tuple."""
+    """Parses 1024,4096 into a tuple."""
 
     def parse(self, argument: str | tuple) -> tuple[int, ...]:
         """The numbers, each above 0."""
@@ -98,7 +98,7 @@ flags.DEFINE_list("topology", None, "pods: slices to compile for, as v5e:4x8")
 
 
 class Part(NamedTuple):
-    """How a part is called."""
+    """The functions of a part, and whether it needs --config."""
 
     measure: Callable[..., dict]
     show: Callable[[dict], None]
@@ -123,7 +123,7 @@ PARTS = {
 
 
 def parse(argv: list[str]) -> list[str]:
-    """The command line; a part that needs no config gets the defaults."""
+    """Parses the command line; a part that needs no config gets the default one."""
     if {"-h", "--help", "-help"} & set(argv):
         print(__doc__.strip())
         sys.exit(0)
@@ -137,7 +137,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def options(name: str) -> dict[str, Any]:
-    """The flags given, as arguments of the part's `measure`; one that it does not take is refused."""
+    """The given flags as arguments of the part's `measure`; refuses flags that it does not take."""
     taken = _takes(name)
     known = {flag for part in PARTS for flag in _takes(part)} - {"command"}
     given = {flag: flags.FLAGS[flag].value for flag in sorted(known) if flags.FLAGS[flag].present}
@@ -145,7 +145,7 @@ def options(name: str) -> dict[str, Any]:
         if flag not in taken:
             those = ", ".join(f"--{t}" for t in taken if t != "command") or "none but --json"
             raise SimclrError(f"--{flag}: the part {name} does not take it; it takes {those}")
-    if "command" in taken:  # what a process of its own needs to read the same config
+    if "command" in taken:  # the options with which a new process reads the same config
         fields = [arg for arg in sys.argv[1:] if arg.lstrip("-").startswith("config.")]
         given["command"] = [f"--config={flags.FLAGS['config'].config_filename}", *fields]
     return given
@@ -156,14 +156,14 @@ def _takes(name: str) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Runs the part that is named."""
+    """Runs the named part."""
     logging.set_verbosity(logging.WARNING)
     name = argv[1]
     part, given = PARTS[name], options(name)
     config = adopt_start(command.CONFIG.value)
     if PARTS[name].needs_config:
         checks.validate(config)
-    if PEER.value:  # both sides' arrays must fit on the accelerator
+    if PEER.value:  # our arrays and the peer's must fit on the accelerator together
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     result = part.measure(config, **given)
     where = Path(

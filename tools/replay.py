@@ -22,22 +22,22 @@ from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import hold, load_splits
 from simclr_jax.tasks import create_task
 
-SHOWN = 10  # arrays at most
+SHOWN = 10  # most arrays to print
 
 
 def replay(workdir: epath.PathLike, number: int = 0, splits: Splits | None = None) -> dict[str, Any]:
-    """Makes the kept step again.
+    """Repeats the saved step.
 
     Args:
-      number: of the step, from 1; 0: the newest that is kept.
+      number: the step to repeat, counted from 1; 0: the newest one in the workdir.
       splits: the images, for the source "arrays".
 
     Returns:
-      {step, expected and found: {loss, grad_norm}, same_batch, gradients: names of those that are not
-      finite, arrays: how many gradients there are}.
+      {step, expected: {loss, grad_norm}, found: {loss, grad_norm}, same_batch, gradients: names of the arrays
+      that are not finite, arrays: number of gradient arrays}.
 
     Raises:
-      SimclrError: no step is kept there, or the images are not those of the run.
+      SimclrError: the workdir holds no such step, or the images differ from the run's.
     """
     folder = epath.Path(workdir) / nonfinite.FOLDER
     at, kept = _kept(folder, number)
@@ -75,7 +75,7 @@ def replay(workdir: epath.PathLike, number: int = 0, splits: Splits | None = Non
 
 
 def _kept(folder: epath.Path, number: int) -> tuple[int, dict[str, Any]]:
-    """(the step before, what was kept of it)."""
+    """(the number of steps before it, the saved numbers)."""
     steps = checkpoint.saved_steps(folder)
     if not steps or (number and number - 1 not in steps):
         there = f"; there are: {', '.join(str(s + 1) for s in steps)}" if steps else ""
@@ -88,7 +88,7 @@ def _kept(folder: epath.Path, number: int) -> tuple[int, dict[str, Any]]:
 
 
 def show(made: dict[str, Any]) -> bool:
-    """Prints what came out; whether it is what the run had."""
+    """Prints the numbers of both steps; returns whether they are equal."""
     for name, value in made["expected"].items():
         print(f"step {made['step']}: {name} {made['found'][name]}, in the run {value}")
     print("the batch is " + ("the same" if made["same_batch"] else "another"))
@@ -100,7 +100,7 @@ def show(made: dict[str, Any]) -> bool:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Replays the step of the command line."""
+    """Repeats the step that the command line names."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,6 +1,6 @@
-"""How large a number in a config may be: what no machine holds is refused before anything is allocated.
+"""Limits on the numbers of a config: sizes that fit no machine are refused before anything is allocated.
 
-The limits of single fields stand with their declarations; here are those of numbers that work together.
+Each field's own limits are part of its declaration; this module checks combinations of fields.
 """
 
 import math
@@ -19,7 +19,7 @@ LONG = 4096  # numbers in a tuple
 
 
 def check(flat: dict[str, Any]) -> None:
-    """Raises SimclrError for the first number that is too large, or too small beside 0, and says why."""
+    """Raises SimclrError for the first number that is too large, or too close to 0, and says why."""
     for field, one in declared().items():
         value = flat[field]
         several = isinstance(value, tuple)

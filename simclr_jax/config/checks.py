@@ -191,7 +191,7 @@ def _check_source(flat: dict[str, Any]) -> None:
 
 
 def _check_secrets(flat: dict[str, Any]) -> None:
-    # The value itself is not repeated: what is printed ends up in logs.
+    # Do not print the value: printed text ends up in logs.
     for field, value in flat.items():
         if isinstance(value, str) and PASSWORD.search(value):
             raise SimclrError(

@@ -1,7 +1,7 @@
-"""The fields of a config, each declared once: its default, its meaning, its limits, and what it decides.
+"""The fields of a config. Each is declared once: its default, its meaning, its limits, and what it affects.
 
-A file in `configs/` starts from `default()` and states only what it changes. Fields of encoders, objectives
-and feeds that bring their own stand beside these, in their own files (see registry.py).
+A file in `configs/` starts from `default()` and sets only the fields that it changes. Encoders, objectives
+and feeds may declare fields of their own in their own files (see registry.py).
 """
 
 import difflib
@@ -41,11 +41,11 @@ RESIZES = ("bicubic", "bilinear")
 INTENSITIES = ("full", "percentiles", "window")
 PATTERNS = ("optimizer.decay_exclude", "optimizer.adapt_exclude")  # fields of regular expressions
 
-# Old names of fields, and of what a field may say: {field: {old: new}}.
+# Old names of fields, {old: new}, and old values of fields, {field: {old: new}}.
 RENAMED = {"augment.scaling": "augment.zoom"}
 RENAMED_VALUES = {"task": {"heads": "linear_sweep"}}
 
-# Limits: (largest magnitude, why, smallest beside 0).
+# Limits: (largest magnitude, why, smallest magnitude other than 0).
 IN_SHARE = (1.0, "it is a share")
 STEP = (2**31 - 1, "steps are counted in 32 bits")
 NUMBER = (2**31 - 1, "images are numbered in 32 bits")

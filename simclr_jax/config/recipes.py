@@ -11,7 +11,7 @@ NAME = re.compile(r"\w[\w-]*")  # no dot and no slash: whatever has one is a pat
 
 
 def folder() -> Path:
-    """Where the recipes are: within an installed package, or beside it in a checkout."""
+    """The folder of the recipes: inside an installed package, or next to the package in a checkout."""
     installed = PACKAGE / "configs"
     return installed if installed.is_dir() else PACKAGE.parent / "configs"
 
@@ -22,7 +22,7 @@ def names() -> list[str]:
 
 
 def find(given: str) -> str:
-    """The file of what `--config` is given.
+    """The config file that the value of `--config` names.
 
     Args:
       given: the name of a recipe or the path of a file; `NAME:ARGUMENT` and `FILE.py:ARGUMENT` hand the

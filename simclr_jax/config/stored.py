@@ -1,4 +1,4 @@
-"""config.json: the config that a workdir keeps, and what a run takes from the config of another."""
+"""config.json, the config in a workdir; and the fields that a run adopts from another run's config."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ def to_json(config: ConfigDict, data: dict[str, Any]) -> str:
 
 
 def from_json(text: str) -> tuple[ConfigDict, dict[str, Any]]:
-    """Reads config.json; a field that an older one lacks gets the behaviour it had then.
+    """Reads config.json; a field that an older file lacks gets the value that keeps the old behaviour.
 
     Returns:
       the config and what identifies its training set.

@@ -1,7 +1,7 @@
 """Names the architecture of weights that cannot be converted, by the names and shapes of their variables.
 
-Names are those of torchvision 0.28, timm 1.0, Hugging Face's transformers, and of the projects that published
-the architectures. What fits no line of the tables has no name here: a wrong one would mislead.
+The variables' names come from torchvision 0.28, timm 1.0, Hugging Face's transformers, and the projects that
+published the architectures. Weights that match no line of the tables get no name: a wrong one would mislead.
 """
 
 import re
@@ -25,14 +25,14 @@ VGG = {8: 11, 10: 13, 13: 16, 16: 19}  # convolutions: depth
 
 
 def refusal(where: str, what: str) -> str:
-    """The line that says what the weights in `where` are of."""
+    """The error line that names the architecture `what` of the weights in `where`."""
     return f"{where}: these are weights of {what}, which simclr_jax does not read; {READ}"
 
 
 def recognise(shapes: Shapes) -> str | None:
-    """The architecture of a PyTorch state dict, as "a wide ResNet-50-2 (...)"; None for plain ResNets.
+    """The architecture of a PyTorch state dict, as "a wide ResNet-50-2 (...)".
 
-    None as well for what it does not know.
+    None for plain ResNets and for unknown architectures.
 
     Args:
       shapes: {name: shape} of the whole file, or of the encoder alone; names may have prefixes.

@@ -37,17 +37,17 @@ def convert(
     image_size: int = 0,
     probe_layer: int | None = None,
 ) -> str:
-    """Writes the workdir `out` from a checkpoint; returns what it inferred, as text.
+    """Writes the workdir `out` from a checkpoint; returns a text about the model that it inferred.
 
     Args:
       checkpoint: a prefix (`model.ckpt-250228`), a folder with the file `checkpoint`, or a SavedModel's.
-      ema: take the moving average `ema_model/` that SimCLRv2's pretrained checkpoints also hold.
+      ema: read the moving average `ema_model/` of SimCLRv2's pretrained checkpoints.
       image_size: pixels; 0: 224, or 32 with the CIFAR stem.
-      probe_layer: of the projection head, that the classifier reads; variables do not tell. None: 1 where
-        the path names `finetuned_1pct` or `finetuned_10pct` (SimCLRv2's), otherwise 0.
+      probe_layer: the layer of the projection head that the classifier reads; the variables do not tell.
+        None: 1 if the path contains `finetuned_1pct` or `finetuned_10pct` (SimCLRv2's), else 0.
 
     Raises:
-      SimclrError: it is no such checkpoint, or holds what has no place in a model.
+      SimclrError: the checkpoint has another format, or a variable that fits no model.
     """
     check_free(out)
     where = str(checkpoint)
@@ -76,10 +76,10 @@ def convert(
 
 
 def open_checkpoint(where: str, ema: bool = False) -> Found:
-    """The variables of a checkpoint or SavedModel, the arguments being those of `convert`.
+    """Opens a checkpoint or SavedModel; the arguments are as in `convert`.
 
     Raises:
-      SimclrError: it is none of the original's.
+      SimclrError: the original SimCLR did not write it.
     """
     tf = load_tensorflow()
     path = paths.expand(where)

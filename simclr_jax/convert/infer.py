@@ -19,8 +19,8 @@ class Found(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
     step: int
-    left_out: list[str]  # what is no part of the model
-    note: str = ""  # what the user should know of how it was read
+    left_out: list[str]  # variables that are no part of the model
+    note: str = ""  # line for the user about how the file was read
 
 
 def infer(
@@ -29,7 +29,7 @@ def infer(
     """(config, number of classes) of the model that the variables' shapes describe.
 
     Raises:
-      SimclrError: they describe none.
+      SimclrError: the shapes fit no model.
     """
     head = _infer_head(found)
     classes, cut = head.pop("classes"), head.pop("cut", 0)

@@ -1,8 +1,9 @@
-"""PyTorch's ResNets and ViTs, in and out: torchvision's names and what other projects wrap around them.
+"""Converts ResNets and ViTs from and to PyTorch.
 
-In: state dicts of torchvision, lightly, solo-learn, VISSL and whoever else keeps torchvision's names. Out:
-torchvision's names for models of variant "torch"; for the original's, the same names with more where they
-have none, beside a PyTorch module that reads them.
+`convert` reads state dicts with torchvision's names, with or without a prefix: torchvision, lightly,
+solo-learn, VISSL and others. `export` writes torchvision's names for models of variant "torch". Models of
+variant "original" have layers that torchvision lacks; these get names of their own, and a PyTorch module that
+loads the file is written next to it.
 """
 
 import contextlib
@@ -38,9 +39,9 @@ from simclr_jax.models.projection import PROJECTIONS
 from simclr_jax.models.resnet_fields import STEMS, VARIANTS
 
 MARK_VERSION = 1
-MODULE = "simclr_resnet.py"  # copy of torch_module.py beside a file of the original's kind
+MODULE = "simclr_resnet.py"  # copy of torch_module.py, written next to a file of variant "original"
 SUFFIXES = (".pth", ".safetensors")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision has them
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in torchvision
 
 
 def convert(
@@ -51,21 +52,21 @@ def convert(
     image_size: int = 0,
     heads: int = 0,
 ) -> str:
-    """Writes the workdir `out` from a PyTorch state dict; returns what it inferred, as text.
+    """Writes the workdir `out` from a PyTorch state dict; returns a text about the model that it inferred.
 
-    Weights do not tell how images were normalised: ImageNet's mean and std are put into config.json, as
-    torchvision, lightly and VISSL use them. Whoever trained on CIFAR with others corrects `data.mean` and
-    `data.std` there. Files of `export` say it themselves.
+    Weights do not tell how images were normalised, so config.json gets ImageNet's mean and std, which
+    torchvision, lightly and VISSL use. If the model was trained with other values, correct `data.mean` and
+    `data.std` there. Files of `export` contain their own values.
 
     Args:
-      checkpoint: .safetensors, or what `torch.save` wrote (.pth, .pt, .ckpt; needs torch). Nothing in it
-        is ever run.
-      prefix: of the encoder's keys, "backbone." say, where there are several encoders.
-      image_size: pixels; 0: 224, or 32 with a CIFAR stem; a ViT has its own.
-      heads: of a ViT's attention; 0: those that the libraries' ViTs of its width have.
+      checkpoint: a .safetensors file, or a file of `torch.save` (.pth, .pt, .ckpt; needs torch). Code in it
+        is never run.
+      prefix: prefix of the encoder's keys, for example "backbone."; needed if there are several encoders.
+      image_size: pixels; 0: 224, or 32 with a CIFAR stem, or the ViT's own size.
+      heads: attention heads of a ViT; 0: the usual number for its width in timm and torchvision.
 
     Raises:
-      SimclrError: it is no such file, or holds what has no place in a model.
+      SimclrError: the file has another format, or a variable that fits no model.
     """
     check_free(out)
     where = str(checkpoint)
@@ -84,7 +85,7 @@ def convert(
         wanted = expected(config, classes)
         arrays = {name: _to_ours(found.read(key)) for name, key in scope.items()}
         variables = assemble(arrays, wanted, "torch", where)
-    except SimclrError:  # a name says more than the first variable that differs
+    except SimclrError:  # prefer to name the architecture over the first variable that differs
         if not found.marker and (what := recognise(shapes)):
             raise SimclrError(refusal(where, what)) from None
         raise
@@ -104,13 +105,13 @@ def _to_torch(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(order) if order else array, np.float32)
 
 
-# ---- what the shapes tell, or the marker ----------------------------------------------------------
+# ---- the config, from the shapes or from the marker -----------------------------------------------
 
 
 def _config_of_shapes(
     shapes: Mapping[str, tuple[int, ...]], cifar: str, image_size: int, where: str
 ) -> tuple[ConfigDict, int, list[str]]:
-    """(config, classes, notes) of PyTorch's shapes; `cifar`: what stem 3×3 stands for."""
+    """(config, classes, notes) from the shapes; `cifar`: the name of the stem if conv1 is 3×3."""
     if any(OURS.match(name) for name in shapes):
         raise SimclrError(f"{where}: comes from to-torch; put the .json beside it that was written with it")
     conv = shapes["conv1.weight"]
@@ -126,7 +127,7 @@ def _config_of_shapes(
     projects = any(name.startswith("layer1.0.downsample.") for name in shapes)
     stem = "imagenet" if conv[2] == 7 else cifar
     if not bottleneck and projects and stem == "imagenet":
-        # Whether its max-pool pads as torchvision's or as the original's, weights do not tell.
+        # The weights do not tell whether its max-pool pads like torchvision's or like the original's.
         raise SimclrError(
             f"{where}: has a shortcut in layer1.0, which torchvision's ResNets of basic blocks have not; "
             "if to-torch wrote it, put the .json beside it"
@@ -161,7 +162,7 @@ def _config_of_shapes(
 def _config_of_marker(
     marker: Mapping[str, Any], image_size: int, where: str
 ) -> tuple[ConfigDict, int, int, list[str]]:
-    """The same and the step, of what `export` wrote."""
+    """(config, classes, step, notes) from the marker that `export` wrote."""
     if marker[MARK] != MARK_VERSION:
         raise SimclrError(f"{where}: is of format {marker[MARK]!r}, not {MARK_VERSION}: update simclr_jax")
     try:
@@ -214,19 +215,19 @@ def _config_of_marker(
 
 
 def export(workdir: epath.PathLike, out: epath.PathLike, *, step: int = 0, naming: str = "") -> str:
-    """Writes a state dict and, beside it, a .json of the same name; returns what they are for, as text.
+    """Writes a state dict and a .json of the same name; returns a text that says how to load them.
 
-    Of variant "torch": encoder and a classifier that reads it, with torchvision's names. Otherwise all of
-    the model, and the PyTorch module `simclr_resnet.py` that loads it. Of a ViT: the encoder, and a
-    classifier that reads its features.
+    A ResNet of variant "torch" is written with torchvision's names: the encoder, and the classifier if it
+    reads the encoder's features. Any other ResNet is written whole, together with the PyTorch module
+    `simclr_resnet.py` that loads it. Of a ViT, the encoder and a classifier on its features are written.
 
     Args:
       out: a new file, .pth (needs torch) or .safetensors.
-      step: of the workdir's checkpoints; 0: the newest.
-      naming: of a ViT: "timm" or "torchvision"; "": timm.
+      step: the checkpoint to read; 0: the newest.
+      naming: for a ViT: "timm" or "torchvision"; "": timm.
 
     Raises:
-      SimclrError: the model is no ResNet and no ViT, or there is something already.
+      SimclrError: the model is neither ResNet nor ViT, or the file exists.
     """
     path = pathlib.Path(paths.local(out, "--out"))
     if path.suffix not in SUFFIXES:
@@ -268,7 +269,7 @@ def export(workdir: epath.PathLike, out: epath.PathLike, *, step: int = 0, namin
 def _export_vit(
     path: pathlib.Path, config: ConfigDict, step: int, variables: Mapping[str, Any], naming: str
 ) -> str:
-    """The same of a ViT's run."""
+    """Like `export`, for the run of a ViT."""
     beside = path.with_suffix(".json")
     tensors, marker, notes = torch_vit.tensors_of(config, variables, step, naming)
     _write(path, tensors, marker, {beside: json.dumps(marker, indent=2) + "\n"})
@@ -299,11 +300,12 @@ def _tensors(
 
 
 def _marker_of(config: ConfigDict, tensors: Mapping[str, np.ndarray], held: int, step: int) -> dict[str, Any]:
-    """What `convert` and torch_module.py need to know beside the tensors."""
+    """The metadata that `convert` and torch_module.py need in addition to the tensors."""
     model, data = config.model, config.data
     blocks, bottleneck = names.blocks_of(model)
     classes = len(tensors["fc.bias"]) if "fc.bias" in tensors else 0
-    # Of variant "torch" no head is written, of a supervised model only what lies below its classifier.
+    # Variant "torch" is written without a projection head. A supervised model has only the layers below
+    # its classifier.
     projection = "none" if model.variant == "torch" else model.projection
     return {
         MARK: MARK_VERSION,
@@ -318,7 +320,7 @@ def _marker_of(config: ConfigDict, tensors: Mapping[str, np.ndarray], held: int,
         "projection_dim": model.projection_dim,
         "classes": classes,
         "probe_layer": model.probe_layer if classes else 0,
-        "channels": next(iter(tensors.values())).shape[1],  # of the stem
+        "channels": next(iter(tensors.values())).shape[1],  # input channels of the stem
         "image_size": data.image_size,
         "mean": list(data.mean),
         "std": list(data.std),
@@ -333,12 +335,12 @@ def _write(
     marker: Mapping[str, Any],
     texts: Mapping[pathlib.Path, str],
 ) -> None:
-    """Writes the weights and the texts beside them: all of them or, on a failure, none."""
+    """Writes the weights and the texts; if one cannot be written, it removes the others."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     there = [each for each in texts if each.exists()]
-    for each in there:  # of the same weights in the other format, say
+    for each in there:  # for example from the same weights in the other format
         if each.read_bytes() != texts[each].encode():
             raise SimclrError(f"{each}: exists already and is another; choose another --out")
     texts = {each: text for each, text in texts.items() if each not in there}

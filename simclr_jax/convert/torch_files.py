@@ -1,6 +1,6 @@
-"""PyTorch's checkpoint files: their tensors by name, and the encoder among them.
+"""Reads PyTorch's checkpoint files and finds the encoder in them.
 
-A file never gets to run code: pickles are read by `weights_only`, and only by a PyTorch where that is safe.
+A file never runs code: pickles are read with `weights_only`, and only by PyTorch versions where that is safe.
 """
 
 import json
@@ -17,12 +17,12 @@ from simclr_jax import paths
 from simclr_jax.convert.architectures import recognise, refusal
 from simclr_jax.errors import SimclrError, one_line
 
-MARK = "simclr_jax"  # of what `torch.export` says of its files
-SAFE_TORCH = (2, 10)  # before, weights_only is no protection (CVE-2025-32434, CVE-2026-24747)
+MARK = "simclr_jax"  # key of the metadata that `convert.torch.export` writes
+SAFE_TORCH = (2, 10)  # in older versions weights_only is unsafe (CVE-2025-32434, CVE-2026-24747)
 COUNTER = "num_batches_tracked"
-# What lies in an encoder's way from image to features; whatever else stands beside it is a head.
+# Layers of the encoder between image and features; all other layers belong to heads.
 INSIDE = re.compile(r"(?:conv|bn|norm|layer|stem)\w*\.")
-# Only `torch.export` writes these.
+# Only `convert.torch.export` writes these names.
 OURS = re.compile(r"(?:stem_conv0|projection\.dense0|layer1\.0\.s[ek]_(?:reduce|expand))\.")
 HEADS = re.compile(r"head|projector|projection|predictor|classifier|neck|prototypes|\.fc$|^fc$")
 
@@ -32,7 +32,7 @@ class Found(NamedTuple):
 
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], np.ndarray]
-    marker: dict[str, Any] | None  # what `export` said of its file
+    marker: dict[str, Any] | None  # metadata of a file that `export` wrote
 
 
 def open_file(where: str) -> Found:
@@ -52,7 +52,7 @@ def open_file(where: str) -> Found:
 
 
 def _marker(text: str | None) -> dict[str, Any] | None:
-    """The fields that `export` wrote, None where it is somebody else's JSON."""
+    """The metadata that `export` wrote; None if the JSON has another origin."""
     try:
         fields = json.loads(text or "")
     except ValueError:
@@ -73,7 +73,7 @@ def _open_safetensors(where: str) -> Found:
     def read(key: str) -> np.ndarray:
         try:
             return file.get_tensor(key)
-        # NumPy lacks the type; bfloat16 it has from JAX.
+        # NumPy lacks the type. It does have bfloat16, from JAX.
         except (SafetensorError, TypeError, AttributeError, KeyError, ValueError):
             kind = file.get_slice(key).get_dtype()
             raise SimclrError(f"{where}: {key} is stored as {kind}; store it as float32") from None
@@ -126,7 +126,7 @@ def _open_torch(where: str) -> Found:
 
 
 def _flatten(tree: Any, kind: type, prefix: str = "", seen: set[int] | None = None) -> Iterable:
-    """(key, tensor) of nested dicts; a dict that occurs twice, within itself even, counts once."""
+    """(key, tensor) of nested dicts; visits a dict once, even if it occurs twice or contains itself."""
     seen = set() if seen is None else seen
     if not isinstance(tree, Mapping) or id(tree) in seen:
         return
@@ -142,7 +142,7 @@ def _flatten(tree: Any, kind: type, prefix: str = "", seen: set[int] | None = No
 
 
 def _prefixes(shapes: Mapping[str, Any]) -> list[str]:
-    """Of every encoder: named as torchvision does, or numbered by nn.Sequential."""
+    """The key prefix of every encoder, with torchvision's names or numbered by nn.Sequential."""
     found = []
     for last, first, second in (
         ("layer1.0.conv1.weight", "conv1.weight", "bn1.weight"),
@@ -169,10 +169,10 @@ def choose(found: Found, prefix: str | None, where: str) -> str:
 
 
 def choose_prefix(there: list[str], prefix: str | None, where: str) -> str:
-    """The only prefix of an encoder, or the one that the user gave.
+    """The prefix that the user gave, or else the only one in the file.
 
     Raises:
-      SimclrError: there are several, or the one that was given is none.
+      SimclrError: there are several, or the given one belongs to no encoder.
     """
     listed = ", ".join(each or '""' for each in there)
     if prefix is None:
@@ -186,13 +186,13 @@ def choose_prefix(there: list[str], prefix: str | None, where: str) -> str:
 
 
 def scope_of(found: Found, prefix: str, where: str) -> dict[str, str]:
-    """{torchvision's name: key} of the encoder's variables and of a classifier `fc` beside them.
+    """{torchvision's name: key} of the encoder's variables and of its classifier `fc`.
 
-    In a file of `export`, of all there is.
+    A file of `export` gives all its variables.
     """
     shapes = found.shapes
     numbered = f"{prefix}conv1.weight" not in shapes
-    # With ReLU and max-pool among the children the groups are 4 to 7, in lightly's own ResNet 2 to 5.
+    # The groups have the numbers 4 to 7, after ReLU and max-pool; in lightly's own ResNet they have 2 to 5.
     first = 2 if f"{prefix}2.0.conv1.weight" in shapes else 4
     numbers = {"0": "conv1", "1": "bn1"} | {str(first + i): f"layer{i + 1}" for i in range(4)}
     scope: dict[str, str] = {}
@@ -218,7 +218,7 @@ def scope_of(found: Found, prefix: str, where: str) -> dict[str, str]:
 
 
 def is_solo_learn(found: Found, prefix: str) -> bool:
-    """solo-learn pads the 3×3 stem by two; the encoder was called `encoder` in its first versions."""
+    """Whether solo-learn wrote the file; it pads the 3×3 stem by two. Old versions use the key `encoder`."""
     parent, _, own = prefix.removesuffix(".").rpartition(".")
     beside = {"backbone": ("projector",), "encoder": ("projector", "classifier")}.get(own)
     parent = parent and f"{parent}."
@@ -228,7 +228,7 @@ def is_solo_learn(found: Found, prefix: str) -> bool:
 
 
 def left_out(found: Found, prefix: str, taken: set[str]) -> list[str]:
-    """What the text says of tensors that were not taken, by the first part of the key that is not shared."""
+    """A line for the user about tensors that were left out, grouped by the first key part that differs."""
     counts: Counter[str] = Counter()
     for key in found.shapes:
         if key in taken or key.endswith(COUNTER):

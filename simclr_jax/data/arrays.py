@@ -28,9 +28,9 @@ ROOM_REMEDY = "save fewer or smaller images, or image files for folder: or list:
 
 
 def open_npz(where: str | Path, data_dir: str | None = None, kind: str = "npz") -> tuple[Path, Any]:
-    """The path of an .npz file or a folder of .npy files, and its arrays, read when they are asked for.
+    """(path, arrays) of an .npz file or a folder of .npy files; each array is read on first access.
 
-    `kind` is that of the source, which an error names.
+    `kind` is the kind of the source, for error messages.
     """
     path = local_source(kind, str(where), data_dir)
     if path.is_dir():
@@ -67,7 +67,7 @@ class _Mapped(Mapping):
 def npz_array(
     path: Path, arrays: Any, key: str, *, kind: str = "npz", remedy: str = OBJECTS_REMEDY
 ) -> np.ndarray:
-    """One array of an open .npz file. Python objects in it are refused: reading them could run code."""
+    """One array of an open .npz file. Refuses Python objects: reading them could run code."""
     try:
         return arrays[key]
     except KeyError:
@@ -85,9 +85,9 @@ def npz_array(
 def check_room(
     path: Path, keys: list[str], copies: int = 1, *, kind: str = "npz", remedy: str = ROOM_REMEDY
 ) -> None:
-    """Raises SimclrError where the arrays promise more bytes than there is memory.
+    """Raises SimclrError if the headers announce arrays larger than the memory.
 
-    A file of some megabytes can hold zeros that fill any memory: only the headers are read here.
+    It reads only the headers: a compressed file of some megabytes can hold zeros that fill any memory.
     """
     sizes = {key: size for key in keys if (size := _promised(path, key)) is not None}
     free = memory_error.host_free()
@@ -101,7 +101,7 @@ def check_room(
 
 
 def _promised(path: Path, key: str) -> int | None:
-    """Bytes of an array by its header; None where there is no such header: whoever reads it says why."""
+    """Bytes of an array according to its header; None without a valid header (reading raises the error)."""
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
@@ -124,7 +124,7 @@ def npz_keys(path: Path, arrays: Any) -> tuple:
 
 
 def _check_mapped(images: np.ndarray, where: str) -> None:
-    """Raises SimclrError where an array on disk would have to be converted, and so read as a whole."""
+    """Raises SimclrError if an array on disk needs a conversion, which would read all of it."""
     odd = [str(images.dtype)] * (images.dtype != np.uint8)
     odd += ["[n, c, h, w]"] * pixels.channels_first(images)
     odd += ["in Fortran's order"] * (not images.flags.c_contiguous)
@@ -136,7 +136,7 @@ def _check_mapped(images: np.ndarray, where: str) -> None:
 
 
 def load(where: str | Path, data_dir: str | None, holdout: float) -> Splits:
-    """The splits that the names of the arrays say; without a test split, `holdout` of labelled images."""
+    """The splits that the arrays' names give; without a test split, a share `holdout` of labelled images."""
     path, arrays = open_npz(where, data_dir)
     mapped = isinstance(arrays, _Mapped)
     keys = list(arrays.keys())

@@ -1,4 +1,4 @@
-"""The columns of a table as numbers, by the statistics of the training rows."""
+"""Converts the columns of a table to numbers with statistics of the training rows."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from simclr_jax.errors import SimclrError
 from simclr_jax.text import printable
 
-NO_TEXT = ("", "na", "n/a", "nan", "null", "?")  # cells that say nothing, in any capitals
+NO_TEXT = ("", "na", "n/a", "nan", "null", "?")  # missing cells, in upper or lower case
 NO_NUMBER = (*NO_TEXT, "none")  # "none" among texts may be a value
 MOST_VALUES = 64  # of a column of text; one with more is an identifier or free text
 SHOWN = 5  # names in a note
@@ -21,17 +21,17 @@ Cells = Mapping[
 
 
 class Feature(NamedTuple):
-    """A column of the table, as the training rows have it. JSON holds it as a list."""
+    """Statistics of one column over the training rows. JSON stores it as a list."""
 
     name: str
-    values: tuple[str, ...] = ()  # a text's, one column of 0 and 1 for each; () for numbers
-    fill: float = 0.0  # for a missing cell: the median, or the place of the most frequent value in `values`
+    values: tuple[str, ...] = ()  # categories of a text column, one-hot encoded; () for numbers
+    fill: float = 0.0  # replaces missing cells: the median, or the index of the most frequent value
     mean: float = 0.0
     std: float = 1.0  # 0: all numbers are the same
 
     @property
     def width(self) -> int:
-        """How many columns of a row it takes."""
+        """The number of encoded columns."""
         return len(self.values) or 1
 
 
@@ -83,7 +83,7 @@ class Columns:
     def encode(self, cells: Cells, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
         """(rows `[n, d]` float32, notes) of a table that has at least these columns.
 
-        A text that no training row has becomes zeros.
+        A text that occurs in no training row becomes zeros.
 
         Raises:
           SimclrError: the table, named `where`, lacks a column or has text in a column of numbers.
@@ -112,7 +112,7 @@ class Columns:
 
 
 def fit(cells: Cells, where: str) -> tuple[Columns, tuple[str, ...]]:
-    """(columns, notes of what was done) by the training rows.
+    """(columns, notes) fitted to the training rows.
 
     Numbers get mean 0 and standard deviation 1, as SCARF has them (arXiv 2106.15147, section 4); a text
     becomes one-hot. A column without any value is left out.
@@ -147,7 +147,7 @@ def fit(cells: Cells, where: str) -> tuple[Columns, tuple[str, ...]]:
 def parse(cells: Sequence[str], as_text: bool = False) -> np.ndarray:
     """A column of text: float64 `[n]` where every cell is a number or missing, or else text as objects.
 
-    With `as_text` it stays text: that of a test split whose training rows have texts.
+    `as_text` keeps it as text; needed for a test split if the training rows have text there.
     """
     stripped = [cell.strip() for cell in cells]
     if not as_text and all(c.casefold() in NO_NUMBER or _is_number(c) for c in stripped):
@@ -243,7 +243,7 @@ def _missing(found: np.ndarray) -> np.ndarray:
 
 
 def _places(found: np.ndarray, feature: Feature) -> tuple[np.ndarray, list[str]]:
-    """(place of each text in `values`, -1 for one that is not there; those texts)"""
+    """(index of each text in `values`, -1 if missing; the missing texts)"""
     places = {value: i for i, value in enumerate(feature.values)} | {"": int(feature.fill)}
     return np.array([places.get(cell, -1) for cell in found], int), sorted(set(found) - places.keys())
 

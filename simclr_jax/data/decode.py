@@ -29,15 +29,15 @@ def _python(function: Callable, argument, dtype):
 
 
 def _few_pixels(width, height, reading: Reading):
-    """What follows within `with` is only done where the image is no bomb."""
+    """Operations in the `with` block run only if the image is no decompression bomb."""
     tf = load()
     pixels = tf.abs(tf.cast(width, tf.int64)) * tf.abs(tf.cast(height, tf.int64))
     return _only_if(pixels <= reading.max_pixels)
 
 
 def _only_if(few):
-    """What follows within `with` fails where an image is too large."""
-    # Not tf.debugging.Assert, which is a condition of its own, and takes time.
+    """Operations in the `with` block fail if the image is too large."""
+    # tf.debugging.Assert would add a condition of its own, which costs time.
     tf = load()
     return tf.control_dependencies([tf.raw_ops.Assert(condition=few, data=["above config.data.max_pixels"])])
 
@@ -58,7 +58,7 @@ def _jpeg(data, reading: Reading):
 
 
 def _turn(image, data, reading: Reading):
-    """An image `[h, w, c]` as its EXIF wants it seen, if the config wants that; as `formats.turn`."""
+    """Turns an image `[h, w, c]` as its EXIF says, if the config asks for it; like `formats.turn`."""
     tf = load()
     if not reading.exif:
         return image
@@ -72,7 +72,7 @@ def _turn(image, data, reading: Reading):
 
 
 def _png(data, reading: Reading):
-    """Of 8 bits and of 16, with transparency or without; of fewer bits TensorFlow gets the opacity wrong."""
+    """Decodes PNGs of 8 and 16 bits; for fewer bits TensorFlow computes a wrong opacity."""
     tf = load()
     bits = _uint(data, 24, tf.uint8, size=1)
 
@@ -99,7 +99,7 @@ def _png(data, reading: Reading):
 
 
 def _over(colours, alpha, reading: Reading):
-    """As `formats.over`."""
+    """Like `formats.over`."""
     tf = load()
 
     def mix():
@@ -111,7 +111,7 @@ def _over(colours, alpha, reading: Reading):
 
 
 def _bmp(data, reading: Reading):
-    """TensorFlow shows a palette's indices as gray values, so the palette is applied here."""
+    """Applies the palette: TensorFlow returns the palette's indices as gray values."""
     tf = load()
 
     def palette():
@@ -126,7 +126,7 @@ def _bmp(data, reading: Reading):
 
 
 def _webp(data, reading: Reading):
-    """Opaque ones: at transparency TensorFlow fails, and animated ones corrupt its memory."""
+    """Decodes opaque WebP only: TensorFlow fails on transparency, and animations corrupt its memory."""
     tf = load()
 
     def plain():
@@ -140,7 +140,7 @@ def _webp(data, reading: Reading):
 
 
 def _other(data, reading: Reading):
-    """By `formats.read`, in Python."""
+    """Decodes by `formats.read`, in Python."""
 
     def read(data: bytes) -> np.ndarray | None:
         try:
@@ -152,7 +152,7 @@ def _other(data, reading: Reading):
 
 
 def by_python(read: Callable[[Any], np.ndarray | None], argument):
-    """The image `[h, w, 3]` uint8 that a function makes of a tensor's value; fails where that is None."""
+    """Calls a Python function that returns an image `[h, w, 3]` uint8; fails if it returns None."""
     tf = load()
 
     def image_or_nothing(value: Any) -> np.ndarray:
@@ -172,7 +172,7 @@ def to_channels(image, channels: int):
     if (image.shape[-1], channels) == (1, 3):
         return tf.image.grayscale_to_rgb(image)
     if (image.shape[-1], channels) == (3, 1):
-        # Weights that add up to 1, so that gray stays what it is.
+        # The weights add up to 1, so that gray pixels keep their value.
         luma = tf.tensordot(tf.cast(image, tf.float32), [0.299, 0.587, 0.114], axes=1)
         return tf.cast(tf.round(luma), tf.uint8)[..., None]
     raise SimclrError(
@@ -184,9 +184,9 @@ def to_channels(image, channels: int):
 def decode(data, reading: Reading | None = None):
     """Encoded bytes (scalar string) to an RGB image `[h, w, 3]` uint8.
 
-    Gray, palette and CMYK become RGB, what is transparent lies over `reading.background`, more than 8 bits
-    become 8 by `reading.intensity`; of several frames or pages the first is taken. Fails with
-    InvalidArgumentError where the bytes are no whole image, or too large a one.
+    Gray, palette and CMYK become RGB. Transparent pixels are blended over `reading.background`.
+    `reading.intensity` says how more than 8 bits become 8. Only the first frame or page is read. Fails with
+    InvalidArgumentError if the image is truncated, damaged or too large.
     """
     tf = load()
     reading = reading or Reading()
@@ -200,7 +200,7 @@ def decode(data, reading: Reading | None = None):
         ]
         return tf.case(cases, default=lambda: _other(data, reading))
 
-    # Most are JPEGs, and the other branches' operations would cost them an eighth: a call keeps those apart.
+    # Most images are JPEGs. Inlined, the operations of the other branches would slow these by an eighth.
     one = {"input_signature": [tf.TensorSpec([], tf.string)], "autograph": False}
     apart = tf.function(other, experimental_attributes={"_noinline": True}, **one)
     image = tf.cond(tf.equal(head, b"\xff\xd8"), lambda: _jpeg(data, reading), lambda: apart(data))

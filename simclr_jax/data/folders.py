@@ -1,4 +1,4 @@
-"""`folder:PATH`: image files whose folders say classes and splits."""
+"""`folder:PATH`: image files whose folders give the classes and splits."""
 
 import os
 from pathlib import Path
@@ -15,13 +15,13 @@ from simclr_jax.data.split_names import TEST, TRAIN, first_named, lines_of
 from simclr_jax.errors import SimclrError
 from simclr_jax.text import printable
 
-UNLABELLED = ("unlabelled", "unlabeled")  # subfolder of images without a label, beside those of classes
+UNLABELLED = ("unlabelled", "unlabeled")  # name of the subfolder with images without a label
 
 
 def load(
     root: Path, train_split: str, test_split: str, holdout: float, reading: Reading | None = None
 ) -> Splits:
-    """The splits and classes that the subfolders of `root` say.
+    """The splits and classes that the subfolders of `root` give.
 
     Raises:
       SimclrError: there is no such folder, no image in it, or its splits have no class in common.
@@ -55,8 +55,9 @@ def load(
 def _find_splits(root: Path, train_split: str, test_split: str) -> tuple[str, str, tuple[str, ...]]:
     """(folder to train on, "" for the root itself; folder to test on, "" for none; notes).
 
-    The config's own names come first, then the usual ones in any capitals. A folder `train` is one alone; of
-    other names there must be a pair, or nothing beside: `training` may be a class.
+    The config's own names come first, then the usual ones, in upper or lower case. The config's
+    own name always is the training split. Another name such as `training` may be a class, so it counts only
+    if there is a test folder too, or nothing else in `root`.
     """
     folders, loose = _top(root)
     if not train_split:
@@ -91,7 +92,7 @@ def _find_splits(root: Path, train_split: str, test_split: str) -> tuple[str, st
 
 
 def _top(root: Path) -> tuple[list[str], int]:
-    """(subfolders, count of images that lie in none)"""
+    """(subfolders, number of images outside any subfolder)"""
     folders, loose = [], 0
     try:
         with os.scandir(root) as entries:
@@ -129,10 +130,10 @@ class _Part(NamedTuple):
 
 
 def _part(found: Found, where: str, known: tuple[str, ...] = ()) -> _Part:
-    """Images and their labels: subfolders of images are classes, unless there are images beside them.
+    """Images and their labels: each subfolder is a class, unless there are images next to the subfolders.
 
-    A single subfolder tells no classes apart, but in a test split it can be one of the `known` ones. What is
-    in a subfolder `unlabelled` has no label.
+    A single subfolder is no class, except in a test split, where it can be one of the `known` classes. Images
+    in a subfolder `unlabelled` have no label.
     """
     by_class = {name: found.images[name] for name in sorted(found.images) if name}
     names = [name for name in by_class if name.casefold() not in UNLABELLED]

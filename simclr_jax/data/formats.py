@@ -1,6 +1,7 @@
-"""Image files that TensorFlow cannot read, or not right: GIF, TIFF, DICOM, and what it fails at.
+"""Reads image files that TensorFlow cannot read or reads wrongly: GIF, TIFF, DICOM, and others.
 
-Pillow reads them, tifffile TIFFs of more than 8 bits, pydicom DICOM. All become RGB uint8.
+Pillow reads most of them, tifffile reads TIFFs of more than 8 bits, and pydicom reads DICOM. All become RGB
+uint8.
 """
 
 import io
@@ -14,7 +15,7 @@ from PIL import Image, ImageColor
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".dcm", ".dicom",
 )  # fmt: skip
-MAX_PIXELS = 89_478_485  # as Pillow's own limit
+MAX_PIXELS = 89_478_485  # Pillow's own limit
 ORIENTATION = 274  # EXIF's tag
 BACK = {6: 8, 8: 6}  # orientations that are not their own inverse
 WHITE = (255, 255, 255)
@@ -23,9 +24,9 @@ Default = TypeVar("Default", float, None)
 
 @dataclass
 class Reading:
-    """How image files become pixels; the fields of `config.data` explain themselves there.
+    """How image files become pixels; `config.data` explains the fields.
 
-    `window` is filled in when `intensity` is "percentiles" and the files have been looked at.
+    With `intensity` "percentiles", `survey.look` sets `window`.
     """
 
     background: tuple[int, int, int] = WHITE
@@ -38,7 +39,7 @@ class Reading:
 
     @classmethod
     def of(cls, background: str = "white", **data: Any) -> "Reading":
-        """What the fields of `config.data` say."""
+        """Takes the fields of `config.data`."""
         mine = {field.name for field in fields(cls)}
         return cls(colour(background), **{name: value for name, value in data.items() if name in mine})
 
@@ -56,22 +57,22 @@ def colour(name: str) -> tuple[int, int, int]:
 
 
 class UnreadableError(ValueError):
-    """Why a file is no image that can be read."""
+    """A file cannot be read as an image; the text says why."""
 
 
 class MissingError(UnreadableError):
-    """What reads such files is not installed."""
+    """The library for this format is not installed."""
 
 
 class Deep(NamedTuple):
     """An image of more than 8 bits.
 
     Attributes:
-      values: `[h, w]` or `[h, w, c]`, as stored; of DICOM in its own units (CT: Hounsfield).
-      full: the values that are black and white, where the config says nothing else.
+      values: `[h, w]` or `[h, w, c]`, as stored; DICOM in its own units (CT: Hounsfield).
+      full: the values of black and white, unless the config gives a window.
       alpha: `[h, w]` uint8 or None.
       inverted: whether the lowest value is white.
-      frames: how many the file has; this is the first.
+      frames: number of frames in the file; `values` is the first.
     """
 
     values: np.ndarray
@@ -82,7 +83,7 @@ class Deep(NamedTuple):
 
 
 def kind_of(data: bytes) -> str:
-    """What the first bytes say: "dicom", "tiff", "png16" or "" for the rest, which Pillow knows."""
+    """The format from the first bytes: "dicom", "tiff", "png16", or "" for others, which Pillow reads."""
     if data[128:132] == b"DICM":
         return "dicom"
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -104,13 +105,13 @@ def read(data: bytes, reading: Reading) -> np.ndarray:
             return turn(image, orientation(data)) if reading.exif else image
         with Image.open(io.BytesIO(data)) as image:
             _few_pixels(*image.size, reading)
-            # Pillow turns TIFFs, and no others, as it decodes them.
+            # Pillow applies the orientation while decoding, but only for TIFFs.
             is_turned = image.format == "TIFF"
             way = 1 if is_turned == reading.exif else _orientation_of(image)
             return turn(_pillow(image, reading), BACK.get(way, way) if is_turned else way)
     except UnreadableError:
         raise
-    except Exception as error:  # the libraries raise what they please at bytes that are no image
+    except Exception as error:  # the libraries raise exceptions of any type at bytes that are no image
         why = " ".join(str(error).split()).partition(" <_io")[0]
         raise UnreadableError(why or type(error).__name__) from None
 
@@ -123,7 +124,7 @@ def _pillow(image: Image.Image, reading: Reading) -> np.ndarray:
 
 
 def over(colours: np.ndarray, alpha: np.ndarray, background: tuple[int, ...]) -> np.ndarray:
-    """Colours `[..., c]` uint8 with their opacity `[...]` uint8, laid over a colour; rounded."""
+    """Blends colours `[..., c]` uint8 with opacity `[...]` uint8 over a background colour; rounded."""
     alpha = alpha[..., None].astype(np.int32)
     mixed = colours.astype(np.int32) * alpha + np.array(background, np.int32) * (255 - alpha)
     return ((mixed + 127) // 255).astype(np.uint8)
@@ -164,7 +165,7 @@ def to_bytes(deep: Deep, reading: Reading) -> np.ndarray:
 
 
 def read_deep(data: bytes, reading: Reading) -> Deep | None:
-    """The image where it has more than 8 bits a channel, or is DICOM; None otherwise.
+    """The image if it has more than 8 bits per channel or is DICOM; else None.
 
     Raises:
       Exception: of every kind, where it cannot be read.
@@ -208,7 +209,7 @@ def _tiff(data: bytes, reading: Reading) -> Deep | None:
             raise UnreadableError(f"it is {kind} of more than 8 bits; gray and RGB are read")
         try:
             values = page.asarray()
-        except ValueError:  # a compression that tifffile alone does not know
+        except ValueError:  # a compression that tifffile cannot decode by itself
             with Image.open(io.BytesIO(data)) as image:
                 if len(image.getbands()) > 1 or page.dtype.itemsize > 4:
                     raise
@@ -218,8 +219,8 @@ def _tiff(data: bytes, reading: Reading) -> Deep | None:
             values = np.moveaxis(values, 0, -1)
     whole = values.dtype.kind in "iu"
     full = (np.iinfo(values.dtype).min, np.iinfo(values.dtype).max) if whole else (0.0, 1.0)
-    # Of other extra channels, infrared say, nothing is known: to_bytes refuses them.
-    has_alpha = len(extra) == 1 and extra[0] in (1, 2)  # associated: colours are multiplied by it already
+    # The meaning of other extra channels (infrared, for example) is unknown: to_bytes refuses them.
+    has_alpha = len(extra) == 1 and extra[0] in (1, 2)  # associated: the colours are premultiplied
     deep = Deep(values, full, None, inverted, frames)
     return _split_alpha(deep, has_alpha and values.ndim == 3, premultiplied=extra == (1,))
 
@@ -230,8 +231,8 @@ def _tiff(data: bytes, reading: Reading) -> Deep | None:
 def _dicom(data: bytes, reading: Reading) -> Deep:
     """The first frame, in the units of the modality.
 
-    The file's own window (VOI LUT, DICOM PS3.3 C.11.2) is the full range; without one the range of the bits
-    stored. MONOCHROME1 shows low values white.
+    The full range is the file's own window (VOI LUT, DICOM PS3.3 C.11.2), or else the range of the stored
+    bits. MONOCHROME1 shows low values white.
     """
     try:
         import pydicom
@@ -299,7 +300,7 @@ def _window(file) -> tuple[float, float] | None:
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """An image `[h, w, c]` as EXIF's orientation (1 to 8) wants it seen."""
+    """Turns an image `[h, w, c]` by EXIF's orientation, 1 to 8."""
     image = image.swapaxes(0, 1) if orientation >= 5 else image
     image = image[:, ::-1] if orientation in (2, 3, 6, 7) else image
     return np.ascontiguousarray(image[::-1] if orientation in (3, 4, 7, 8) else image)
@@ -310,7 +311,7 @@ def orientation(data: bytes) -> int:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return _orientation_of(image)
-    except Exception:  # told where the file is read
+    except Exception:  # reading the file reports it
         return 1
 
 

@@ -1,4 +1,4 @@
-"""Which images are kept for testing, where nothing says it: the same ones every time."""
+"""Chooses test images for a set without a test split; the choice is the same every time."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ import numpy as np
 def holdout_rows(
     examples: int, share: float, groups: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(train, test) index for a set without a test split; the same `share` is tested on every time.
+    """Indices (train, test) for a set without a test split; the same `share` of rows is held out every time.
 
     Args:
-      groups: a number `[examples]` for each image. Images with the same one stay on one side, so that a
-        patient who is tested on was never trained on; the share is met as nearly as whole groups allow.
+      groups: `[examples]`, a group number for each image. A group is never split, so no patient of the test
+        split appears in training; the size of the test split is as close to `share` as whole groups allow.
     """
     order = np.random.Generator(np.random.Philox(key=0))
     if groups is None:
@@ -22,10 +22,10 @@ def holdout_rows(
 
 
 def whole_groups(groups: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Which images `[n]` bool to hold out so that no group is divided: about `share` of them, never all.
+    """Mask `[n]` bool of the images to hold out: whole groups, about `share` of the images, never all.
 
     Args:
-      groups: `[n]`, a number for each image; a single group is not held out.
+      groups: `[n]`, a group number for each image. If there is only one group, nothing is held out.
     """
     names, group = np.unique(groups, return_inverse=True)
     order = rng.permutation(len(names))

@@ -1,8 +1,8 @@
 """SimCLR's augmentations as stateless TensorFlow functions: same key, same view, on any machine.
 
 Images are `[h, w, c]`, float32 in [0, 1] or, where a function starts from the source's image, uint8.
-Images of one channel get no saturation, hue or grayscale; those with neither one nor three channels get
-geometry and blur only.
+Images of one channel get no saturation, hue or grayscale; images with neither one nor three channels get
+only geometry and blur.
 Sources: SimCLR (arXiv 2002.05709), appendix A, and the released code where the paper is silent.
 """
 
@@ -61,17 +61,17 @@ def random_view(image, key, size: int, options: Options):
 
 
 def random_crop(image, key, size: int, options: Options):
-    """The part of a random view that the host makes for the accelerator to colour: uint8, rounded."""
+    """The host's part of a random view (crop and flip), rounded to uint8; the accelerator does the rest."""
     tf = load()
     view, _ = _cropped_and_flipped(image, key, size, options, unit=255.0)
     return tf.ensure_shape(tf.saturate_cast(tf.round(view), tf.uint8), [size, size, image.shape[-1]])
 
 
 def _cropped_and_flipped(image, key, size: int, options: Options, unit: float = 1.0):
-    """(view in [0, unit], give or take the overshoot; uniform numbers not used yet)."""
+    """(view in [0, unit], apart from bicubic overshoot; unused uniform numbers)."""
     tf = load()
     keys = tf.random.split(key, 2)
-    # Every scalar choice from one draw: an op a choice would cost more than the pixels do.
+    # One draw for all scalar choices: a draw per choice would cost more than the pixels.
     u = iter(tf.unstack(tf.random.stateless_uniform([16], keys[0])))
     image = rotate_and_scale(image, next(u), next(u), options.rotation, options.zoom)
     image = random_resized_crop(image, keys[1], size, options, unit)
@@ -194,7 +194,7 @@ def gaussian_blur(image, sigma, kernel_size: int):
     radius = kernel_size // 2
     if not radius:
         return image
-    # Beyond 5.5 sigma a tap is below 3e-7 of the middle one: not worth its time.
+    # Cut at 5.5 sigma, where a tap is below 3e-7 of the middle one.
     radius = tf.minimum(radius, tf.cast(tf.math.ceil(5.5 * sigma), tf.int32))
     x = tf.cast(tf.range(-radius, radius + 1), tf.float32)
     taps = tf.exp(-(x**2) / (2.0 * sigma**2))

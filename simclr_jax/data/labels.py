@@ -1,6 +1,6 @@
-"""Labels as users have them: numbers of classes, names, one-hot rows; read as class numbers, or refused.
+"""Converts labels from users (class numbers, names, one-hot rows) to class numbers, or refuses them.
 
-Whatever is not simply read is told in a note, which the run prints when it starts.
+Unusual labels give a note, which the run prints when it starts.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from simclr_jax.errors import SimclrError
 from simclr_jax.text import printable
 
 NO_LABEL = -1
-MOST_CLASSES = 1_000_000  # a classifier with more has no room anywhere
-KEPT_BELOW = 1000  # numbers up to here stay as they are, whether each of them occurs or not
-KEPT_SHARE = 10  # larger ones too, where a tenth of them occurs
+MOST_CLASSES = 1_000_000  # a larger classifier fits on no device
+KEPT_BELOW = 1000  # smaller numbers are class numbers, even if some do not occur
+KEPT_SHARE = 10  # larger ones are too, if one in so many of the range occurs
 
 
 class Labels(NamedTuple):
@@ -26,11 +26,11 @@ class Labels(NamedTuple):
 
 
 class _Values(NamedTuple):
-    """Labels before they are numbered."""
+    """Labels before they become class numbers."""
 
     values: np.ndarray  # [n] whole numbers, or names
     known: np.ndarray  # [n] bool
-    least: int = 0  # classes there are at least: columns of one-hot rows
+    least: int = 0  # least number of classes: the columns of one-hot rows
     notes: tuple[str, ...] = ()
 
 
@@ -44,17 +44,17 @@ def number(
 ) -> Labels:
     """Class numbers of `labels`; there must be one label for each of `examples` images.
 
-    Numbers below KEPT_BELOW are class numbers and stay; so do larger ones where a tenth of them occurs. Other
-    numbers, and names, are numbered in their order; they become the classes' names.
+    Numbers below KEPT_BELOW are used as class numbers, and so are larger ones if at least a tenth of the
+    range occurs. Other numbers and names are sorted and numbered; they become the names of the classes.
 
     Args:
       where: the file or array, to begin a line with.
-      classes: those of the training images, in the order of their numbers, where these are labels of test
-        images. Another class becomes -1, with a note.
-      own_names: numbers are names too, like in a list: none is a class that no image has.
+      classes: for test images: the class names of the training images, in the order of their numbers. Any
+        other class becomes -1, with a note.
+      own_names: treat numbers as names, as in a list, so that every class has an image.
 
     Raises:
-      SimclrError: they are no labels, or not as many as images.
+      SimclrError: the values are no labels, or their number differs from the number of images.
     """
     found = _read(labels, examples, where)
     distinct, inverse = np.unique(found.values[found.known], return_inverse=True)
@@ -99,10 +99,10 @@ def _are_class_numbers(distinct: np.ndarray) -> bool:
 
 
 def strangers(where: str, unknown: dict[str, int], classes: int) -> tuple[str, ...]:
-    """A note of test images, counted by class, whose class no training image has.
+    """A note on test images whose class has no training image, counted by class.
 
     Raises:
-      SimclrError: these are all `classes` that the test images have.
+      SimclrError: no class of the test images has training images.
     """
     if not unknown:
         return ()
@@ -190,7 +190,7 @@ def _of_names(array: np.ndarray, where: str) -> _Values:
 
 
 def _as_number(text: str) -> int | None:
-    """The number that is written so and not otherwise: 007 is a name."""
+    """The number, if the text is its canonical form: 007 is a name."""
     digits = text.removeprefix("-")
     number = int(text) if digits.isascii() and digits.isdecimal() and len(digits) < 19 else None
     return number if number is not None and str(number) == text else None
@@ -211,7 +211,7 @@ def _of_objects(array: np.ndarray, where: str) -> np.ndarray:
 
 
 def is_one_hot(array: np.ndarray) -> bool:
-    """Whether `array [n, k]` has a single 1 in each row, or in each that is not 0, and 0 elsewhere."""
+    """Whether every row of `array [n, k]` is one-hot or zero."""
     if array.dtype.kind not in "biuf" or array.ndim != 2 or not ((array == 0) | (array == 1)).all():
         return False
     ones = np.count_nonzero(array, axis=1)

@@ -17,7 +17,7 @@ from simclr_jax.data.split_names import TEST, TRAIN, first_named, lines_of
 from simclr_jax.errors import SimclrError
 from simclr_jax.text import printable
 
-COLUMNS = {  # what a header may call them
+COLUMNS = {  # accepted names in the header
     "file": ("file", "path", "filename", "image"),
     "label": ("label", "class"),
     "split": ("split", "subset"),
@@ -27,7 +27,7 @@ EXAMPLE = "file,label"
 
 
 class Row(NamedTuple):
-    """A line of the table; "" for what it leaves empty."""
+    """A line of the table; empty cells are ""."""
 
     file: str
     label: str = ""
@@ -40,9 +40,9 @@ def load(
 ) -> Splits:
     """The splits of the images that the table `path` names.
 
-    The first line names the columns, in any order: `file`, relative to the folder of the table, and if there
-    are any `label` (empty: none), `split` and `group`. Without a split `holdout` of the images is
-    tested on; images of one group stay on one side.
+    The first line names the columns, in any order. `file` is required and relative to the table's folder.
+    `label` (empty: no label), `split` and `group` are optional. Without `split`, a share `holdout` of the
+    images becomes the test split; a group is never divided.
 
     Raises:
       SimclrError: there is no such table, it cannot be read, or none of its files is there.
@@ -94,9 +94,9 @@ def _groups(rows: list[Row]) -> np.ndarray:
 
 
 def _read(path: Path, where: str) -> tuple[set[str], list[Row], tuple[str, ...]]:
-    """(columns that there are, rows, notes)"""
+    """(present columns, rows, notes)"""
     try:
-        # utf-8-sig: Excel begins a file with a mark. Bytes that are no UTF-8 are names of files all the same.
+        # utf-8-sig skips Excel's mark at the beginning. File names may contain bytes that are no UTF-8.
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             header = file.readline()
             marks = [mark for mark in ("\t", ";", ",") if mark in header]
@@ -114,7 +114,7 @@ def _read(path: Path, where: str) -> tuple[set[str], list[Row], tuple[str, ...]]
 
 
 def _columns(header: str, mark: str, where: str) -> tuple[dict[str, int], list[str]]:
-    """({column: its place}, names of other columns)"""
+    """({column: index}, names of other columns)"""
     names = [name.strip() for name in next(csv.reader([header], delimiter=mark), [])]
     at: dict[str, int] = {}
     other = []
@@ -145,7 +145,7 @@ def _rows(lines: Iterable[list[str]], at: dict[str, int], where: str) -> Iterato
 
 
 def _present(rows: list[Row], folder: Path, where: str) -> tuple[list[Row], tuple[str, ...]]:
-    """The rows whose image is there and can be read, each once; and notes of the others."""
+    """(rows whose image exists and is readable, without duplicates; notes on the others)."""
     found: dict[str, Row] = {}
     missing, repeated, kinds = [], 0, Counter()
     for row in rows:
@@ -187,7 +187,7 @@ def _present(rows: list[Row], folder: Path, where: str) -> tuple[list[Row], tupl
 def _divide(
     rows: list[Row], columns: set[str], train_split: str, test_split: str, where: str
 ) -> tuple[list[Row], list[Row], tuple[str, ...]]:
-    """(rows to train on, rows to test on, notes); the latter empty where the table does not say."""
+    """(training rows, test rows, notes); no test rows if the table has no `split`."""
     if "split" not in columns:
         return rows, [], ()
     counts = Counter(row.split for row in rows)

@@ -1,7 +1,7 @@
-"""Runs from memory: the images live on the accelerators, a batch is their numbers, nothing needs TensorFlow.
+"""Keeps the images in device memory: a batch is a list of image numbers, and a step gathers the pixels.
 
-Every device holds its share of the images; a step asks for those of its batch by number, in the order of the
-runs through tf.data. Only image files are read, once, by TensorFlow.
+The images are sharded over the devices. The order of the images equals the order of the tf.data pipeline.
+TensorFlow is needed only to read image files, once.
 """
 
 import sys
@@ -28,10 +28,11 @@ def hold(splits: Splits, data: ConfigDict) -> Splits:
     """The splits with all images in memory, as uint8 with `data.channels` channels.
 
     Arrays stay as they are. Image files and records become squares of `data.stored_size` pixels, as for
-    evaluation: the whole image up to 32 px, else the central square; antialiased. Every process holds all.
+    evaluation: the whole image up to 32 px, else the central square; antialiased. Every process holds all
+    images.
 
     Args:
-      data: that of a config.
+      data: `config.data`.
 
     Raises:
       SimclrError: they would take more than `data.memory_gb`.
@@ -119,7 +120,7 @@ def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
 
 
 def put(source: Source, mesh: Mesh) -> dict[str, jax.Array]:
-    """{image [N, h, w, c] uint8, label [N] int32} split over the devices; N is filled up to a multiple.
+    """{image [N, h, w, c] uint8, label [N] int32} sharded over the devices; N is padded to divide evenly.
 
     Raises:
       SimclrError: a device has no room for its share.
@@ -157,10 +158,10 @@ def batches(
 
 
 def gather(held: dict[str, jax.Array], batch: dict[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
-    """The batch {image, label, position} by the numbers {index, position}, from what `put` holds.
+    """Gathers the batch {image, label, position} from the arrays of `put` by {index, position}.
 
-    Every device offers the rows that it has, and zeros for the rest; a reduce-scatter delivers each row to
-    its device. For a moment every device holds the images of the whole batch, as bytes.
+    Every device contributes the rows that it holds, and zeros for the rest; a reduce-scatter delivers each
+    row to its device. Every device temporarily holds the whole batch as uint8.
     """
 
     def local(mine: jax.Array, wanted: jax.Array) -> jax.Array:
@@ -181,7 +182,7 @@ def gather(held: dict[str, jax.Array], batch: dict[str, jax.Array], mesh: Mesh) 
 
 
 def _words(rows: jax.Array) -> jax.Array:
-    """Bytes `[n, ...]` four at a time, as uint32: all accelerators add those up. Other types stay."""
+    """Packs bytes `[n, ...]` into uint32, which all accelerators can add; leaves other types unchanged."""
     if rows.dtype != jnp.uint8:
         return rows
     flat = rows.reshape(len(rows), -1)
@@ -202,7 +203,7 @@ def _unwords(words: jax.Array, dtype: jnp.dtype, shape: tuple[int, ...]) -> jax.
 def eval_batches(
     source: Source, *, batch: int, index: np.ndarray | None = None, process: int = 0, processes: int = 1
 ) -> Iterator[pipeline.Batch]:
-    """`pipeline.eval_batches` of images in memory, but that {example} is whole: `[n, h, w, c]` uint8."""
+    """`pipeline.eval_batches` for images in memory; {example} is the whole image, `[n, h, w, c]` uint8."""
     index = np.arange(source.size) if index is None else np.asarray(index)
     for rows in order.shares(index, batch, process, processes):
         image, label = source.fetch(np.maximum(rows, 0))

@@ -1,4 +1,4 @@
-"""Images with several labels each, to be evaluated on (VOC2007): `npz:PATH` and `tfds:NAME`."""
+"""Images with several labels each, for evaluation (VOC2007): `npz:PATH` and `tfds:NAME`."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from simclr_jax.errors import SimclrError
 
 
 class MultiLabel(NamedTuple):
-    """Images without single labels, and which classes are in each: `{train, test: [n, classes] bool}`."""
+    """Images and the classes that each contains: `{train, test: [n, classes] bool}`."""
 
     splits: Splits
     targets: dict[str, np.ndarray]

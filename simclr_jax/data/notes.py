@@ -1,4 +1,4 @@
-"""What a run tells of its images before it starts: what was found, and what was read in a way of its own."""
+"""Lines about the images that a run prints before it starts: what it found and how it read unusual files."""
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def describe(splits: Splits) -> tuple[str, ...]:
 
 
 def _counts(role: str, split: Source | Stream | None) -> str:
-    """Images of each class; "" where there are no labels, or none without reading all images."""
+    """Images per class; "" without labels, or if counting them would read all images."""
     ids = getattr(split, "ids", None)
     if split is None or ids is None or not split.classes:
         return ""

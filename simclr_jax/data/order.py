@@ -1,6 +1,6 @@
-"""Which example a step reads: a pure function of (seed, step), so nothing needs to be saved.
+"""The order of the examples: a pure function of (seed, step), so no checkpoint stores it.
 
-Plain NumPy, so that runs with and without TensorFlow read the same images in the same order.
+It is plain NumPy, so that runs with and without TensorFlow read the same images in the same order.
 """
 
 import functools
@@ -20,8 +20,8 @@ def step_examples(
 ) -> tuple[np.ndarray, np.ndarray]:
     """This process's rows of the batch that turns state `step` into `step + 1`.
 
-    A batch never straddles an epoch (the examples % batch left over wait for another epoch's order), so
-    that no image meets itself as a negative. The global batch is the same for any count of processes.
+    A batch never contains images of two epochs, so that no image is its own negative. An epoch leaves out
+    the last `examples % batch` images of its order. The global batch does not depend on `processes`.
 
     Returns:
       (index [batch / processes] into the source, position [batch / processes] in the run), int64.
@@ -34,7 +34,7 @@ def step_examples(
 
 
 def shares(index: np.ndarray, batch: int, process: int = 0, processes: int = 1) -> np.ndarray:
-    """This process's rows `[batches, batch / processes]` of `index` in batches; -1 fills up the last one."""
+    """This process's rows `[batches, batch / processes]` of `index` in batches; -1 pads the last one."""
     padded = np.concatenate([index, np.full(-len(index) % batch, -1)]).reshape(-1, batch)
     share = batch // processes
     return padded[:, process * share : (process + 1) * share]

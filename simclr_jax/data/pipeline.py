@@ -37,11 +37,11 @@ def train_batches(
 
     A batch is {views [n, v, size, size, c] float32 in [0, 1], or with dtype="uint8" cropped and flipped only,
     position [n] uint32 (step·batch + row, the key of the augmentation), label [n] int32 (-1: none),
-    mask [n] bool}. The view `v` of position `p` is drawn from (seed, p, v): new views every epoch, the same
-    after a resumption.
+    mask [n] bool}. (seed, p, v) key the view `v` of position `p`: every epoch has new views, and a resumed
+    run has the same ones.
 
-    A Stream keeps a weaker promise: the order of its images depends on the number of processes, and a
-    start in mid-epoch reads and skips what came before.
+    For a Stream the order of the images also depends on the number of processes, and a start in mid-epoch
+    reads and skips the images before it.
     """
     tf = load()
     make = random_crop if dtype == "uint8" else random_view
@@ -176,7 +176,7 @@ def _stream_rows(source, start, stop, batch, seed, process, processes) -> Iterat
     """A data set for each epoch: the files in a new order, then a shuffle buffer of encoded images."""
     tf = load()
     share = batch // processes
-    # Shares of a split differ by one image: no process may run out before the others.
+    # Shares of a split differ by one image, but no process may run out before the others.
     steps = min(source.size // batch, source.size // processes // share)
     for epoch in range(start // steps, -(-stop // steps)):
         first = max(start - epoch * steps, 0)
@@ -194,9 +194,9 @@ def _stream_rows(source, start, stop, batch, seed, process, processes) -> Iterat
 
 
 def _going_on(source: Source | Stream, run: Callable[[Callable, int], Iterator[Batch]]) -> Iterator[Batch]:
-    """The batches of `run(read, done)`, those after the first `done`.
+    """The batches of `run(read, done)` after the first `done`.
 
-    They are read the fast way until something cannot be read, and from that batch on by `read_around`.
+    It uses the fast `read` until an example is unreadable, and `read_around` from that batch on.
     """
     if isinstance(source, Stream):
         yield from run(lambda data, label: (decode(data, source.reading), label, np.int64(-1)), 0)
@@ -217,7 +217,7 @@ def _run(dataset: Any, source: Source | Stream, threads: int) -> Iterator[Batch]
     tf = load()
     options = tf.data.Options()
     options.deterministic = True
-    # A pool of its own: evaluation in between, and what else TensorFlow does, does not slow it down.
+    # A private thread pool, so that evaluation and other TensorFlow work do not slow it down.
     options.threading.private_threadpool_size = threads or os.cpu_count()
     # Looked up now: a generator may be closed at exit. An error that quotes a file's bytes is no text.
     failed = (tf.errors.OpError, UnicodeDecodeError)

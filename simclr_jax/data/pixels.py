@@ -1,4 +1,4 @@
-"""Pixels as users have them in arrays: read as uint8 `[n, h, w, c]`, or refused with what to do."""
+"""Converts arrays of images from users to uint8 `[n, h, w, c]`, or refuses them with a remedy."""
 
 from typing import Any
 
@@ -6,21 +6,21 @@ import numpy as np
 
 from simclr_jax.errors import SimclrError
 
-AT_ONCE = 1024  # images that are converted at a time
-CHANNELS = (1, 3, 4)  # an axis of this length can be that of the channels
+AT_ONCE = 1024  # images converted at a time
+CHANNELS = (1, 3, 4)  # possible lengths of the channel axis
 
 
 def read(images: Any, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(images `[n, h, w, c]` uint8, notes of what was changed).
+    """(images `[n, h, w, c]` uint8, notes on the conversion).
 
     uint8 stays as it is. Floats in [0, 1] or [0, 255] and whole numbers in [0, 255] are rounded.
 
     Args:
       images: `[n, h, w]`, `[n, h, w, c]` or `[n, c, h, w]`.
-      where: the file or array, to begin a line with.
+      where: the file or array, named first in messages.
 
     Raises:
-      SimclrError: they are no images, or their values may mean anything.
+      SimclrError: the array holds no images, or the range of its values is ambiguous.
     """
     try:
         images = np.asarray(images)

@@ -12,8 +12,8 @@ from simclr_jax.errors import SimclrError
 class Prefetch:
     """Makes `batches` in a thread, `depth` of them ahead.
 
-    `wait_seconds` counts only the time in which the accelerator had nothing to do: where no batch is
-    ready, `next` first lets the steps in flight finish and starts the clock then.
+    `wait_seconds` counts only the time that the accelerator was idle: if no batch is ready, `next` first
+    waits for the steps in flight and then starts the timer.
     """
 
     def __init__(self, batches: Iterator[Any], depth: int = 2):
@@ -29,7 +29,7 @@ class Prefetch:
                 if not self._offer((batch, None)):
                     return
             self._offer((None, SimclrError("the input ended before the run did")))
-        except BaseException as error:  # goes to the consumer, which is where it can be told
+        except BaseException as error:  # `next` raises it in the consumer
             self._offer((None, error))
 
     def _offer(self, item: tuple) -> bool:
@@ -42,7 +42,7 @@ class Prefetch:
         return False
 
     def next(self, finish_steps: Callable[[], None] = lambda: None) -> Any:
-        """The next batch; raises what `batches` raised, SimclrError at their end.
+        """The next batch; raises the exception of `batches`, or SimclrError after the last one.
 
         Args:
           finish_steps: called when no batch is ready; returns when the device has nothing more to do.

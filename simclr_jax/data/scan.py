@@ -1,4 +1,4 @@
-"""Every file below a folder, each real folder once: what is an image, and what is not read."""
+"""Lists the files below a folder as images and others; visits each real folder once."""
 
 import os
 from collections import Counter
@@ -13,7 +13,7 @@ SHOWN = 5  # names or suffixes in a note
 
 
 class Found(NamedTuple):
-    """What lies below a folder. Images and other files are told apart by the subfolder that they lie in."""
+    """The files below a folder. Images and other files are grouped by their subfolder."""
 
     images: dict[str, list[str]]  # {subfolder, "" for none: names relative to the set's root}
     others: dict[str, Counter[str]]  # {subfolder, "" for none: {suffix: files that are not read}}
@@ -60,11 +60,11 @@ def _few(names: list[str]) -> str:
 def scan(root: Path, prefix: str = "", elsewhere: Iterable[Path] = ()) -> Found:
     """Looks once at everything below `root`.
 
-    Links to folders are followed after all real folders, so that a folder keeps its own name; what is above
-    `root` or `elsewhere`, and what was reached before, is not entered.
+    Links to folders are followed after all real folders, so that a folder keeps its own name. The scan does
+    not enter folders above `root` or `elsewhere`, nor any folder twice.
 
     Args:
-      prefix: of the names of images; the way from the set's root to `root`, "" or with a slash at its end.
+      prefix: put before the names of images: the path from the set's root to `root`, "" or ending in a slash.
       elsewhere: folders that belong to another split.
     """
     images: dict[str, list[str]] = {}
@@ -113,7 +113,7 @@ def scan(root: Path, prefix: str = "", elsewhere: Iterable[Path] = ()) -> Found:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """file, folder, link (to a folder), or "" for what is neither. Only links are looked at."""
+    """Returns file, folder, link (to a folder), or "" for anything else; calls stat only on links."""
     if entry.is_dir(follow_symlinks=False):
         return "folder"
     try:

@@ -21,8 +21,8 @@ from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import UnreadableImagesError
 from simclr_jax.text import printable
 
-TELLING = 256  # images on disk that make a fingerprint, at least
-AHEAD = 1000  # files that are tried in the place of one that cannot be read
+TELLING = 256  # least number of images on disk in a fingerprint
+AHEAD = 1000  # most files to try in place of an unreadable one
 
 
 @dataclass
@@ -30,12 +30,12 @@ class Ledger:
     """What happened to files that TensorFlow could not read."""
 
     unreadable: dict[str, str] = field(default_factory=dict)  # {name: why}; another file took its place
-    by_pillow: set[str] = field(default_factory=set)  # names of those that Pillow could read
-    reasons: dict[str, str] = field(default_factory=dict)  # {name: why}, of all that were tried
+    by_pillow: set[str] = field(default_factory=set)  # names of files that Pillow read instead
+    reasons: dict[str, str] = field(default_factory=dict)  # {name: why}, for every file that failed
     root: str = ""  # the folder of the files
 
     def gone(self) -> bool:
-        """Whether that is not there any more."""
+        """Whether the folder no longer exists."""
         return bool(self.root) and not os.path.isdir(self.root)
 
 
@@ -46,7 +46,7 @@ class Source:
     `fetch(index [m])` is plain Python and returns (payload [m, ...], label [m] int32, -1 for none);
     `read(payload, label)` is TensorFlow, runs in parallel, one example at a time, and returns
     (image [h, w, c] uint8, label, index actually read or -1). `kind` is "array", "file" or "record".
-    `read_around` is a slower `read` that goes past what cannot be read.
+    `read_around` is a slower `read` that skips unreadable examples.
     """
 
     kind: str
@@ -57,23 +57,23 @@ class Source:
     read: Callable[[Any, Any], tuple[Any, Any, Any]]
     fingerprint: str  # changes with the examples or their order
     read_around: Callable[[Any, Any], tuple[Any, Any, Any]] | None = None
-    names: tuple[str, ...] = ()  # of the files, where there are files
+    names: tuple[str, ...] = ()  # names of the files; () for other kinds
     ledger: Ledger = field(default_factory=Ledger, compare=False)
     reading: Reading | None = field(default=None, compare=False)  # of files, records
-    path: Callable[[int], bytes] | None = None  # files: where each lies
+    path: Callable[[int], bytes] | None = None  # files: index -> path
     part: Callable[[np.ndarray], "Source"] | None = None  # files: index -> the Source of those alone
-    ids: np.ndarray | None = field(default=None, compare=False)  # every label [size], where they are at hand
-    groups: np.ndarray | None = field(default=None, compare=False)  # [size]: a hold-out divides none
-    notes: tuple[str, ...] = ()  # what to tell of how it was read
-    columns: Columns | None = None  # of a table: what the numbers of a row are
+    ids: np.ndarray | None = field(default=None, compare=False)  # every label [size]; None: not read yet
+    groups: np.ndarray | None = field(default=None, compare=False)  # [size]; a hold-out divides no group
+    notes: tuple[str, ...] = ()  # lines for the user about how the files were read
+    columns: Columns | None = None  # tables only: describes the features of a row
 
     @property
     def noun(self) -> str:
-        """What its examples are called."""
+        """The word for its examples in messages."""
         return "rows" if self.columns else "images"
 
     def subset(self, index: np.ndarray) -> "Source":
-        """The examples `index [m]` as a Source of their own, under the same class names."""
+        """A Source of the examples `index [m]`, with the same class names."""
         if self.part is not None:
             return self.part(index)
         fingerprint = _digest(self.fingerprint.encode(), np.asarray(index, np.int64))
@@ -87,17 +87,17 @@ class Source:
         return replace(self, size=len(index), **made)
 
     def labels(self) -> np.ndarray:
-        """Every label `[size]` int32, -1 for none; of records that takes reading them all."""
+        """Every label `[size]` int32, -1 for none; for records this reads all of them."""
         if self.ids is not None:
             return self.ids
         chunks = np.array_split(np.arange(self.size), -(-self.size // 1024))
         return np.concatenate([self.fetch(chunk)[1] for chunk in chunks])
 
     def note_replaced(self, wanted: np.ndarray, used: np.ndarray) -> None:
-        """Enters the files that were skipped on the way from index `wanted` to index `used`.
+        """Records the files that were skipped between index `wanted` and index `used`.
 
         Raises:
-          UnreadableImagesError: they are more than the config bears.
+          UnreadableImagesError: there are more than the config allows.
         """
         bad = self.ledger.unreadable
         for first, last in zip(wanted.tolist(), used.tolist(), strict=True):
@@ -118,7 +118,7 @@ class Source:
 class Stream:
     """Sequential examples: `open(seed, process, processes)` gives a tf.data set of (bytes, label).
 
-    With a seed the files are read in an order that it decides, without one in their own.
+    A seed shuffles the files; without one they keep their order.
     """
 
     name: str
@@ -134,7 +134,7 @@ class Stream:
 
 
 class Splits(NamedTuple):
-    """The images to train on and, where there are any, those to test on."""
+    """The training images and, if there are any, the test images."""
 
     train: Source | Stream
     test: Source | Stream | None
@@ -174,7 +174,7 @@ def of_arrays(
 
     Or rows of a table, float32 `[n, d]`, with their `columns`.
 
-    Of arrays that are mapped from disk some images alone tell them from others: reading all takes too long.
+    The fingerprint of arrays mapped from disk uses some images only: reading all takes too long.
     """
     if labels is None:
         labels = Labels(np.full(len(images), NO_LABEL, np.int32), (), ())
@@ -210,7 +210,7 @@ def from_files(
     notes: tuple[str, ...] = (),
     reading: Reading | None = None,
 ) -> Source:
-    """Image files, decoded as they are read; an unreadable one gives way to the next in order.
+    """Image files, decoded on reading; the next file replaces an unreadable one.
 
     Args:
       names: relative to `root`, as the system gives them: bytes that are not UTF-8 are escaped.
@@ -261,7 +261,7 @@ class _Files:
     def _tensors(self) -> tuple[Any, Any]:
         """(paths, labels), made once: they are large."""
         tf = load_tensorflow()
-        # Left to it, TensorFlow would rewrite the loop and call each name's functions by its own detour.
+        # Otherwise TensorFlow's autograph rewrites the loop and slows down every function call.
         paths = tf.autograph.experimental.do_not_convert(_paths)(self.root, self.names)
         with tf.init_scope():  # captured, not copied into the graph
             return tf.constant(paths), tf.constant(self.ids)
@@ -291,7 +291,7 @@ class _Files:
         return candidates.ignore_errors().take(1).get_single_element()
 
     def _rescue(self, at: int) -> np.ndarray | None:
-        """A file that TensorFlow cannot read, by Pillow; None where that cannot either."""
+        """Reads with Pillow a file that TensorFlow cannot read; None if Pillow fails too."""
         name = as_text(self.names[at])
         try:
             with open(self.path(at), "rb") as file:

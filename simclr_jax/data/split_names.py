@@ -1,4 +1,4 @@
-"""What people call the images to train on and those to test on, as folders or in a table."""
+"""Usual names of the training and test split, as folders or in a table."""
 
 from collections.abc import Iterable
 
@@ -19,7 +19,7 @@ def first_named(present: Iterable[str], wanted: Iterable[str]) -> str | None:
 
 
 def lines_of(what: str, train: str, test: str | None, wanted: tuple[str, str]) -> list[str]:
-    """A line where the splits, each a `what`, are not those that the config wants; it can want more."""
+    """A line on the splits found, if their names differ from the config's; `what`: "folder", say."""
     if (train, test or "") in (wanted, (wanted[0], "")):
         return []
     tested = f", {printable(test)} the one to test on" if test else ""

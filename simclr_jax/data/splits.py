@@ -26,7 +26,7 @@ def load(
     channels: int = 0,
     memory_gb: float = 2.0,
     shuffle_buffer: int = 16384,
-    **more: Any,  # how files are read, and what is said of the pipeline
+    **more: Any,  # fields of Reading, and messages about the pipeline
 ) -> Splits:
     """The splits of `tfds:NAME`, `folder:PATH`, `list:FILE`, `npz:PATH` or `builtin:mnist5k`.
 

@@ -1,4 +1,4 @@
-"""A look at some files before a run: what will happen to their pixels, and the window of percentiles."""
+"""Inspects some files before a run: how their pixels are converted, and the window of percentiles."""
 
 import dataclasses
 import io
@@ -14,14 +14,14 @@ from simclr_jax.data.formats import Reading
 from simclr_jax.data.sources import Source, Splits
 from simclr_jax.errors import SimclrError
 
-HEAD = 65_536  # bytes of a file that are read first
-FILES = 256  # looked at, in equal steps through the names in their order
-DEEP = 64  # of them with more than 8 bits, which are decoded
-VALUES = 4096  # of a deep image that enter the percentiles
+HEAD = 65_536  # bytes to read first of a file
+FILES = 256  # files to inspect, in equal steps through the sorted names
+DEEP = 64  # files with more than 8 bits to decode
+VALUES = 4096  # values of a deep image in the percentiles
 HEADED = (b"\xff\xd8", b"\x89P", b"BM")  # JPEG, PNG, BMP: their first bytes tell enough
 TRANSPARENT, MORE_BITS = "transparency", "more than 8 bits"  # in notes
 FLOAT = (0.0, 1.0)  # the full range of floating point numbers
-DARK = 0.25  # share of the full range below which images are called dark
+DARK = 0.25  # images below this share of the full range are reported as dark
 
 
 class File(NamedTuple):
@@ -35,15 +35,13 @@ class File(NamedTuple):
 
 
 def look(splits: Splits, reading: Reading) -> Splits:
-    """The splits with notes of what will happen to the pixels of their image files.
+    """Looks at some image files; returns the splits with notes on how their pixels will be converted.
 
-    Where the config wants percentiles and has no window yet, `reading.window` becomes that of the training
-    files looked at.
-
-    The first process looks, so that all have the same.
+    If the config asks for percentiles and has no window yet, `reading.window` is set from the training files
+    in the sample. Only the first process looks at files, so that all processes get the same result.
 
     Raises:
-      SimclrError: percentiles of records, which are not looked at.
+      SimclrError: percentiles of records, which are not inspected.
     """
     train = splits.train
     if not isinstance(train, Source) or train.path is None:
@@ -89,7 +87,7 @@ def _spread(size: int, most: int) -> list[int]:
 
 
 def _look(path: bytes, reading: Reading, decode: bool) -> File | None:
-    """What a file is; None where it cannot be read."""
+    """Inspects a file; None if it cannot be read."""
     try:
         with open(path, "rb") as file:
             data = file.read(HEAD)
@@ -109,7 +107,7 @@ def _look(path: bytes, reading: Reading, decode: bool) -> File | None:
         raise SimclrError(str(error)) from None
     except MemoryError:
         raise
-    except Exception:  # told where it is read
+    except Exception:  # reading it reports the error
         return None
 
 
@@ -143,7 +141,7 @@ def _notes(files: list[File], reading: Reading, where: str) -> tuple[str, ...]:
 
 
 def _intensity(deep: list[formats.Deep], reading: Reading) -> str:
-    """What becomes of the values; fills in the window of percentiles."""
+    """Notes on the range of values; sets the window of percentiles."""
     values = np.concatenate([one.values for one in deep])
     if not values.size:
         return "they hold no finite numbers"
@@ -170,7 +168,7 @@ def _intensity(deep: list[formats.Deep], reading: Reading) -> str:
 
 
 def _some(values: np.ndarray) -> np.ndarray:
-    """So few values of an image that large ones count no more than others."""
+    """A fixed number of values of an image, so that large images have no more weight."""
     flat = values.reshape(-1).astype(np.float64)
     flat = flat[np.isfinite(flat)]
     return flat[_spread(len(flat), VALUES)]

@@ -24,18 +24,18 @@ NPZ_KEYS = (  # rows, labels; the first pair found counts
     (("x_train", "y_train"), ("x_test", "y_test")),
     (("features", "labels"), (None, None)),
 )
-CSV_ROOM = 12  # bytes of memory for each byte of a file, while it is read
+CSV_ROOM = 12  # bytes of memory per byte of a file while reading
 EXAMPLE = "table:PATH.csv, table:PATH.npz or " + ", ".join(f"table:sklearn/{name}" for name in BUNDLED)
 
 
 class Table(NamedTuple):
-    """What one split says, before it is standardised."""
+    """One split before standardisation."""
 
     name: str
     cells: columns.Cells
     labels: Labels | None
     notes: tuple[str, ...] = ()
-    texts: tuple[str, ...] = ()  # names of columns of text, that of the labels too
+    texts: tuple[str, ...] = ()  # names of the text columns, including the label column
     label: str = NO_LABELS  # the column of labels
 
     def rows(self, index: np.ndarray) -> "Table":
@@ -52,10 +52,10 @@ def load(
     label: str = "",
     known: columns.Columns | None = None,
 ) -> Splits:
-    """The splits of a table, rows float32 `[n, d]` each; their `columns` say what the d numbers are.
+    """The splits of a table, rows float32 `[n, d]` each; their `columns` describe the d features.
 
-    A test split is x_test in an .npz file, or test.csv beside train.csv; otherwise `holdout` of the labelled
-    rows is tested on. Means, medians and the values of texts are those of the training rows.
+    The test split is x_test in an .npz file, or test.csv next to train.csv; otherwise a share `holdout` of
+    the labelled rows. Means, medians and text categories are computed from the training rows only.
 
     Args:
       where: what follows "table:"; a relative path begins in `data_dir`.
@@ -116,7 +116,7 @@ def _texts(cells: columns.Cells) -> tuple[str, ...]:
 
 
 def _classes(train: Table | None) -> tuple[str, ...] | None:
-    """Those of the training rows, where there are any."""
+    """The class names of the training rows, if there are any."""
     return (train.labels.classes or None) if train and train.labels else None
 
 
@@ -144,7 +144,7 @@ def _read_npz(where: str, data_dir: str | None) -> tuple[Table, Table | None]:
 def _npz_table(
     path: Path, found: Mapping[str, Any], x: str, y: str | None, train: Table | None = None
 ) -> Table:
-    """The table of two arrays; `train` is that of the training rows where these are test rows."""
+    """The table of two arrays; for test rows, `train` is the table of the training rows."""
     remedy = "save rows as numbers [n, d], labels as numbers or as labels.astype(str)"
     name, told = f"table:{path.name}/{x}", {"kind": "table", "remedy": remedy}
     rows = arrays.npz_array(path, found, x, **told)
@@ -172,7 +172,7 @@ def _npz_table(
 
 
 def _test_beside(path: Path) -> Path | None:
-    """test.csv, or as else people call it, beside a file that is called train.csv or so."""
+    """The file of the test split next to a training file: test.csv for train.csv, or another usual name."""
     if path.stem.casefold() not in TRAIN:
         return None
     there = {other.stem: other for other in path.parent.iterdir() if other.suffix == path.suffix}
@@ -181,7 +181,7 @@ def _test_beside(path: Path) -> Path | None:
 
 
 def _read_csv(path: Path, label: str, train: Table | None = None) -> Table:
-    """The table of a file; `train` is that of the training rows where these are test rows."""
+    """The table of a file; for test rows, `train` is the table of the training rows."""
     where = f"table:{path.name}"
     header, lines = _lines(path)
     cells, notes = {}, ()

@@ -1,4 +1,4 @@
-"""The one door to TensorFlow: imported late, kept off the accelerator, quiet."""
+"""The only import of TensorFlow: late, quiet, and without accelerators."""
 
 import contextlib
 import functools
@@ -14,7 +14,8 @@ from simclr_jax.errors import SimclrError
 def load():
     """TensorFlow, for input pipelines only.
 
-    The import takes seconds, and TensorFlow would otherwise reserve the accelerator's memory.
+    Imports it late, because that takes seconds. Hides the accelerators from it, because it would reserve
+    their memory.
 
     Raises:
       SimclrError: it is not installed.
@@ -41,7 +42,7 @@ def load():
 
 @contextlib.contextmanager
 def _no_greetings() -> Iterator[None]:
-    """Holds back what C++ writes to stderr before TensorFlow's log level counts; an error shows it."""
+    """Holds back C++ output to stderr, which ignores the log level at import; shows it on an error."""
     sys.stderr.flush()
     before = os.dup(2)
     with tempfile.TemporaryFile() as held:

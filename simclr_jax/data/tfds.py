@@ -29,7 +29,7 @@ def size_of(builder: Any, split: str) -> int:
 
 
 def builder_of(name: str, data_dir: str | None, download: bool) -> Any:
-    """The builder of a data set that is prepared, or becomes so where it may `download`."""
+    """The builder of a prepared data set; prepares it first if it may `download`."""
     load_tensorflow()
     import tensorflow_datasets as tfds
 
@@ -61,7 +61,7 @@ def load(
     buffer: int,
     reading: Reading,
 ) -> Splits:
-    """The splits of a data set that TFDS has prepared; held in memory where they fit."""
+    """The splits of a data set that TFDS has prepared; kept in memory if they fit."""
     builder = builder_of(name, data_dir, download)
     features = builder.info.features
     if "image" not in features:

@@ -1,1 +1,1 @@
-"""The command `python -m simclr_jax.doctor`: what a run needs and what it walks into, before it starts."""
+"""The command `python -m simclr_jax.doctor`: checks what a run needs before it starts."""

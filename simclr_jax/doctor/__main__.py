@@ -5,7 +5,7 @@ import sys
 from simclr_jax import signals
 
 GOES_ON = "begins again"
-if __name__ == "__main__":  # before what takes a second to import
+if __name__ == "__main__":  # first: the imports below take a second, and Ctrl-C must work then too
     signals.take(GOES_ON)
 
 from absl import app, flags, logging
@@ -42,7 +42,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def run(argv: list[str]) -> None:
-    """Prints the page; exits with its severity."""
+    """Prints the report; exits with the code of the most severe finding."""
     del argv
     logging.set_verbosity(logging.WARNING)
     with command.ends(GOES_ON):
@@ -50,11 +50,11 @@ def run(argv: list[str]) -> None:
         workdir = paths.expand(main.WORKDIR.value or main.default_workdir(file))
         config = main.CONFIG.value
         checks.validate(adopt_start(config, workdir))
-        from simclr_jax import distributed, train  # late: --help and a wrong field answer at once
+        from simclr_jax import distributed, train  # late, so that --help and wrong fields answer at once
         from simclr_jax.doctor.run import examine
 
         distributed.start(main.COORDINATOR.value, main.PROCESSES.value, main.PROCESS.value)
-        train.use_compile_cache(config.compile_cache)  # the run finds the program that is compiled here
+        train.use_compile_cache(config.compile_cache)  # so that the run reuses the program compiled here
         found = examine(config, workdir, topology=TOPOLOGY.value)
         if distributed.first():
             print(findings.page(f"{file}, to run in {workdir}", found), flush=True)

@@ -21,7 +21,7 @@ from simclr_jax.feeds.images import in_memory
 from simclr_jax.step import OBJECTIVES, make_step
 from simclr_jax.tasks import create_task
 
-CLASSES = 10  # of images that nobody has seen
+CLASSES = 10  # assumed number of classes if the images are not here
 
 
 class Built(NamedTuple):
@@ -30,17 +30,17 @@ class Built(NamedTuple):
     task: Any
     optimizer: Any
     step_fn: Callable
-    whole_fn: Callable  # the same of a batch at once: the compiler counts the FLOPs of a loop's body once
+    whole_fn: Callable  # step_fn without microbatches: the compiler counts a loop's body once
 
 
 class Arguments(NamedTuple):
-    """What the program of a run takes, as shapes on a mesh."""
+    """The arguments of a run's program, as shapes on a mesh."""
 
     state: Any
     call: tuple  # (batch,), or (batches, count) where it makes several steps
 
     def bytes_a_device(self) -> tuple[int, int]:
-        """(of the state, of the rest)."""
+        """Bytes on each device: (state, other arguments)."""
         return _share(self.state), _share(self.call)
 
 
@@ -153,7 +153,7 @@ def _share(tree: Any) -> int:
 
 
 def of_images(config: ConfigDict) -> bool:
-    """Whether the examples are images; others are asked of the task, as they are small."""
+    """Whether the examples are images; the task itself gives the shapes of others, which are small."""
     return registry.kind_of(config.data.source) == "images"
 
 
@@ -166,7 +166,7 @@ def _first_batch(task: Any) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _carried(config: ConfigDict, images: Splits) -> dict[str, Any]:
-    """What every step reads beside the images: a teacher, a frozen encoder."""
+    """Constant arrays that every step reads in addition to the images: a teacher, a frozen encoder."""
     if config.task in ("pretrain", "supervised"):
         return {}
     config = config.copy_and_resolve_references()
@@ -175,7 +175,7 @@ def _carried(config: ConfigDict, images: Splits) -> dict[str, Any]:
 
 
 def _held(config: ConfigDict, train_split: Any, devices: int) -> dict[str, Any]:
-    """The shapes of what `memory.put` puts on the devices."""
+    """The shapes of the arrays that `memory.put` puts on the devices."""
     data = config.data
     shape = [data.stored_size or data.image_size] * 2
     if isinstance(train_split, Source) and train_split.kind == "array" and train_split.fetch:

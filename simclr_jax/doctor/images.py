@@ -1,4 +1,4 @@
-"""The images: how many, of which classes, what is left out, and whether they can be scored."""
+"""Checks the images: their number and classes, the files left out, and whether scores are possible."""
 
 import functools
 import io
@@ -99,7 +99,7 @@ def _tested(plan: Plan) -> Iterator[Finding]:
 
 @functools.lru_cache(maxsize=1)
 def shorter_side(train: Any) -> int | None:
-    """The median of the images' shorter sides, in pixels, of some of them; None where nobody can tell."""
+    """The median of the shorter sides in a sample of the images, in pixels; None if unknown."""
     if not isinstance(train, Source) or not train.fetch or not train.size:
         return None
     if train.kind == "array":
@@ -112,11 +112,11 @@ def shorter_side(train: Any) -> int | None:
 
 
 def _side(path: bytes) -> int | None:
-    """Of one file, by its first bytes; None where they do not tell."""
+    """The shorter side of one image file, from its first bytes; None if they do not contain it."""
     try:
         with open(path, "rb") as file:
             head = io.BytesIO(file.read(HEAD))
         with warnings.catch_warnings(action="ignore"), Image.open(head) as image:
             return min(image.size)
-    except Exception:  # what is unreadable the run tells
+    except Exception:  # the run reports unreadable files itself
         return None

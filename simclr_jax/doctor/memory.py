@@ -1,4 +1,4 @@
-"""Memory of the compiled train step beside what a device has; where it is too little, what would fit."""
+"""Compares the memory of the compiled train step with the device's; suggests a microbatch that fits."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,21 +10,21 @@ from simclr_jax.doctor.findings import Finding, error, note, ok, warning
 from simclr_jax.doctor.plan import Plan
 from simclr_jax.storage import told
 
-WAITING = 3  # batches that lie ready beside the one in use
-FULL = 0.9  # share of a device above which little is left: allocators leave gaps, evaluations take some
-TRIES = 3  # compilations in search of a microbatch that fits
+WAITING = 3  # batches prefetched on the device, in addition to the one in use
+FULL = 0.9  # warn above this share of a device's memory: allocators fragment and evaluations need some
+TRIES = 3  # at most so many compilations to find a microbatch that fits
 
 
 class Need(NamedTuple):
-    """Bytes that a device has to hold."""
+    """Bytes that a device needs."""
 
-    state: int  # parameters, optimiser, images that live there
-    batch: int  # with those that wait
+    state: int  # parameters, optimiser state, images in device memory
+    batch: int  # including the prefetched ones
     temporary: int
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.state + self.batch + self.temporary
 
 
@@ -55,9 +55,10 @@ def check(plan: Plan) -> Iterator[Finding]:
 
 
 def need(plan: Plan) -> Need | None:
-    """What the compiled step holds on each device, of a host's cores all together; None: it does not compile.
+    """Memory of the compiled step on each device; None: it does not compile.
 
-    The output takes no memory of its own: the state is donated.
+    On CPU all devices share the host's memory, so the figures are their sum. The state is donated: the output
+    reuses its memory.
     """
     compiled = plan.program.compiled
     stats = compiled.memory_analysis() if compiled is not None else None
@@ -71,7 +72,7 @@ def need(plan: Plan) -> Need | None:
 
 
 def room(plan: Plan) -> tuple[int | None, str]:
-    """(bytes that there are, None where nobody tells; where)."""
+    """(available bytes, None if the backend does not report them; text that says where)."""
     if plan.chip:
         return plan.chip.memory, "on each chip"
     if plan.on_cpu:
@@ -82,7 +83,7 @@ def room(plan: Plan) -> tuple[int | None, str]:
 
 
 def too_large(plan: Plan, has: int | None, where: str, needed: int | None) -> Finding:
-    """The error, with a microbatch that fits, or a batch."""
+    """The error; it proposes a microbatch that fits, or else smaller settings."""
     size = f"needs {told(needed)}" if needed else "needs more than there is"
     text = f"the step {size} {where}" + (f", which has {told(has)}" if has else "")
     batch, found = plan.config.train.batch_size, fitting_microbatch(plan, has)
@@ -97,9 +98,9 @@ def too_large(plan: Plan, has: int | None, where: str, needed: int | None) -> Fi
 
 
 def fitting_microbatch(plan: Plan, has: int | None) -> tuple[int, int] | None:
-    """(microbatch, bytes) of a step that was compiled and fits in `has` bytes; None where none was found.
+    """(microbatch, bytes) of a compiled step that fits in `has` bytes; None if none was found.
 
-    Temporary memory grows with the microbatch: what has been compiled tells how far to go down.
+    Temporary memory grows with the microbatch, so each compiled step tells which size to try next.
     """
     train, now = plan.config.train, plan
     step = plan.mesh.size * plan.config.model.norm_groups

@@ -25,14 +25,14 @@ class Program(NamedTuple):
 
 
 class Plan:
-    """A run before it starts. What takes a while is made when a check asks for it, once.
+    """A run before it starts. Slow parts are computed once, when a check first asks for them.
 
     Attributes:
-      config: with the start's architecture, and a warm-up that fits.
-      workdir: where the run would be kept.
-      splits: the images; where there are none here, what is known of them (`here` is False).
-      mesh: of this machine, or of the `topology` that somebody asks about.
-      first: the steps that are done.
+      config: with the architecture of `config.start`, and a warm-up shorter than the run.
+      workdir: the workdir that the run would use.
+      splits: the images; if they are not on this machine (`here` is False), only their number and classes.
+      mesh: of this machine, or of the `topology` to compile for.
+      first: the number of steps that are done.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Of the whole run."""
+        """The number of steps of the whole run."""
         return self.lengths[1]
 
     @property
@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def chip(self) -> chips.Chip | None:
-        """Published figures, where a slice is asked about."""
+        """The chip's published figures; None without a `topology`."""
         return chips.of(self.topology) if self.topology else None
 
     @functools.cached_property
@@ -81,7 +81,7 @@ class Plan:
 
     @functools.cached_property
     def arguments(self) -> ahead.Arguments:
-        """What the program takes, as shapes."""
+        """The shapes of the program's arguments."""
         return ahead.arguments(self.config, self.splits, self.built, self.mesh)
 
     @functools.cached_property
@@ -107,6 +107,6 @@ class Plan:
 
 
 def tell(line: str) -> None:
-    """Says what takes a while, beside the page."""
+    """Prints the progress of slow checks to stderr, apart from the report."""
     if jax.process_index() == 0:
         print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""How fast the input is, how fast the step, and how long the run takes by both."""
+"""Measures the speed of the input and of the train step, and estimates the duration of the run."""
 
 import math
 import os
@@ -17,36 +17,36 @@ from simclr_jax.doctor.plan import Plan, tell
 from simclr_jax.feeds.images import in_memory
 from simclr_jax.storage import told
 
-LONGEST = 10.0  # seconds of reading images, the first batch included
-ENOUGH = 4.0  # ... after the first batch
-PIXELS = 64 * 224**2  # of a batch that is read: its speed hardly depends on its size
-READ = 2048  # images that are read for a run from memory
-CALLS = 3  # of the program that are timed
-PATIENCE = 5.0  # seconds of a step on a CPU above which it is not tried
-CORE = 2e10  # FLOP/s of a core, roughly, to know that beforehand
+LONGEST = 10.0  # seconds of reading at most, including the first batch
+ENOUGH = 4.0  # seconds of reading after the first batch
+PIXELS = 64 * 224**2  # in a test batch at most: the rate hardly depends on the batch size
+READ = 2048  # images to read if the run keeps its images in memory
+CALLS = 3  # timed calls of the compiled program
+PATIENCE = 5.0  # on CPU, a step that should take more seconds is estimated and not run
+CORE = 2e10  # rough FLOP/s of a core, for that estimate
 
 
 class Reading(NamedTuple):
-    """How fast images are read."""
+    """Measured rate of reading images."""
 
-    rate: float  # images a second, of this process
-    count: int  # images
+    rate: float  # images per second of this process
+    count: int  # images read
 
 
 class Step(NamedTuple):
-    """How long a step takes."""
+    """Duration of a step."""
 
-    seconds: float | None  # None: nobody can tell
-    why: str = ""  # it is not measured
+    seconds: float | None  # None: unknown
+    why: str = ""  # why `seconds` is not a measurement; empty if it is one
 
     @property
     def measured(self) -> float | None:
-        """The seconds, where they are not a guess."""
+        """The seconds, if they were measured; else None."""
         return None if self.why else self.seconds
 
 
 def check(plan: Plan) -> Iterator[Finding]:
-    """Images a second of input and step, and the expected time."""
+    """Reports images per second of input and step, and the expected duration."""
     step, batch = time_step(plan), plan.config.train.batch_size
     if step.measured:
         yield ok(f"a step takes {_time(step.seconds)}: {batch / step.seconds:,.0f} images/s")
@@ -69,7 +69,7 @@ def check(plan: Plan) -> Iterator[Finding]:
 
 
 def time_step(plan: Plan) -> Step:
-    """Seconds of a step, of some that are made; or a guess, and why none is made."""
+    """Times some steps; if they cannot be run here, estimates them and says why."""
     has, _ = memory.room(plan)
     needed = memory.need(plan)
     if plan.program.compiled is None or (needed and has is not None and needed.total > has):
@@ -97,19 +97,19 @@ def time_step(plan: Plan) -> Step:
 
 
 def _cost(plan: Plan, what: str) -> float:
-    """What the compiler counts of a step, on one device; a loop's body counts once."""
+    """The compiler's cost figure `what` for a step on one device; it counts a loop's body once."""
     return (plan.program.compiled.cost_analysis() or {}).get(what, 0.0)
 
 
 def _guess(plan: Plan) -> float:
-    """Roughly how many seconds a step takes on this host's cores."""
+    """Estimated seconds of a step on this host's cores."""
     micro = plan.config.train.microbatch
     loops = plan.config.train.batch_size // micro if micro else 1
     return loops * plan.mesh.size * _cost(plan, "flops") / (CORE * (os.cpu_count() or 1))
 
 
 def _least(plan: Plan) -> float:
-    """Seconds of a step that arithmetic and memory take at a chip's published rates: no step is faster."""
+    """Lower bound of a step in seconds, from the chip's published FLOP/s and memory bandwidth."""
     chip = plan.chip
     return max(_cost(plan, "flops") / chip.peak, _cost(plan, "bytes accessed") / chip.bandwidth)
 
@@ -118,8 +118,8 @@ def _least(plan: Plan) -> float:
 
 
 def input_rate(plan: Plan) -> Reading:
-    """Images a second of the run's own pipeline."""
-    tf.load()  # takes seconds that do not count
+    """Measures images per second of the run's own pipeline."""
+    tf.load()  # the import takes seconds; keep it out of the measurement
     tell(f"timing the input, at most {LONGEST:.0f} s ...")
     config, processes = plan.config.copy_and_resolve_references(), jax.process_count()
     share = min(config.train.batch_size // processes, max(1, PIXELS // config.data.image_size**2))
@@ -129,7 +129,7 @@ def input_rate(plan: Plan) -> Reading:
 
 
 def timed(batches: Iterator[Any], count: Callable[[Any], int]) -> Reading:
-    """The speed of `batches`, by some of them. The first builds the pipeline: its time does not count."""
+    """Reads some of `batches` and returns their rate; leaves out the first, which builds the pipeline."""
     begin, images, first, in_first = time.perf_counter(), 0, 0.0, 0
     for batch in batches:
         now = time.perf_counter()
@@ -143,7 +143,7 @@ def timed(batches: Iterator[Any], count: Callable[[Any], int]) -> Reading:
         close()
     if images:
         return Reading(images / max(now - first, math.ulp(now)), images + in_first)
-    return Reading(in_first / max(first - begin, math.ulp(first)), in_first)  # there was time for one alone
+    return Reading(in_first / max(first - begin, math.ulp(first)), in_first)  # only one batch in time
 
 
 def _input(plan: Plan, read: Reading, step: float | None) -> Iterator[Finding]:
@@ -160,7 +160,7 @@ def _input(plan: Plan, read: Reading, step: float | None) -> Iterator[Finding]:
 
 
 def _remedy(plan: Plan) -> str:
-    """What makes the input faster, the best first."""
+    """Ways to make the input faster, the best first."""
     config, found = plan.config, []
     if config.data.threads and config.data.threads < (os.cpu_count() or 1):
         found.append("--config.data.threads=0 takes all cores")
@@ -180,7 +180,7 @@ def _held_bytes(plan: Plan) -> float:
 
 
 def _reading_once(plan: Plan) -> Iterator[Finding]:
-    """Of a run from memory: how long it takes to read the images, once."""
+    """For a run that keeps its images in memory: how long it takes to read them once."""
     train, data = plan.train, plan.config.data
     if isinstance(train, Source) and train.kind == "array":
         yield ok(f"the images lie in memory, {told(_held_bytes(plan))}: there is no input to wait for")
@@ -213,7 +213,7 @@ def unreadable(plan: Plan) -> Iterator[Finding]:
 
 
 def _duration(plan: Plan, step: Step, read: Reading | None) -> Iterator[Finding]:
-    """The steps that are left, by whatever is slower."""
+    """Estimated duration of the remaining steps; the slower of input and step decides."""
     left, batch = plan.steps - plan.first, plan.config.train.batch_size
     reading = batch / (read.rate * jax.process_count()) if read and not plan.topology else 0.0
     slower = max(step.seconds or 0.0, reading)
@@ -227,7 +227,7 @@ def _duration(plan: Plan, step: Step, read: Reading | None) -> Iterator[Finding]
 
 
 def _time(seconds: float) -> str:
-    """For people: 1.5 ms, 12 s, 3 h."""
+    """The duration as text with a unit: 1.5 ms, 12 s, 3 hours."""
     for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60), ("s", 1)):
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"

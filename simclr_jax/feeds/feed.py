@@ -1,7 +1,7 @@
-"""The contract of a feed: what a task does with a config's examples. It reads, augments and shows them.
+"""The interface of a feed, which reads, augments and displays the examples of a config.
 
-`registry.FEEDS` names a `Kind` for the part of `config.data.source` before the colon (`table:PATH`); every
-other source is one of images. Tasks, evaluation and loaded encoders know examples by this contract alone.
+`registry.FEEDS` names a `Kind` for the part of `config.data.source` before the colon (`table:PATH`); all
+other sources hold images. Tasks, evaluation and loaded encoders use examples only through this interface.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,16 +21,16 @@ Batch = dict[str, Any]
 class Feed(Protocol):
     """The examples of `splits` as a config wants them.
 
-    A batch is a dict of arrays `[n, ...]`: what `batches` yields are this process's rows on the host, what
-    `fetch` returns is the whole batch on the mesh. All random draws are keyed by (seed, position, view).
+    A batch is a dict of arrays `[n, ...]`. `batches` yields this process's rows on the host; `fetch` returns
+    the whole batch on the mesh. (seed, position, view) key all random draws.
     """
 
     config: ConfigDict
     splits: Splits
     mesh: Mesh
-    steps_per_call: int  # steps that the accelerator makes by itself, at most
+    steps_per_call: int  # most steps in one call of the compiled program
     pictures: bool  # `see` gives images [n, h, w, c] in [0, 1]
-    dtype: Any  # of what the encoder takes
+    dtype: Any  # of the encoder's input
 
     def spec(self) -> jax.ShapeDtypeStruct:
         """Shape and type of one example as the encoder takes it, without the batch's axis."""
@@ -41,11 +41,11 @@ class Feed(Protocol):
         ...
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """The training batches from `step` on: {position, ..., label where there is one}."""
+        """The training batches from `step` on: {position, ..., label if the examples have labels}."""
         ...
 
     def fetch(self, fixed: dict[str, Any], batch: Batch) -> Batch:
-        """The whole batch, from what `batches` gave and what lives on the accelerators; may communicate."""
+        """The whole batch, from a batch of `batches` and the arrays `fixed`; may use collectives."""
         ...
 
     def views(self, fixed: dict[str, Any], batch: Batch) -> jax.Array:
@@ -53,7 +53,7 @@ class Feed(Protocol):
         ...
 
     def prepare(self, views: jax.Array) -> jax.Array:
-        """Views `[n, ...]`, of `views` or of `see`, as the encoder takes them."""
+        """Converts views `[n, ...]` from `views` or `see` into the encoder's input."""
         ...
 
     def every(self, split: Source | Stream, index: np.ndarray | None = None) -> Iterator[Batch]:
@@ -61,15 +61,15 @@ class Feed(Protocol):
         ...
 
     def see(self, examples: jax.Array) -> jax.Array:
-        """The evaluation view of what `every` gives as example."""
+        """The evaluation views of examples from `every`."""
         ...
 
     def raw(self, examples: jax.Array) -> jax.Array:
-        """Baseline features `[n, d]` of what `every` gives: the examples themselves."""
+        """Baseline features `[n, d]` of examples from `every`: the examples themselves."""
         ...
 
     def change(self, seen: jax.Array, position: jax.Array, seed: int, **fields: Any) -> jax.Array:
-        """One augmentation of evaluation views; `fields` in the place of those of `config.augment`."""
+        """Augments evaluation views once; `fields` override the fields of `config.augment`."""
         ...
 
     def preview(self, workdir: epath.Path, batch: Batch) -> None:
@@ -78,22 +78,22 @@ class Feed(Protocol):
 
 
 class Reader(Protocol):
-    """How a loaded encoder takes examples; hashable, as programs are compiled for it."""
+    """Prepares examples for a loaded encoder; hashable, because programs are compiled for it."""
 
     def spec(self) -> jax.ShapeDtypeStruct:
         """Shape and type of one example as the encoder was trained on it."""
         ...
 
     def check(self, examples: Any) -> np.ndarray:
-        """Examples `[n, ...]` as an array; raises SimclrError where they are not what the encoder takes."""
+        """Examples `[n, ...]` as an array; raises SimclrError if they do not fit the encoder."""
         ...
 
     def host(self, part: np.ndarray) -> np.ndarray:
-        """What is done on the host with some of them."""
+        """Preprocessing of some examples on the host."""
         ...
 
     def prepare(self, examples: jax.Array, preprocess: bool, dtype: Any) -> jax.Array:
-        """What is done on the device; `preprocess`: as the run does for its evaluation."""
+        """Preprocessing on the device; with `preprocess` it includes the run's own for evaluation."""
         ...
 
 
@@ -104,10 +104,10 @@ def _nothing_more(splits: Splits) -> dict[str, Any]:
 class Kind(NamedTuple):
     """A kind of examples."""
 
-    name: str  # of many of them, in what is told: "images"
+    name: str  # plural noun for messages: "images"
     load: Callable[..., Splits]  # the fields of config.data -> Splits
-    check: Callable[..., None]  # (config, splits): raises SimclrError where they do not fit together
+    check: Callable[..., None]  # (config, splits): raises SimclrError if they do not fit together
     hold: Callable[..., Splits]  # (config, splits) -> the splits as a run keeps them in memory
     create: Callable[..., Feed]  # (config, splits, mesh, views)
     reader: Callable[..., Reader]  # (config, the `data` of config.json)
-    identity: Callable[..., dict[str, Any]] = _nothing_more  # more that config.json keeps of the examples
+    identity: Callable[..., dict[str, Any]] = _nothing_more  # further data about the examples for config.json

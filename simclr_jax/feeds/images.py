@@ -1,4 +1,4 @@
-"""The feed of images: host, host with colour and blur on the accelerator, or from its memory."""
+"""The feed of images: augmented on the host, partly on the accelerator, or from the accelerator's memory."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
@@ -34,7 +34,7 @@ def in_memory(config: ConfigDict) -> bool:
 
 
 class Images:
-    """The images of `splits` as `config` wants them, `views` augmented views of each while training."""
+    """The images of `splits`; training gets `views` augmented views of each."""
 
     pictures = True
 
@@ -54,15 +54,15 @@ class Images:
         return jax.ShapeDtypeStruct((data.image_size, data.image_size, data.channels), self.dtype)
 
     def fixed(self) -> dict[str, Any]:
-        """What lives on the accelerators: the training images of a run from memory."""
+        """Arrays in device memory: the training images, if the run keeps them there."""
         return {"images": memory.put(cast(Source, self.splits.train), self.mesh)} if self._in_memory else {}
 
     def fetch(self, fixed: dict[str, Any], batch: Batch) -> Batch:
-        """The batch, from its numbers where the images live on the accelerators."""
+        """The batch; gathers the images by number if they are in device memory."""
         return memory.gather(fixed["images"], batch, self.mesh) if self._in_memory else batch
 
     def views(self, fixed: dict[str, Any], batch: Batch) -> jax.Array:
-        """The views `[n, v, h, w, c]` of a batch; made on the accelerator as far as the config wants it."""
+        """The views `[n, v, h, w, c]` of a batch; `config.augment.device` is the accelerator's part."""
         fields = self.config.augment.to_dict()
         device = fields.pop("device")
         if device == "none":
@@ -95,7 +95,7 @@ class Images:
         return images.reshape(n, -1)
 
     def change(self, seen: jax.Array, position: jax.Array, seed: int, **fields: Any) -> jax.Array:
-        """One augmentation of every evaluation view; `fields` in the place of those of `config.augment`."""
+        """Augments every evaluation view once; `fields` override the fields of `config.augment`."""
         mine = self.config.augment.to_dict() | fields
         del mine["device"]
         as_bytes = jnp.rint(255 * seen).astype(jnp.uint8)
@@ -115,9 +115,9 @@ class Images:
         return pipeline.train_batches(train, **which, **made)
 
     def every(self, split: Source | Stream, index: np.ndarray | None = None) -> Iterator[Batch]:
-        """Every image of a split once, or those in `index`, without augmentation; this process's rows.
+        """This process's rows of a split, every image once or only those in `index`, without augmentation.
 
-        {example [n, h, w, c], label, mask}; the example as `see` takes it.
+        A batch is {example [n, h, w, c], label, mask}; `see` takes the examples.
         """
         return self._in_order(split, self.config.eval.batch_size, index, **self._share)
 
@@ -129,7 +129,7 @@ class Images:
         return pipeline.eval_batches(split, batch=batch, index=index, **view, **share)
 
     def preview(self, workdir: epath.Path, batch: Batch) -> None:
-        """figures/views.png: images of a batch beside their views; of a Stream the views alone."""
+        """Draws figures/views.png: images of a batch and their views; for a Stream only the views."""
         path = workdir / "figures" / "views.png"
         if self.config.eval.figures and not path.exists():
             figures.attempt(print, path, self._draw_views, batch)
@@ -151,7 +151,7 @@ class Images:
 
 
 class ImageReader(NamedTuple):
-    """How a loaded encoder takes images."""
+    """Prepares images for a loaded encoder."""
 
     size: int
     channels: int
@@ -169,7 +169,7 @@ class ImageReader(NamedTuple):
         """Images `[n, h, w, c]`, uint8 or float32 in [0, 1]; RGBA too where the encoder takes RGB.
 
         Raises:
-          SimclrError: they are not such.
+          SimclrError: the images have another shape, type or range.
         """
         try:
             images = np.asarray(examples)
@@ -191,7 +191,7 @@ class ImageReader(NamedTuple):
         return images.astype(np.float32)
 
     def host(self, part: np.ndarray) -> np.ndarray:
-        """RGBA laid over the background of the run, where the encoder takes RGB."""
+        """Blends RGBA over the run's background if the encoder takes RGB."""
         if part.shape[-1] == self.channels:
             return part
         if part.dtype == np.uint8:
@@ -200,7 +200,7 @@ class ImageReader(NamedTuple):
         return part[..., :3] * alpha + np.array(self.background, np.float32) / 255 * (1 - alpha)
 
     def prepare(self, examples: jax.Array, preprocess: bool, dtype: Any) -> jax.Array:
-        """Normalised; `preprocess` crops and resizes them before, as for evaluation."""
+        """Normalises images; `preprocess` first crops and resizes them as for evaluation."""
         images = simclr.normalize_images(examples, (), (), jnp.float32)
         if preprocess:
             images = geometry.center_view(images, self.size, self.crop, self.resize)
@@ -208,7 +208,7 @@ class ImageReader(NamedTuple):
 
 
 def reader(config: ConfigDict, data: dict[str, Any]) -> ImageReader:
-    """How the encoder of a run takes images."""
+    """The reader for the encoder of a run."""
     of, evaluation = config.data, config.eval
     return ImageReader(
         of.image_size,
@@ -222,12 +222,12 @@ def reader(config: ConfigDict, data: dict[str, Any]) -> ImageReader:
 
 
 def hold(config: ConfigDict, splits: Splits) -> Splits:
-    """The splits in memory, where the accelerator makes the views."""
+    """Loads the splits into memory if the accelerator makes the views."""
     return memory.hold(splits, config.data) if in_memory(config) else splits
 
 
 def check(config: ConfigDict, splits: Splits) -> None:
-    """Raises SimclrError where the images have other channels than the config."""
+    """Raises SimclrError if the images' channels differ from the config's."""
     data_splits.check_channels(splits, config.data.channels)
 
 

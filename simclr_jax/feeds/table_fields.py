@@ -1,4 +1,4 @@
-"""What is known of the feed of tables before JAX is imported: `config.data.table`."""
+"""Fields of `config.data.table`; importing them needs no JAX."""
 
 from simclr_jax.field import PROBABILITY, Field
 from simclr_jax.registry import Facts

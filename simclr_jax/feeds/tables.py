@@ -1,4 +1,4 @@
-"""The feed of tables: rows live on the accelerators, views are SCARF's (arXiv 2106.15147)."""
+"""The feed of tables: rows are in device memory, views are SCARF's (arXiv 2106.15147)."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from simclr_jax.data.sources import Source, Splits, Stream
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds.feed import Batch, Kind
 
-STEPS_PER_CALL = 16  # where the config says nothing: a step of a small MLP takes less than a call
+STEPS_PER_CALL = 16  # default: a step of a small MLP takes less time than a call
 
 
 def table_of(splits: Splits) -> Source:
@@ -29,7 +29,7 @@ def table_of(splits: Splits) -> Source:
 
 
 class Rows:
-    """The rows of `splits` as `config` wants them, `count` views of each while training."""
+    """The rows of `splits`; training gets `count` views of each."""
 
     pictures = False
 
@@ -46,7 +46,7 @@ class Rows:
         return jax.ShapeDtypeStruct(self._rows.shape[1:], self.dtype)
 
     def fixed(self) -> dict[str, Any]:
-        """All training rows and labels, on every device: the rows are the marginals, too."""
+        """All training rows and labels, replicated: corruption draws from the rows."""
         held = {"rows": self._rows, "labels": self._labels}
         return sharding.put_same(held, sharding.replicated(self.mesh))
 
@@ -94,11 +94,11 @@ class Rows:
         return random_corruption(rows, bank, position, seed, views=views, **(own | fields))
 
     def preview(self, workdir: epath.Path, batch: Batch) -> None:
-        """There is nothing to see."""
+        """Draws nothing."""
 
 
 class RowReader(NamedTuple):
-    """How a loaded encoder takes rows."""
+    """Prepares rows for a loaded encoder."""
 
     columns: Columns
 
@@ -110,7 +110,7 @@ class RowReader(NamedTuple):
         """Rows `[n, d]` as the table has them (texts as 0 and 1), standardised by the training rows.
 
         Raises:
-          SimclrError: they are not such.
+          SimclrError: the rows do not fit the columns.
         """
         rows = np.asarray(examples)
         if not rows.size:
@@ -118,11 +118,11 @@ class RowReader(NamedTuple):
         return self.columns.standardize(rows)
 
     def host(self, part: np.ndarray) -> np.ndarray:
-        """Nothing more is to be done."""
+        """Returns the rows unchanged."""
         return part
 
     def prepare(self, examples: jax.Array, preprocess: bool, dtype: Any) -> jax.Array:
-        """In the type of the computation."""
+        """Casts to `dtype`."""
         return examples.astype(dtype)
 
 
@@ -145,13 +145,13 @@ def load(
 
 
 def identity(splits: Splits) -> dict[str, Any]:
-    """What the columns are, for encoders that are loaded later."""
+    """The columns, which config.json keeps for loaded encoders."""
     columns = table_of(splits).columns
     return {"columns": json.loads(json.dumps(columns.features if columns else ()))}
 
 
 def reader(config: ConfigDict, data: dict[str, Any]) -> RowReader:
-    """How the encoder of a run takes rows; config.json has the columns."""
+    """The reader for the encoder of a run; config.json has the columns."""
     return RowReader(Columns.of(data.get("columns", ())))
 
 

@@ -54,7 +54,7 @@ def compare(
 
 
 def negatives(pairs: Pairs, one_view: bool) -> jax.Array:
-    """Mask `[2n, 2n]` of each row's negatives: other images' views, or those of the positive's view."""
+    """Mask `[2n, 2n]` of each row's negatives: other images' views, all or only the positive's."""
     other = pairs.apart > 1
     return other & (pairs.apart % 2 == 1) if one_view else other
 
@@ -96,11 +96,11 @@ def nt_xent(
       z: embeddings `[n, 2, d]`, not normalised, of any float type; computed in at least float32.
       temperature: τ > 0, in units of the similarity.
       normalize: False compares by the dot product instead of the cosine (the paper's table 5).
-      one_view: True keeps, of the negatives, those from the positive's view, so a row of view a is
-        compared with view b alone (the paper's table 4, section 5.1).
-      gather: applied to the embeddings that rows are compared with; on a mesh, a sharding
-        constraint to replicated makes it the one all-gather of the step.
-      precision: of the product of rows and columns. HIGHEST is exact to float32; for others see
+      one_view: True keeps only the negatives from the positive's view, so a row of view a is compared
+        with view b only (the paper's table 4, section 5.1).
+      gather: function applied to the embeddings of the columns. On a mesh it is a sharding constraint to
+        replicated, the only all-gather of the step.
+      precision: of the matrix product of rows and columns. HIGHEST is float32; for the others see
         docs/benchmarks.md.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The contract of an objective: one term of what a run minimises.
+"""The interface of an objective, one term of the loss.
 
 `registry.OBJECTIVES` names functions that make one for `config.loss.name`:
 
@@ -20,11 +20,11 @@ Metrics = dict[str, jax.Array]
 
 
 class Sizes(NamedTuple):
-    """What an objective must know before there is a batch."""
+    """Sizes that an objective needs when it is created."""
 
     images: int  # examples in a batch, over all devices
-    views: int  # of each
-    dim: int  # of a projection
+    views: int  # views of each example
+    dim: int  # width of a projection
     mesh: Mesh
 
 

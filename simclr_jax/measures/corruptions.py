@@ -1,7 +1,7 @@
 """Corrupted test images (ImageNet-C and CIFAR-10-C: Hendrycks & Dietterich, arXiv 1903.12261, section 4).
 
-Five of its corruptions in five severities, as pure functions; images of 64 px a side and more get
-ImageNet-C's parameters, smaller ones CIFAR-10-C's.
+Five corruptions of that paper in five severities, as pure functions. Images of 64 px a side or more use
+ImageNet-C's parameters, smaller images use CIFAR-10-C's.
 """
 
 import io
@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter1d
 from simclr_jax import geometry
 from simclr_jax.errors import SimclrError
 
-SMALL = 64  # px a side, below which CIFAR-10-C's parameters hold
+SMALL = 64  # px a side; smaller images use CIFAR-10-C's parameters
 # (ImageNet-C's, CIFAR-10-C's), by severity
 NOISE = (0.08, 0.12, 0.18, 0.26, 0.38), (0.04, 0.06, 0.08, 0.09, 0.10)
 BLUR = (1, 2, 3, 4, 6), (0.4, 0.6, 0.7, 0.8, 1.0)
@@ -28,7 +28,7 @@ def gaussian_noise(images: jax.Array, severity: int, position: jax.Array, seed: 
     """Normal noise of σ 0.04 to 0.38, the same pattern at every severity.
 
     Args:
-      position: `[n]` uint32, of the images in the test set: on it and `seed` alone the noise depends.
+      position: `[n]` uint32, positions in the test set. The noise depends only on them and `seed`.
     """
 
     def one(number: jax.Array) -> jax.Array:
@@ -39,15 +39,15 @@ def gaussian_noise(images: jax.Array, severity: int, position: jax.Array, seed: 
 
 
 def gaussian_blur(images: jax.Array, severity: int, position: jax.Array | None = None, seed: int = 0):
-    """A Gaussian of σ 0.4 to 6 px, cut at 4 σ; the border is repeated, so that it does not darken."""
+    """A Gaussian of σ 0.4 to 6 px, cut at 4 σ; repeats edge pixels, so that the border does not darken."""
     sigma = _amount(BLUR, images, severity)
-    # What the filter makes of the unit vectors is its matrix; products suit matrix units.
+    # Apply the filter to the unit vectors to get its matrix: matrix products are fast on accelerators.
     matrices = [gaussian_filter1d(np.eye(n), sigma, axis=0, mode="nearest") for n in images.shape[1:3]]
     return _resampled(images, *matrices)
 
 
 def brightness(images: jax.Array, severity: int, position: jax.Array | None = None, seed: int = 0):
-    """HSV's value and 0.05 to 0.5, at most 1; of gray images that is the gray itself."""
+    """Adds 0.05 to 0.5 to HSV's value, clipped at 1; for gray images the value is the gray level."""
     value = jnp.max(images, axis=-1, keepdims=True)
     brighter = jnp.minimum(value + _amount(BRIGHTNESS, images, severity), 1)
     # At constant hue and saturation RGB is proportional to the value; black has no saturation.
@@ -55,7 +55,7 @@ def brightness(images: jax.Array, severity: int, position: jax.Array | None = No
 
 
 def jpeg_compression(images: np.ndarray, severity: int, position: np.ndarray | None = None, seed: int = 0):
-    """JPEG's artefacts at quality 80 to 7, by Pillow: NumPy arrays on the host, not under `jit`."""
+    """JPEG compression at quality 80 to 7 by Pillow; takes NumPy arrays on the host, not under `jit`."""
     images, quality = np.asarray(images), _amount(JPEG, images, severity)
 
     def one(image: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ def jpeg_compression(images: np.ndarray, severity: int, position: np.ndarray | N
 
 
 def pixelate(images: jax.Array, severity: int, position: jax.Array | None = None, seed: int = 0):
-    """A resolution of 0.95 to 0.25 of the images', by Pillow's box filter, and squares for pixels."""
+    """Shrinks images to 0.95 to 0.25 of their size and enlarges them again, both with Pillow's box filter."""
     scale = _amount(PIXELATE, images, severity)
 
     def matrix(size: int) -> np.ndarray:
@@ -79,7 +79,7 @@ def pixelate(images: jax.Array, severity: int, position: jax.Array | None = None
 
 
 # All take (images [n, h, w, c] float in [0, 1], severity 1..5, position [n] uint32, seed) and return images
-# of the same shape in [0, 1]; the severity is static, and those in HOST are not for `jit`.
+# of the same shape in [0, 1]. The severity is static; the functions in HOST do not work under `jit`.
 CORRUPTIONS = {
     "gaussian_noise": gaussian_noise,
     "gaussian_blur": gaussian_blur,
@@ -91,7 +91,7 @@ HOST = ("jpeg_compression",)
 
 
 def available(channels: int) -> tuple[str, ...]:
-    """The names of CORRUPTIONS that images of so many channels can have: JPEG and HSV know gray and RGB."""
+    """The names of CORRUPTIONS for images of so many channels: JPEG and HSV exist only for gray and RGB."""
     if channels in (1, 3):
         return tuple(CORRUPTIONS)
     return tuple(name for name in CORRUPTIONS if name not in ("brightness", "jpeg_compression"))
@@ -104,12 +104,12 @@ def _amount(table: tuple[tuple[float, ...], ...], images: jax.Array | np.ndarray
 
 
 def _resampled(images: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
-    """Images `[n, h, w, c]` by the matrices rows `[h, h]` and columns `[w, w]`."""
+    """Multiplies images `[n, h, w, c]` by the matrices rows `[h, h]` and columns `[w, w]`."""
     matrices = (jnp.asarray(x, images.dtype) for x in (rows, columns))
     return jnp.clip(jax.vmap(geometry.resample, (0, None, None))(images, *matrices), 0, 1)
 
 
 def _box(size: int, out: int) -> np.ndarray:
-    """The matrix `[out, size]` of Pillow's box filter: what it makes of the unit vectors."""
+    """The matrix `[out, size]` of Pillow's box filter, from its output on the unit vectors."""
     unit = Image.fromarray(np.eye(size, dtype=np.float32))
     return np.asarray(unit.resize((size, out), Image.Resampling.BOX), np.float64)

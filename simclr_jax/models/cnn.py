@@ -15,9 +15,9 @@ from simclr_jax.models.norm import batch_norm
 class CNN(Convolutional, nn.Module):
     """Images `[n, h, w, c]` to endpoints: initial_conv, block_group1..3 and final_avg_pool `[n, d]`.
 
-    Three convolutions of stride 2, each with BatchNorm and ReLU: on CPU, arithmetic is what costs, and
-    most of it is spent where the map is large. The last map is averaged over its quadrants, not over
-    the whole: on digits, where a stroke is matters as much as that it is there (kNN +3 points).
+    Three convolutions of stride 2, each with BatchNorm and ReLU: on CPU the time goes into
+    arithmetic, mostly on the large maps. The last map is averaged over each of its quadrants and not as a
+    whole: on digits the position of a stroke matters as much as its presence (kNN +3 points).
     """
 
     widths: tuple[int, ...] = (32, 64, 128)

@@ -27,7 +27,7 @@ class Encoder(Protocol):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names, in the order of computation; they can be frozen from the first on."""
+        """Names of the stages in order of computation; a run can freeze the first ones."""
         ...
 
     def __call__(
@@ -36,9 +36,9 @@ class Encoder(Protocol):
         """The endpoints.
 
         Args:
-          train: statistics by the batch, and random parts (the rng "dropblock").
-          frozen: no gradient flows into the stages up to this number; -1: into all.
-          frozen_train: statistics go by the batch there too; otherwise what is frozen stands still.
+          train: BatchNorm uses batch statistics, and dropout layers are active (the rng "dropblock").
+          frozen: stages up to this number get no gradient; -1: all stages get one.
+          frozen_train: frozen stages also use batch statistics; else they use and keep the moving averages.
         """
         ...
 
@@ -55,7 +55,7 @@ class Encoder(Protocol):
         ...
 
     def maps(self, name: str, x: jax.Array) -> jax.Array | None:
-        """An endpoint as maps `[n, h, w, c]`; None where it has no places."""
+        """An endpoint as maps `[n, h, w, c]`; None if it has no grid."""
         ...
 
     def pool(self, maps: jax.Array) -> jax.Array | None:

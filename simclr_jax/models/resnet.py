@@ -18,7 +18,7 @@ from simclr_jax.models.encoder import Convolutional, Encoder
 from simclr_jax.models.norm import batch_norm
 from simclr_jax.models.resnet_fields import DEPTHS, STEMS
 
-# remat_keep: JAX's policy, which says what a rematerialised block keeps
+# remat_keep -> JAX's checkpoint policy: which activations a rematerialised block stores
 
 
 def _is_convolution(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -31,7 +31,7 @@ REMAT_POLICIES = {"inputs": None, "convolutions": _is_convolution}
 def _conv(
     features: int, kernel: int, stride: int, dtype, param_dtype, name: str, bias: bool = False, pad=None
 ) -> nn.Conv:
-    # (k-1)//2 in front and the rest behind, whatever the stride: not TensorFlow's SAME.
+    # Unlike TensorFlow's SAME, pad (k-1)//2 before and the rest after, for every stride.
     front = (kernel - 1) // 2
     return nn.Conv(
         features,
@@ -48,8 +48,8 @@ def _conv(
 def drop_block(x: jax.Array, keep: float, size: int, rng: jax.Array) -> jax.Array:
     """DropBlock (Ghiasi et al., arXiv 1810.12890): zeros squares of `size` pixels in x `[n, h, w, c]`.
 
-    A unit is kept with probability `keep`; what is left is scaled up to the same total. Squares lie inside
-    the map and, as in the paper, differ from channel to channel.
+    A unit is kept with probability `keep`; the kept units are scaled so that the sum stays the same. Squares
+    lie inside the map and, as in the paper, each channel has its own.
     """
     if keep >= 1:
         return x
@@ -114,7 +114,7 @@ class Block(nn.Module):
     def shortcut(self, x: jax.Array, out: int) -> jax.Array:
         stride = self.stride
         if self.sk_ratio:
-            # The padding of stride 2 counts as zeros, that of stride 1 does not count: the original's.
+            # As in the original: at stride 2 the average includes the padded zeros, at stride 1 it does not.
             window: dict[str, Any] = {"window_shape": (2, 2), "strides": (stride, stride)}
             if stride > 1:
                 x = nn.avg_pool(jnp.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)]), **window)

@@ -105,10 +105,10 @@ def read_endpoint(encoder: Encoder, ends: Mapping[str, jax.Array], name: str) ->
     """An endpoint of `SimCLR.endpoints` as features `[n, d]`; maps are averaged over their places.
 
     Args:
-      name: of the endpoint; "final_avg_pool" or "features": the representation of any encoder.
+      name: an endpoint's; "final_avg_pool" and "features" name the representation of any encoder.
 
     Raises:
-      SimclrError: there is none of this name.
+      SimclrError: the encoder has no endpoint of this name.
     """
     name = endpoint_name(encoder, name)
     if name not in ends:

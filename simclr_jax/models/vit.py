@@ -1,7 +1,7 @@
 """Vision transformers (Dosovitskiy et al., arXiv 2010.11929) as moco-v3 trains them (arXiv 2104.02057).
 
 Blocks normalise before attention and MLP; LayerNorm's epsilon is 1e-6 and GELU is exact, as in timm and
-torchvision, whose weights `simclr_jax.convert.vit` reads. First weights are those of moco-v3's released code.
+torchvision, whose weights `simclr_jax.convert.vit` reads. The initialisation follows moco-v3's released code.
 """
 
 import math
@@ -106,7 +106,7 @@ class Scale(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and an MLP, each normalised before and added to its input. The fields are those of `ViT`."""
+    """Pre-norm transformer block: attention and an MLP, each with a shortcut. Fields as in `ViT`."""
 
     heads: int
     mlp: int
@@ -224,7 +224,7 @@ class ViT(nn.Module):
         n, p = len(x), self.patch
         x = x.reshape(n, grid[0], p, grid[1], p, -1).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(n, grid[0] * grid[1], -1)
-        # As a matrix product, whose xavier-uniform weights are those of moco-v3.
+        # A dense layer instead of a convolution, so that xavier-uniform computes moco-v3's fan.
         dense = nn.Dense(
             self.width, kernel_init=XAVIER, dtype=self.dtype, param_dtype=self.param_dtype, name="patch"
         )
@@ -268,13 +268,13 @@ class ViT(nn.Module):
         return int(match[1])
 
     def trainable(self, path: str) -> bool:
-        """All but a frozen patch projection, which is not decayed either."""
+        """False for a frozen patch projection, which gets no weight decay either; else True."""
         return not (self.frozen_patch and path.startswith("patch/"))
 
     def maps(self, name: str, x: jax.Array) -> jax.Array | None:
-        """An endpoint as maps `[n, h', w', c]` without the class token; None where it has no places.
+        """An endpoint as maps `[n, h', w', c]` without the class token; None if it has no grid.
 
-        Tokens alone do not tell the sides of the grid: those of images that are no squares have no places.
+        The number of tokens gives the grid only of a square image; for others the result is None.
         """
         if name == "features":
             return None

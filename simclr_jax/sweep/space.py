@@ -26,10 +26,10 @@ class Space(NamedTuple):
 
 
 def load(path: str) -> Space:
-    """The space of a Python file.
+    """The search space that a Python file defines.
 
-    It has `suggest(trial)`, which returns settings drawn by Optuna; or `GRID`, a dict from field to its
-    values, of which every combination is a point; or `POINTS`, a list of settings.
+    The file defines one of: `suggest(trial)`, which returns settings drawn by Optuna; `GRID`, a dict from
+    field to values, whose combinations are the points; `POINTS`, a list of settings.
 
     Raises:
       SimclrError: the file is missing, does not run, or has none of these.

@@ -1,4 +1,4 @@
-"""The study that the processes of a sweep share: who has what to do, who has died, what is done.
+"""The Optuna study that the processes of a sweep share: its queue, its results and its dead processes.
 
 A trial that ended without a result and without an `error` noted (killed, interrupted, one too many) counts
 for nothing; where it is to be run again a waiting copy follows, under the same name, so in the same workdir.
@@ -19,10 +19,10 @@ from simclr_jax.config import differences, from_tree
 from simclr_jax.errors import SimclrError, one_line
 from simclr_jax.sweep import space as spaces
 
-HEARTBEAT, PATIENCE = 10, 60  # seconds: of a sign of life, and without one until a trial counts as dead
-MOST_DEATHS = 5  # of one trial, before it is left alone
+HEARTBEAT, PATIENCE = 10, 60  # seconds between signs of life; seconds without one after which a trial is dead
+MOST_DEATHS = 5  # a trial that died so often is not tried again
 POLL = 1.0  # seconds
-ATTEMPTS = 5  # to open a database that another process is making
+ATTEMPTS = 5  # attempts to open a database while another process creates it
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("median", "none")
 
@@ -62,7 +62,7 @@ def open_study(name: str, url: str, sampler: str, pruner: str) -> optuna.Study:
 
 
 def claim(study: optuna.Study, config: ConfigDict, images: str, metric: str, out: str) -> None:
-    """Notes what the study measures; raises SimclrError where it measures something else already."""
+    """Stores config, images and metric in the study; raises SimclrError if it has different ones."""
     mine = {"config": config.to_dict(), "images": images, "metric": metric}
     theirs = study.user_attrs.get("about")
     begun = any(trial.state != TrialState.WAITING for trial in counted(study))
@@ -78,7 +78,7 @@ def claim(study: optuna.Study, config: ConfigDict, images: str, metric: str, out
 
 
 def enqueue(study: optuna.Study, points: tuple[spaces.Settings, ...], limit: int) -> None:
-    """Puts those of the first `limit` points into the queue that the study does not have yet."""
+    """Adds the first `limit` points to the queue, except those that the study already has."""
     kinds, known = spaces.distributions(points), {t.user_attrs.get("name") for t in counted(study)}
     for point in points[:limit]:
         if spaces.name(point) in known:
@@ -153,7 +153,7 @@ def twin(study: optuna.Study, number: int, name: str) -> FrozenTrial | None:
 
 
 def wait_for_work(study: optuna.Study, limit: int, *, listed: bool) -> bool:
-    """True once there is a trial to run, False once all are done; waits for those of other processes.
+    """True once there is a trial to run, False once all are done; waits for the trials of other processes.
 
     Args:
       limit: trials in all; `listed`: they come from a list, so all of them are in the queue.

@@ -70,7 +70,7 @@ def load(config: ConfigDict, *, test: bool) -> Splits:
 
 
 def run(sweep: Sweep, study: optuna.Study) -> None:
-    """Runs what is left of the study; what other processes have in hand is waited for."""
+    """Runs the remaining trials of the study, and waits for the trials of other processes."""
     if sweep.listed:
         studies.enqueue(study, sweep.space.points, sweep.limit)
     function = objective(sweep, study)

@@ -1,4 +1,4 @@
-"""The contract between the train loop and a task."""
+"""The interface between the train loop and a task."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from simclr_jax.losses.objective import Objective
 
 
 class Context(NamedTuple):
-    """Arguments of an evaluation beside the state."""
+    """Arguments that an evaluation gets in addition to the state."""
 
     step: int
     workdir: epath.Path
@@ -24,14 +24,14 @@ def _from_host(fixed: Any, batch: Any) -> Any:
 
 
 def _no_preview(workdir: epath.Path, batch: Any) -> None:
-    """There are no pictures."""
+    """Draws nothing."""
 
 
 class Task(NamedTuple):
-    """Everything the loop knows; it never names a key of the batch.
+    """Everything that the loop knows about a task. The loop never reads single entries of a batch.
 
     A batch is a pytree with leading axis n. `input` takes a step and returns an iterator over the
-    batches from there on (not one batch a call: a pipeline reads ahead).
+    batches from that step on; it is an iterator because pipelines read ahead.
     """
 
     init: Callable  # rng -> variables: {"params": ..., other collections: ...}
@@ -41,9 +41,9 @@ class Task(NamedTuple):
     trainable: Callable  # parameter path -> bool
     evals: Mapping[str, tuple[int, Callable]]  # name -> (every n steps; 0: at the end, fn)
     #   fn(state, Context) -> flat dict of floats; at the end more, as summary.json takes it
-    classes: tuple[str, ...] = ()  # of the classifier, where there is one
-    start: Callable = _unchanged  # initial variables -> another run's; not compiled
+    classes: tuple[str, ...] = ()  # classes of the classifier; () without one
+    start: Callable = _unchanged  # initial variables -> those to start from; not compiled
     fixed: Callable = dict  # -> constant arrays on the mesh that steps read; not checkpointed (a teacher)
-    fetch: Callable = _from_host  # (fixed, what `input` gave) -> the batch
-    steps_per_call: int = 1  # of the compiled program, at most
+    fetch: Callable = _from_host  # (fixed, a batch of `input`) -> the batch for `forward`
+    steps_per_call: int = 1  # most steps in one call of the compiled program
     preview: Callable = _no_preview  # draws the first host batch, before training

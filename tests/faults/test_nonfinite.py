@@ -1,4 +1,4 @@
-"""A loss or gradient that is NaN or infinite: never applied, named, kept, and made again."""
+"""A step with NaN or infinity is not applied; the run names and saves it, and replay repeats it."""
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ def test_replay_says_what_is_missing(tmp_path):
 
 
 def changed(task, change):
-    """The task, with `change(value, numbers, step)` of what its contrastive objective gives."""
+    """The task with `change(value, numbers, step)` applied to the result of its contrastive objective."""
     contrast = task.objectives["contrast"]
 
     def loss(params, extra, outputs, batch, step):
@@ -65,7 +65,7 @@ def changed(task, change):
 
 @pytest.mark.slow
 def test_nothing_is_applied_after_the_first_bad_step_within_a_call():
-    """Five steps a call; the third batch of images is poisoned through the learning rate's schedule."""
+    """Runs five steps per call; the loss of the third step is NaN."""
     config = tiny_config(augment__device="all", train__steps_per_call=5)
     mesh = sharding.make_mesh(1)
     task = create_task(config, tiny_splits(), mesh)

@@ -1,4 +1,4 @@
-"""Linear evaluation (task linear_sweep): what a sweep of classifiers costs beside one, in the same pass."""
+"""Linear evaluation (task linear_sweep): compares the cost of training many classifiers at once with one."""
 
 import tempfile
 
@@ -20,7 +20,7 @@ WHERE = ("augmented images, encoder included", "cached features")
 
 
 def measure(config: ConfigDict, *, steps: int = 20) -> dict:
-    """Training steps of the standard classifier alone and of the config's sweep, with and without encoder."""
+    """Times steps of one standard classifier and of the config's sweep, each with and without the encoder."""
     mesh = sharding.make_mesh(config.mesh.devices)
     splits = step.synthetic_splits(config)
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def measure(config: ConfigDict, *, steps: int = 20) -> dict:
 
 
 def _write_encoder(workdir: str, config: ConfigDict) -> None:
-    """A workdir with the config's encoder, untrained."""
+    """Writes a workdir with an untrained encoder of the config."""
     data, model = config.data, simclr.create(config.model)
     images = np.zeros((2, data.image_size, data.image_size, data.channels), np.float32)
     variables = jax.jit(lambda key: simclr.init(model, key, images))(jax.random.key(0))
@@ -61,7 +61,7 @@ def _write_encoder(workdir: str, config: ConfigDict) -> None:
 
 
 def _on_features(task: Task, config: ConfigDict, splits: Splits) -> Task:
-    """The same classifiers on features that are there already."""
+    """The same classifiers, but trained on precomputed features."""
     grid, width = (
         linear_sweep.heads_of(config, splits.train),
         task.init(jax.random.key(0))["params"]["heads"]["kernel"],
@@ -82,7 +82,7 @@ def _on_features(task: Task, config: ConfigDict, splits: Splits) -> Task:
 
 
 def _call(task: Task, config: ConfigDict, splits: Splits, mesh: Mesh) -> Contender:
-    """One training step, on a batch that is on the device."""
+    """Times one training step on a batch that is already on the device."""
     optimizer, rate = train.build_optimizer(config, splits.train.size, 1000, task)
     state = train.init_state(task, optimizer, config.seed, mesh)
     batch = sharding.put_batch(next(task.input(0)), mesh)
@@ -98,7 +98,7 @@ def _call(task: Task, config: ConfigDict, splits: Splits, mesh: Mesh) -> Contend
 
 
 def show(result: dict) -> None:
-    """The table."""
+    """Prints the table."""
     device = result["device"]
     table.show(
         f"linear evaluation: a step, batch {result['batch_size']:,}, {device['count']} × {device['kind']}",

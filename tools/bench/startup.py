@@ -1,4 +1,4 @@
-"""How long a user waits: from the command to the first step and to the exit, cold and with a warm cache."""
+"""Measures the time from the command to the first step and to the exit, with cold and warm compile cache."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ SHORT = {"train.steps": 1, "eval.every.epochs": 0.0, "eval.every.steps": 0, "eva
 
 
 def measure(config: ConfigDict, *, command: list[str]) -> dict:
-    """One step of the run that `command`, its --config options, describes, twice in a row."""
+    """Runs one step twice in a row; `command` holds the --config options of the run."""
     del config  # the new process reads its own
     runs = {}
     with tempfile.TemporaryDirectory() as root:
@@ -62,7 +62,7 @@ def run(command: list[str], workdir: Path, cache: Path) -> dict[str, float]:
 
 
 def import_seconds(code: str) -> float | None:
-    """Of a fresh interpreter, the better of two runs; None where a package is missing."""
+    """Seconds of `code` in a fresh interpreter, the better of two runs; None if a package is missing."""
     best = None
     for _ in range(2):
         begin = time.perf_counter()
@@ -74,7 +74,7 @@ def import_seconds(code: str) -> float | None:
 
 
 def show(result: dict) -> None:
-    """Two tables."""
+    """Prints two tables."""
     table.show(
         "start of a run of one step, without evaluation: seconds from the command",
         ("", "first step done", "exit"),

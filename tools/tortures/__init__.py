@@ -1,1 +1,1 @@
-"""The parts of tools/torture.py: each makes faults of one kind and says what became of the run."""
+"""The parts of tools/torture.py: each causes one kind of fault and reports how the run ended."""

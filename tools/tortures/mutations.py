@@ -1,4 +1,4 @@
-"""Command lines with random mistakes: one line each, or accepted; checked in a fork, without JAX."""
+"""Gives commands random mistakes: each must be accepted or end in one line. Runs in a fork, without JAX."""
 
 import os
 import random
@@ -25,7 +25,7 @@ WORDS = ("--", "-", "--help=1", "--config", "--workdir", "--config.", "--config.
 
 
 def faults(lab: Lab, tries: int, rng: random.Random) -> Faults:
-    """A line of one of the three commands each, with one to three mistakes."""
+    """Mutates command lines of the three commands, with one to three mistakes each."""
     return Faults(tries, _all(lab, tries, rng))
 
 
@@ -43,7 +43,7 @@ def _all(lab: Lab, tries: int, rng: random.Random) -> Iterator[Outcome]:
 
 
 def _line(lab: Lab, whole: Path, rng: random.Random, fields: list[str]) -> tuple[str, list[str]]:
-    """A command and a line that is right, or nearly."""
+    """(command, arguments) that are right, or nearly."""
     options = [f"--config.{field}={rng.choice(VALUES)}" for field in rng.sample(fields, rng.randint(0, 2))]
     name = rng.choice(("main", "main", "evaluate", "convert"))
     if name == "main":
@@ -78,7 +78,7 @@ def _mutated(line: list[str], rng: random.Random, fields: list[str]) -> list[str
 
 
 def _check(name: str, line: list[str]) -> None:
-    """What the command does before it imports JAX."""
+    """Runs the checks that the command makes before it imports JAX."""
     if name == "main":
         main.parse(["main", *line])
         workdir = main.WORKDIR.value or "runs/tiny"
@@ -95,7 +95,7 @@ def _check(name: str, line: list[str]) -> None:
 
 
 def _forked(name: str, line: list[str]) -> tuple[int, str]:
-    """(exit code, stderr) of the check in a process of its own: flags are global."""
+    """(exit code, stderr) of the check, in a process of its own because flags are global."""
     said = os.memfd_create("stderr")
     child = os.fork()
     if child == 0:
@@ -120,7 +120,7 @@ def _forked(name: str, line: list[str]) -> tuple[int, str]:
 
 
 def _wrong(code: int, said: str) -> str:
-    """What is wrong with the end, "" for nothing; argparse puts its usage above its line."""
+    """The fault in exit code or output, "" for none. argparse may print its usage above the error line."""
     if "Traceback" in said or code not in (0, command.FAILED):
         return f"exit code {code}: {said.strip()[-300:]}"
     if code == 0:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, once and twice, at every phase: the right exit code, no traceback, and it goes on."""
+"""Sends SIGTERM and SIGINT in every phase; checks the exit code, the output, and that the run resumes."""
 
 import os
 import random
@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def faults(lab: Lab, tries: int, rng: random.Random) -> Faults:
-    """Each phase with each signal, once and twice, at random moments."""
+    """Sends each signal once and twice in each phase, at random moments."""
     jobs = [(phase, number, twice) for phase in PHASES for number in SIGNALS for twice in (False, True)]
     rng.shuffle(jobs)
     while len(jobs) < tries:
@@ -38,7 +38,7 @@ def _all(lab: Lab, jobs: list, rng: random.Random) -> Iterator[Outcome]:
 def _one(
     lab: Lab, workdir: Path, whole: Path, phase: str, number: signal.Signals, twice: bool, rng: random.Random
 ) -> tuple[str, int]:
-    """What is wrong, "" for nothing, and the exit code as a shell has it."""
+    """(what is wrong, "" if nothing; the exit code as a shell reports it)."""
     if phase == "evaluate":
         damage.copy(whole, workdir)
         words = [sys.executable, "-m", "simclr_jax.evaluate", f"--workdir={workdir}", "--protocols=knn,lbfgs"]
