@@ -1,7 +1,7 @@
 """Cropping, resizing, flipping and turning images on the accelerator, as pure JAX functions.
 
-A crop with its resize is two products with resampling matrices, which suit matrix units: every image has
-its own box, and no pixel is gathered.
+A crop and its resize are two products with resampling matrices, one pair per image. Accelerators multiply
+matrices fast, and no pixel is gathered.
 """
 
 from typing import Any
@@ -22,8 +22,8 @@ ATTEMPTS = 100  # to find a crop's box, the original's number
 def center_view(images: jax.Array, size: int, crop: float = 0.875, method: str = "bicubic") -> jax.Array:
     """The evaluation view `[n, size, size, c]` of images `[n, h, w, c]`, float in [0, 1].
 
-    Above 32 px the central square of `crop` times the shorter side, then resized; as the original does
-    it on the host (`data.host_augment.center_view`).
+    Above 32 px it is the central square of `crop` times the shorter side, resized; the same as
+    `data.host_augment.center_view` on the host.
     """
     return center_crop(images, size, crop if size > 32 else None, method)
 
@@ -148,7 +148,7 @@ def read_by_gathers(image: jax.Array, rows: jax.Array, columns: jax.Array) -> ja
 
 
 def read_by_products(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """The same by products with the weights of all pixels: (w + 1)·h multiplications a pixel and channel."""
+    """`read_by_gathers` by products with all pixels: (w + 1)·h multiplications per pixel and channel."""
 
     def weights(at: jax.Array, size: int) -> jax.Array:
         pixel = jnp.arange(size, dtype=at.dtype)[None, :]

@@ -1,4 +1,4 @@
-"""Paths as a user gives them: ~ is a home folder, gs:// a bucket, and a link is the folder it leads to.
+"""Handles paths from users: expands ~, keeps gs:// URLs, and resolves links.
 
 `pathlib` turns gs:// into gs:/, and so do `absolute` and `resolve` of `etils.epath`: every path from outside
 goes through this file.
@@ -59,7 +59,7 @@ def of_source(where: epath.PathLike, data_dir: str | None = None) -> epath.Path:
 
 
 def local_source(kind: str, where: epath.PathLike, data_dir: str | None = None) -> Path:
-    """The same of the source `kind`:`where`, which has to be on this machine.
+    """Like `of_source`, for a source `kind`:`where` that has to be on this machine.
 
     Raises:
       SimclrError: it is a URL.
@@ -77,7 +77,7 @@ def real(path: epath.PathLike) -> str:
 
 
 def is_within(path: epath.PathLike, folder: epath.PathLike) -> bool:
-    """Whether `path`, which need not exist, is `folder` or lies in it: links, .. and mounts see through."""
+    """Whether `path` (which need not exist) is or is inside `folder`; resolves links, .. and mounts."""
     if is_remote(path) or is_remote(folder):
         here, there = epath.Path(real(path)), epath.Path(real(folder))
         return is_remote(path) == is_remote(folder) and (here == there or there in here.parents)

@@ -1,4 +1,4 @@
-"""What is known of the small CNN before JAX is imported. It reads `config.model.width` alone."""
+"""Facts about the small CNN that need no JAX. Its only field is `config.model.width`."""
 
 from simclr_jax.errors import SimclrError
 from simclr_jax.registry import Facts, Flat
@@ -7,7 +7,7 @@ ONLY_RESNET = ("sk_ratio", "se_ratio", "dropblock_keep", "blocks")
 
 
 def check(flat: Flat) -> None:
-    """Raises SimclrError where a field asks for what only a ResNet has."""
+    """Raises SimclrError if a field asks for a feature that only ResNets have."""
     for field in ONLY_RESNET:
         if value := flat[f"model.{field}"]:
             raise SimclrError(
@@ -16,7 +16,7 @@ def check(flat: Flat) -> None:
 
 
 def stages(flat: Flat) -> int:
-    """The convolutions; convolution 1 is stage 1, as there is no stem."""
+    """The number of convolutions; convolution 1 is stage 1, because there is no stem."""
     return 3
 
 
@@ -26,7 +26,7 @@ def smallest(flat: Flat) -> tuple[int, str]:
 
 
 def parameters(flat: Flat) -> tuple[float, float]:
-    """About how many parameters there are, and features."""
+    """Approximate numbers of parameters and features."""
     return 1e5 * flat["model.width"] ** 2, 4 * 128 * flat["model.width"]
 
 
