@@ -65,7 +65,7 @@ class Checkpoints:
         self._quiet.begin()
 
     def latest(self) -> int | None:
-        """The newest complete checkpoint's step, None where there is none."""
+        """The newest complete checkpoint's step, None if there is none."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState) -> None:

@@ -118,7 +118,7 @@ def _size(patterns: tuple[re.Pattern, ...], text: str) -> int | None:
 
 
 def _device() -> Any:
-    """A device of this process, None where JAX has not been started."""
+    """A device of this process, None if JAX has not been started."""
     jax = sys.modules.get("jax")
     return jax.local_devices()[0] if jax else None
 

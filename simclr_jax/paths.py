@@ -21,7 +21,7 @@ def expand(path: epath.PathLike) -> epath.Path:
     """The path with ~ and ~USER replaced by that home folder, as shells do only in some places.
 
     Raises:
-      SimclrError: there is no such user, or no file system takes the path.
+      SimclrError: there is no such user, or the path is invalid.
     """
     text = os.fspath(path)
     if "\0" in text:
@@ -71,7 +71,7 @@ def local_source(kind: str, where: epath.PathLike, data_dir: str | None = None) 
 
 
 def real(path: epath.PathLike) -> str:
-    """The absolute path without links; of a URL the text."""
+    """The absolute path with links resolved; a URL is unchanged."""
     path = expand(path)
     return os.fspath(path) if is_remote(path) else os.path.realpath(path)
 
@@ -92,7 +92,7 @@ def is_within(path: epath.PathLike, folder: epath.PathLike) -> bool:
 
 
 def _is_same(path: str, other: str) -> bool:
-    """Whether both are one folder on disk, by another mount or other capitals, say."""
+    """Whether both are the same folder on disk, for example by another mount or in other case."""
     try:
         return os.path.samefile(path, other)
     except OSError:  # one of them does not exist

@@ -212,7 +212,7 @@ def use_compile_cache(where: str) -> None:
 
 
 def check_room(run: Run, state: TrainState) -> None:
-    """Raises SimclrError where the run's checkpoints will not fit."""
+    """Raises SimclrError if the run's checkpoints will not fit."""
     kept = len(checkpoint.saved_steps(run.checkpoints)) - len(run.damaged)
     every = every_steps(run.config.checkpoint.every, run.splits.train.size, run.config.train.batch_size)
     saves = 1 if not every else math.ceil((run.steps - run.first) / every)

@@ -20,7 +20,7 @@ UNREADABLE = "bad_images{}.jsonl"  # of the first process; of the others with th
 
 
 def check(workdir: epath.Path, config: ConfigDict) -> None:
-    """Raises SimclrError where the workdir is a file, or would put figures among the training images."""
+    """Raises SimclrError if the workdir is a file, or would put figures among the training images."""
     workdir = paths.expand(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise SimclrError(f"--workdir={workdir}: is a file; give a folder")

@@ -195,7 +195,7 @@ def _check_secrets(flat: dict[str, Any]) -> None:
 
 
 def check_size(flat: dict[str, Any]) -> None:
-    """Raises SimclrError where images are smaller than the encoder's stride."""
+    """Raises SimclrError if images are smaller than the encoder's stride."""
     encoder = registry.facts(registry.ENCODERS, flat["model.encoder"], "model.encoder")
     least, why = encoder.smallest(flat)
     _require(flat["data.image_size"] >= least, flat, "data.image_size", f"{least} or more for {why}")

@@ -21,7 +21,7 @@ GROUPS = 4  # of blocks
 
 
 def check(flat: Flat) -> None:
-    """Raises SimclrError where fields do not describe a ResNet."""
+    """Raises SimclrError if fields do not describe a ResNet."""
 
     def require(ok: bool, field: str, allowed: str) -> None:
         if not ok:
