@@ -98,8 +98,8 @@ def crop_box(
     """(begin, extent) `[2]` int32 each, (y, x), of a random crop of an image of `height` × `width`.
 
     Samples like the original, with TensorFlow's `sample_distorted_bounding_box`. The aspect is uniform,
-    and the height is uniform over the range that the area allows. The result is the first of 100 attempts that
-    covers at least `min_covered` of the image, or else the whole image.
+    and the height is uniform over the range that the area allows. The result is the first of 100 attempts
+    that covers at least `min_covered` of the image, or else the whole image.
     """
     u = jax.random.uniform(key, (4, ATTEMPTS), jnp.float32)
     ratio = aspect[0] + (aspect[1] - aspect[0]) * u[0]
