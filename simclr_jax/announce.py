@@ -48,7 +48,7 @@ def describe(run: Run, task: Task, state: TrainState) -> None:
 
 
 def memory_line(compiled: Any) -> str:
-    """What the compiled step holds on each device, where the backend says."""
+    """A line about the compiled step's memory on each device, if the backend reports it."""
     stats = compiled.memory_analysis()
     if stats is None:
         return "memory not reported"
@@ -59,15 +59,15 @@ def memory_line(compiled: Any) -> str:
 
 
 class _Once:
-    """Counts the logs in a row in which something is wrong."""
+    """Counts consecutive logs with a problem, to warn once."""
 
-    LOGS = 2  # in a row, and the user is told, once
+    LOGS = 2  # consecutive logs before the warning
 
     def __init__(self) -> None:
         self._logs, self._said = 0, False
 
     def due(self, wrong: bool) -> bool:
-        """Whether the user is to be told now."""
+        """Whether to warn the user now."""
         self._logs = self._logs + 1 if wrong else 0
         due = self._logs >= self.LOGS and not self._said
         self._said = self._said or due

@@ -27,18 +27,18 @@ from simclr_jax.state import TrainState
 
 PARTS = ("params", "model_state", "opt_state", "extra")
 SUMS = "checksums"
-# What TensorStore says when the files may be whole.
+# TensorStore's errors that do not mean damaged files.
 TRANSIENT = re.compile(
     "UNAVAILABLE|PERMISSION_DENIED|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|UNAUTHENTICATED|ABORTED|CANCELLED"
 )
-PROBE = ".writable"  # a folder that is made and removed before a checkpoint is written
+PROBE = ".writable"  # test folder, created and removed before each checkpoint
 OVERHEAD = 2**18  # bytes of a checkpoint in addition to its arrays: forty small files
 PATIENCE = 20.0  # seconds that a failed run waits for a checkpoint under way
 QUIET = 1.0  # seconds without a new thread after which none is expected
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax asks JAX for preemption at every save, by the step; the loop asks by the call: never mix them."""
+    """Turns off Orbax's query for preemption: it counts steps, but the loop's own query counts calls."""
 
     def reached_preemption(self, step: int) -> bool:
         """Never: the loop asks."""
@@ -46,10 +46,10 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """The checkpoints `directory/STEP` of a run, to write.
+    """Writes the checkpoints `directory/STEP` of a run.
 
-    Every method raises StorageError where the disk is full or read-only; a write in the background fails
-    first and is told by the method called next.
+    Every method raises StorageError if the disk is full or read-only. The next call raises the error of a
+    write in the background.
     """
 
     def __init__(self, directory: epath.PathLike, keep: int = 3):
@@ -65,7 +65,7 @@ class Checkpoints:
         self._quiet.begin()
 
     def latest(self) -> int | None:
-        """The newest complete checkpoint's step, None where there is none."""
+        """The newest complete checkpoint's step, None if there is none."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState) -> None:
@@ -117,7 +117,7 @@ class Checkpoints:
             self._abandon()
 
     def _abandon(self) -> None:
-        """Closes what can be closed, and ends the threads that wait for one that has failed."""
+        """Closes everything it can, and ends threads that wait for a failed thread."""
         closing = threading.Thread(target=self._close_quietly, daemon=True)
         closing.start()
         closing.join(0 if self._failed else PATIENCE)
@@ -130,14 +130,14 @@ class Checkpoints:
                 quiet_since = time.monotonic()
 
     def close(self) -> None:
-        """Waits until what was saved is on disk."""
+        """Waits until all checkpoints are on disk."""
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.close()
         self._quiet.end()
 
     def _close_quietly(self) -> None:
-        """The first failure says more than that of closing."""
+        """Closes without raising: the first failure is the more useful one."""
         with contextlib.suppress(Exception):
             self.close()
 
@@ -151,14 +151,14 @@ class Checkpoints:
             raise
 
     def _probe(self) -> None:
-        """Fails where no folder can be made: Orbax would fail in one thread, and others wait for that."""
+        """Fails early if the disk is not writable: Orbax would fail in one thread and hang in others."""
         if jax.process_index() == 0 and not paths.is_remote(self._directory):
             (self._directory / PROBE).mkdir(parents=True, exist_ok=True)
             (self._directory / PROBE).rmdir()
 
 
 def size(state: TrainState) -> int:
-    """Bytes of a checkpoint of the state, which may be one of shapes."""
+    """Bytes of a checkpoint of the state; the leaves may be shapes."""
     return OVERHEAD + sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(_items(state)))
 
 
@@ -184,9 +184,9 @@ def saved_steps(directory: epath.PathLike) -> list[int]:
 
 
 def read(directory: epath.PathLike, step: int, parts: Sequence[str] = PARTS) -> Saved:
-    """Reads those of `parts` that a checkpoint has, as NumPy, and compares them with their checksums.
+    """Reads the given `parts` of a checkpoint, if present, as NumPy, and compares them with their checksums.
 
-    It asks no other process.
+    It uses no collectives.
 
     Raises:
       DamagedError: a file of it is missing, cannot be read, or holds other numbers than were saved.
@@ -200,7 +200,7 @@ def read(directory: epath.PathLike, step: int, parts: Sequence[str] = PARTS) -> 
         broken = _broken(arrays, sums, wanted)
     except MemoryError:
         raise
-    except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
+    except Exception as error:  # Orbax and TensorStore raise many types for a damaged file
         if not _is_damage(error):
             raise SimclrError(f"{folder}: cannot be read now ({one_line(error)}); try again") from None
         raise DamagedError(f"{folder}: damaged ({one_line(error)})") from None
@@ -279,7 +279,7 @@ def fill(like: TrainState, saved: Saved, where: str) -> TrainState:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether the files are to blame, and not the disk, the network, or the rights of this process."""
+    """Whether the files are damaged, as opposed to an error of disk, network or permissions."""
     if isinstance(error, OSError):
         return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
     return not TRANSIENT.search(str(error))
@@ -302,10 +302,10 @@ def _parts(folder: epath.Path, there: set[str], sums: dict[str, str] | None) -> 
 
 
 def _read_item(folder: epath.Path) -> Any:
-    """One part of a checkpoint; no other process takes part."""
+    """One part of a checkpoint, without collectives."""
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(me, {me}, f"reader{me}")
-    # The handler itself: a Checkpointer warns of metadata that a part has none of.
+    # Use the handler itself: a Checkpointer warns of missing metadata.
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     with orbax_threads.quiet(), contextlib.closing(handler):
         tree = handler.metadata(folder).tree

@@ -11,7 +11,7 @@ from typing import NoReturn
 from simclr_jax import storage
 from simclr_jax.errors import SimclrError, Stopped, StorageError, one_line
 
-# Exit codes: a mistake of the user's, a disk, try again (sysexits.h), and the shell's of two signals.
+# Exit codes: user's mistake, disk error, try again (sysexits.h); the signals' codes are the shell's.
 FAILED, STORAGE, LOST, INTERRUPTED, TERMINATED = 2, 74, 75, 128 + 2, 128 + 15
 
 # What JAX says of a program that is wrong by itself, whoever else takes part.
@@ -28,9 +28,9 @@ def fail(error: object, code: int = FAILED) -> NoReturn:
 def _leave(code: int) -> NoReturn:
     """Ends the process.
 
-    At once where an orderly end would wait for the other processes, who wait for this one, or for threads of
-    Orbax whose write will never end; and after a signal, when threads of libraries are in the midst of
-    something: Python can crash as it takes them down.
+    It exits at once if a normal exit would wait for other processes that wait for this one, or for threads of
+    Orbax that never finish. It also exits at once after a signal: Python can crash while it ends busy
+    threads of libraries.
     """
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -41,7 +41,7 @@ def _leave(code: int) -> NoReturn:
 
 
 def misread(error: object, argv: list[str]) -> NoReturn:
-    """Fails by a mistake in the command line, whose option the error itself may not name."""
+    """Fails with a mistake in the command line; adds the option if the error does not name it."""
     given = [arg for arg in argv if "=" in arg and repr(arg.split("=", 1)[1]) in str(error)]
     named = not given or given[0].split("=")[0].lstrip("-") in str(error)
     line = _without_traceback(str(error))
@@ -49,7 +49,7 @@ def misread(error: object, argv: list[str]) -> NoReturn:
 
 
 def _without_traceback(text: str) -> str:
-    """One line of an error that holds a traceback, of a mistake in a config file: what, and where."""
+    """One line with message and place, from an error with a traceback (a mistake in a config file)."""
     head, traceback_follows, trace = text.partition("\n\nTraceback")
     if not traceback_follows:
         return text
@@ -84,7 +84,7 @@ def ends(goes_on: str) -> Iterator[None]:
                 f"a process of this run has ended, see what it said ({one_line(error)}); the same command on "
                 f"all of them {goes_on}", LOST,
             )  # fmt: skip
-        if _several():  # the traceback, and the end without waiting for the others
+        if _several():  # print the traceback and exit without waiting for the others
             traceback.print_exc()
             sys.stderr.flush()
             os._exit(1)
@@ -92,7 +92,7 @@ def ends(goes_on: str) -> Iterator[None]:
 
 
 def _by_another(error: Exception) -> bool:
-    """Whether another process may have ended: JAX's errors, of a collective operation for example."""
+    """Whether the end of another process may be the cause: JAX errors, for example in a collective."""
     ours = isinstance(error, (RecursionError, NotImplementedError)) or str(error).startswith(OWN_FAULTS)
     return isinstance(error, RuntimeError) and not ours
 

@@ -1,4 +1,4 @@
-"""Several processes as one run: a TPU pod, a Slurm job, or hosts that are told by flags or environment."""
+"""Runs with several processes: a TPU pod, a Slurm job, or hosts given by flags or environment."""
 
 import faulthandler
 import importlib.util
@@ -29,8 +29,8 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
       processes: how many there are.
       process: which one this is, from 0.
 
-    What is None comes from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without any, a
-    Cloud TPU and a Slurm step of several tasks are recognised; everywhere else the run is alone.
+    None takes the value from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES or JAX_PROCESS_ID. Without these,
+    it detects a Cloud TPU and a Slurm step of several tasks; otherwise the run has one process.
 
     Raises:
       SimclrError: something is missing or not a number, or the others cannot be reached.
@@ -50,7 +50,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
 
 
 def first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this process is the one that writes files and prints."""
     return jax.process_index() == 0
 
 
@@ -83,7 +83,7 @@ def _checked(told: dict[str, str | int]) -> dict[str, Any]:
 
 
 def _connect(alone: bool = False, **arguments: Any) -> None:
-    """Starts JAX's service; where the run may be `alone`, it is if JAX finds no other process."""
+    """Starts JAX's service; if the run may be `alone`, it has one process unless JAX finds others."""
     if "cpu" in os.environ.get("JAX_PLATFORMS", "").split(",")[:1]:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:

@@ -63,7 +63,7 @@ class Encoder:
           batch_size: images at a time.
 
         Raises:
-          SimclrError: the images are not such, or the model has no such endpoint.
+          SimclrError: the images do not fit the encoder, or the model has no such endpoint.
         """
         if batch_size < 1:
             raise SimclrError(f"batch_size={batch_size}: must be above 0")
@@ -107,7 +107,7 @@ def _apply(
 
 
 def load(workdir: epath.PathLike, step: int = 0) -> Encoder:
-    """The encoder of a run, trained here or converted; of the newest checkpoint where step is 0.
+    """The encoder of a run, trained here or converted; step 0 is the newest checkpoint.
 
     Raises:
       SimclrError: the workdir holds no run, or no such checkpoint.
@@ -116,22 +116,22 @@ def load(workdir: epath.PathLike, step: int = 0) -> Encoder:
     probe = variables["params"].get("probe")
     count = len(probe["dense"]["bias"]) if probe else 0
     names = tuple(data.get("classes") or ())
-    # A classifier whose classes nobody named has numbers.
+    # Without names, the classes are called by their numbers.
     classes = names if len(names) == count else tuple(map(str, range(count)))
     return Encoder(config, classes, step, variables, data)
 
 
 def read(workdir: epath.PathLike, step: int = 0) -> tuple[ConfigDict, dict[str, Any], int, dict[str, Any]]:
-    """(config, what config.json says of the images, step, variables) of a run."""
+    """(config, the `data` of config.json, step, variables) of a run."""
     config, data = load_config(workdir)
     step, params, model_state = checkpoint.read_parameters(paths.expand(workdir) / "checkpoints", step)
     return config, data, step, {"params": params, **model_state}
 
 
 def pin_steps(config: ConfigDict) -> ConfigDict:
-    """The config with the numbers of the checkpoints that "the newest" stands for as a run begins.
+    """Replaces "the newest" checkpoint by its number when a run begins.
 
-    Process 0 looks, so that all take the same.
+    Only process 0 looks, so that all processes use the same.
     """
     config = config.copy_and_resolve_references()
     for node, workdir in ((config.start, config.start.workdir), (config.distill, config.distill.teacher)):
@@ -155,8 +155,8 @@ def transplant(
 ) -> dict[str, Any]:
     """Fresh variables with the encoder and the projection head of another run, `config.start`.
 
-    The classifier stays new, and with `new_head` so does the head where the other run has none. All stay
-    as they are where there is no other run. Parameters that depend on the size of examples are adapted.
+    The classifier stays new; with `new_head` the projection head does too, if the other run has none. Without
+    another run the variables are unchanged. Parameters that depend on the size of examples are adapted.
 
     Args:
       encoder: of the new model; spec: of one example of the new run.

@@ -6,11 +6,11 @@ class SimclrError(Exception):
 
 
 class DivergedError(SimclrError):
-    """Numbers of the training are not finite: this config's fault, another one may do well."""
+    """A number of the training is not finite; another config may avoid that."""
 
 
 class StorageError(SimclrError, OSError):
-    """A file cannot be written: the disk is full, read-only or broken. The same command goes on later."""
+    """A file cannot be written: the disk is full, read-only or broken. The same command can resume later."""
 
 
 class OutOfMemoryError(SimclrError):
@@ -22,7 +22,7 @@ class DamagedError(SimclrError):
 
 
 class UnreadableImagesError(SimclrError):
-    """Images cannot be read, more of them than the config bears."""
+    """More images are unreadable than the config allows."""
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -37,6 +37,6 @@ class Preempted(Stopped):
 
 
 def one_line(error: BaseException, most: int = 200) -> str:
-    """What another library's exception says, in one line."""
+    """The message of another library's exception, in one line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1 if lines[0].startswith("Traceback") else 0].strip()[:most]

@@ -12,7 +12,7 @@ NOTHING = "nothing"  # no parameter, beyond float32 rounding: it may differ when
 
 
 class Rule(NamedTuple):
-    """What a value must fulfil, and the words that tell it: "must be {allowed}"."""
+    """A condition on a value, and the words for its error: "must be {allowed}"."""
 
     fits: Callable[[Any], bool]
     allowed: str
@@ -22,7 +22,7 @@ class Field(NamedTuple):
     """A field of a config. The default says its type.
 
     `most` is the largest magnitude, `least` the smallest other than 0; in a tuple both hold for every number.
-    They lie where the program would end in a traceback, in a hang or in infinity, and `why` says which.
+    Beyond them the program would crash, hang or compute infinity; `why` says which.
     """
 
     default: Any

@@ -79,7 +79,7 @@ def _characters() -> frozenset[int]:
 
 @contextlib.contextmanager
 def guard(say: Callable[[str], Any], name: str) -> Iterator[None]:
-    """Around what draws the figure `name`: where it fails, one line says so, and the run goes on."""
+    """Context manager to draw the figure `name`: a failure prints one line, and the run continues."""
     try:
         yield
     except Exception as error:  # of every kind: matplotlib's, a full disk, no memory
@@ -88,10 +88,10 @@ def guard(say: Callable[[str], Any], name: str) -> Iterator[None]:
 
 def attempt(say: Callable[[str], Any], path: epath.PathLike | io.BytesIO, draw: Callable[..., Any],
             *args: Any, **kwargs: Any) -> bool:  # fmt: skip
-    """Calls `draw(path, *args, **kwargs)` under `guard`; whether there is a figure now.
+    """Calls `draw(path, *args, **kwargs)` under `guard`; returns whether the figure exists.
 
-    A figure that fails takes an older one of its name with it: that would show something else. A `draw` that
-    returns False had nothing to draw.
+    A failure deletes an older figure of that name, which would be outdated. `draw` returns False if it has
+    nothing to draw.
     """
     in_memory = isinstance(path, io.BytesIO)
     with guard(say, draw.__name__ if in_memory else epath.Path(path).name):
@@ -106,7 +106,7 @@ def attempt(say: Callable[[str], Any], path: epath.PathLike | io.BytesIO, draw: 
 
 
 def show(axes, image: np.ndarray, frame: str | None = None) -> None:
-    """An image `[h, w, c]` in [0, 1]: gray where it has one channel, else the first three as RGB."""
+    """Draws an image `[h, w, c]` in [0, 1]: gray if it has one channel, else the first three as RGB."""
     image = np.clip(image.astype(np.float32), 0, 1)
     image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1]
     gray = image.shape[-1] == 1
@@ -135,7 +135,7 @@ def views(path: epath.PathLike, originals: np.ndarray | None, pairs: np.ndarray)
 
 
 def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Loss and accuracies over the steps of metrics.jsonl; whether there was anything to draw."""
+    """Draws loss and accuracies over the steps of metrics.jsonl; returns False if there are none."""
     contrastive = bool(rows) and "contrast_accuracy" in rows[-1]
     panels = (
         ("loss", "contrastive loss × config.loss.scale" if contrastive else "loss", 1),

@@ -23,7 +23,7 @@ def write(path: epath.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: epath.Path, needs: int = 0) -> Iterator[epath.Path]:
-    """The path to write to within `with`; it takes the place of `path` when all went well.
+    """Yields a temporary path, which replaces `path` if the `with` block succeeds.
 
     Args:
       needs: the bytes that will be written, where they are known.
@@ -58,7 +58,7 @@ def read_text(path: epath.Path) -> str:
 
 
 def read_json(path: epath.Path) -> dict[str, Any]:
-    """The object in a file, {} where there is none or it is damaged."""
+    """The JSON object in a file, {} if the file is missing or damaged."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):

@@ -1,7 +1,7 @@
 """Cropping, resizing, flipping and turning images on the accelerator, as pure JAX functions.
 
-A crop with its resize is two products with resampling matrices, which suit matrix units: every image has
-its own box, and no pixel is gathered.
+A crop and its resize are two products with resampling matrices, one pair per image. Accelerators multiply
+matrices fast, and no pixel is gathered.
 """
 
 from typing import Any
@@ -15,15 +15,15 @@ from jax.scipy.ndimage import map_coordinates
 from simclr_jax.errors import SimclrError
 
 RESIZES = ("bicubic", "bilinear")
-GATHERED = 64 * 64  # pixels; above, TPUs gather as well: the products grow with the square of it
+GATHERED = 64 * 64  # pixels; larger images are gathered on TPUs too: the cost of products grows quadratically
 ATTEMPTS = 100  # to find a crop's box, the original's number
 
 
 def center_view(images: jax.Array, size: int, crop: float = 0.875, method: str = "bicubic") -> jax.Array:
     """The evaluation view `[n, size, size, c]` of images `[n, h, w, c]`, float in [0, 1].
 
-    Above 32 px the central square of `crop` times the shorter side, then resized; as the original does
-    it on the host (`data.host_augment.center_view`).
+    Above 32 px it is the central square of `crop` times the shorter side, resized; the same as
+    `data.host_augment.center_view` on the host.
     """
     return center_crop(images, size, crop if size > 32 else None, method)
 
@@ -68,9 +68,9 @@ def resampling(
     """The matrix `[out, size]` that resizes the pixels from `begin` on, `extent` of them, to `out`.
 
     "bicubic" is Keys' cubic convolution (1981, a = -1/2) between pixel centres. TensorFlow takes its weights
-    from a table of 1024 steps a pixel, which moves an image by up to 1e-3: so does this. "bilinear" is the
-    triangle as wide as an output pixel, which is how PyTorch and TensorFlow antialias. Taps outside the
-    extent get no weight, the others sum to one.
+    from a table with 1024 entries per pixel, which changes an image by up to 1e-3; this function does the
+    same. "bilinear" is a triangle as wide as an output pixel, the antialiasing of PyTorch and TensorFlow.
+    Taps outside the extent get no weight; the others sum to one.
     """
     scale = extent.astype(jnp.float32) / out
     at = (jnp.arange(out, dtype=jnp.float32)[:, None] + 0.5) * scale - 0.5
@@ -97,9 +97,9 @@ def crop_box(
 ) -> tuple[jax.Array, jax.Array]:
     """(begin, extent) `[2]` int32 each, (y, x), of a random crop of an image of `height` × `width`.
 
-    Sampled as the original does, by TensorFlow's `sample_distorted_bounding_box`: aspect uniform, height
-    uniform among those that the area allows; the first of 100 attempts that covers at least `min_covered`
-    of the image, and the whole image if none does.
+    Samples like the original, with TensorFlow's `sample_distorted_bounding_box`. The aspect is uniform,
+    and the height is uniform over the range that the area allows. The result is the first of 100 attempts
+    that covers at least `min_covered` of the image, or else the whole image.
     """
     u = jax.random.uniform(key, (4, ATTEMPTS), jnp.float32)
     ratio = aspect[0] + (aspect[1] - aspect[0]) * u[0]
@@ -148,7 +148,7 @@ def read_by_gathers(image: jax.Array, rows: jax.Array, columns: jax.Array) -> ja
 
 
 def read_by_products(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """The same by products with the weights of all pixels: (w + 1)·h multiplications a pixel and channel."""
+    """`read_by_gathers` by products with all pixels: (w + 1)·h multiplications per pixel and channel."""
 
     def weights(at: jax.Array, size: int) -> jax.Array:
         pixel = jnp.arange(size, dtype=at.dtype)[None, :]

@@ -1,8 +1,8 @@
-"""One workdir, one run: a lock that process 0 holds while a run lives.
+"""A lock on the workdir, which process 0 holds during a run.
 
-On one host the kernel holds it (`flock`), and a death of any kind frees it. For workdirs that several
-hosts share, the file also is a lease: its owner renews it, and another host takes it over once it has
-not changed for a while. Where files cannot be locked (gs://) the lease is all there is: best effort.
+On one host it is a kernel lock (`flock`), which the end of the process always frees. For workdirs that
+several hosts share, the file also is a lease: its owner renews it, and another host takes it over if it has
+not changed for a while. Without file locks (gs://) there is only the lease, as a best effort.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ SETTLE = 3.0  # seconds after which a lease that nobody else has written is ours
 def hold(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterator[Callable[[], None]]:
     """Holds the workdir within `with`; makes the folder where there is none.
 
-    What it gives raises SimclrError once another host has taken the lease: this one was cut off for a while.
+    Yields a function that raises SimclrError if another host has taken over the lease in the meantime.
 
     A lease of another host that nobody renews is taken over after DEAD seconds, and `say` tells of the wait.
 
@@ -80,7 +80,7 @@ def hold(workdir: epath.PathLike, say: Callable[[str], None] = print) -> Iterato
 
 
 def _make(workdir: epath.Path) -> bool:
-    """Makes the folder; whether it was not there."""
+    """Makes the folder; returns whether it is new."""
     if workdir.exists():
         return False
     workdir.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def _make(workdir: epath.Path) -> bool:
 
 
 def _acquire(path: epath.Path, say: Callable[[str], None]) -> IO[str] | None:
-    """The locked file, or None where only the lease holds; once no other run owns either.
+    """The locked file, or None if there is only the lease; waits until no other run owns either.
 
     Raises:
       SimclrError: another run shows signs of life.
@@ -144,7 +144,7 @@ def _flock(path: epath.Path) -> tuple[IO[str] | None, bool]:
 def _renew(path: epath.Path, mine: dict[str, Any], stop: threading.Event, lost: threading.Event) -> None:
     """Writes the lease anew every BEAT seconds, until `stop`; sets `lost` where another has it.
 
-    The first look comes early: of two hosts that started at one moment, the one that wrote last goes on.
+    It first checks early: if two hosts started together, the last writer keeps the lease.
     """
     beat, wait = 0, SETTLE
     while not stop.wait(wait):
@@ -162,7 +162,7 @@ def _check(workdir: epath.Path, lost: threading.Event) -> None:
 
 
 def _write(path: epath.Path, mine: dict[str, Any], beat: int) -> None:
-    """In place, as the kernel's lock hangs on the file; of one length, so that nobody reads half of it."""
+    """Writes in place, because the lock belongs to the file; the length is fixed, so reads see it whole."""
     text = json.dumps({**mine, "beat": beat}).ljust(LENGTH)
     if paths.is_remote(path) or not path.exists():
         path.write_text(text)

@@ -1,4 +1,4 @@
-"""The one train loop: batches in, logs, evaluations and checkpoints out, whatever the task."""
+"""The train loop of every task: it reads batches and writes logs, evaluations and checkpoints."""
 
 import collections
 import itertools
@@ -22,7 +22,7 @@ from simclr_jax.tasks import Context, Task
 
 
 class Outlets(NamedTuple):
-    """Where the loop's results go, and who may stop it."""
+    """The destinations of the loop's results, and the signals that stop it."""
 
     checkpoints: checkpoint.Checkpoints
     writers: metrics.Writers
@@ -32,7 +32,7 @@ class Outlets(NamedTuple):
 
 
 class Log(NamedTuple):
-    """Numbers of a step that are read once the next one runs."""
+    """Numbers of a step, which the host reads while the next step runs."""
 
     step: int
     numbers: dict[str, Any]
@@ -40,7 +40,7 @@ class Log(NamedTuple):
 
 
 class Loop:
-    """The steps of `run` that are left. `train` reads as the story; the rest is called by it."""
+    """Runs the remaining steps of `run`. Start reading at `train`, which calls the other methods."""
 
     def __init__(self, run: Run, task: Task, outlets: Outlets):
         self.run, self.task, self.out = run, task, outlets
@@ -67,7 +67,7 @@ class Loop:
         self.progress = metrics.Progress(step, steps, enabled=jax.process_index() == 0)
         self.meter = metrics.Meter(run.config.train.batch_size, lambda: batches.wait_seconds)
         in_flight: collections.deque = collections.deque()  # the numbers of the calls under way
-        # On CPUs a collective operation holds one of few threads: calls under way would wait for each other.
+        # On CPUs a collective blocks one of few threads: several calls in flight could deadlock.
         ahead = 0 if jax.process_count() > 1 and jax.default_backend() == "cpu" else 2
         self.out.signals.hear()  # from here on there is something to save
         try:
@@ -114,7 +114,7 @@ class Loop:
     def _compile(
         self, state: TrainState, step_fn: Callable, inputs: Iterator[tuple]
     ) -> tuple[Callable, Iterator[tuple]]:
-        """The program of a call, and the inputs again: the first one is read for its shapes."""
+        """(compiled program, inputs); it reads the first input for its shapes and puts it back."""
         arguments = next(inputs)
         with self.out.clock.phase("compile"):
             compiled = program(self.task, step_fn).lower(state, *arguments).compile()

@@ -8,7 +8,7 @@ from typing import Any, cast
 from simclr_jax import signals
 
 GOES_ON = "goes on from the last checkpoint"
-if __name__ == "__main__":  # before what takes a second to import
+if __name__ == "__main__":  # first: the imports below take a second, and Ctrl-C must work then too
     signals.take(GOES_ON)
 
 from absl import app, flags, logging
@@ -93,13 +93,13 @@ def parse(argv: list[str], words: int = 0, tell: Callable[[], None] = show_help)
 
 
 def _at_home(arg: str) -> str:
-    """--config=~/mine.py with the home folder's path, which shells put there only in front of a word."""
+    """Expands ~ in --config=~/mine.py; shells expand it only at the start of a word."""
     option, equals, path = arg.partition("=")
     return f"{option}={paths.expand(path)}" if equals and option.lstrip("-") == "config" else arg
 
 
 def default_workdir(config: str) -> str:
-    """runs/NAME of a config file; what a file takes as FILE.py:ARGUMENT leads to no other folder."""
+    """runs/NAME of a config file; slashes in the argument of FILE.py:ARGUMENT are replaced."""
     file, colon, argument = config.partition(".py:")
     name = file.rsplit("/", 1)[-1] + colon + argument.replace("/", "_")
     name = name.removesuffix(".py")
@@ -114,7 +114,7 @@ def main(argv: list[str]) -> None:
         file = cast(Any, flags.FLAGS["config"]).config_filename
         workdir = paths.expand(WORKDIR.value or default_workdir(file))
         checks.validate(adopt_start(CONFIG.value, workdir))
-        from simclr_jax import (  # late: --help and a wrong field answer at once
+        from simclr_jax import (  # late, so that --help and wrong fields answer at once
             distributed,
             run_summary,
             train,

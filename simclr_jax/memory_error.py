@@ -35,7 +35,7 @@ FREE = (
 
 
 class Shortage(NamedTuple):
-    """What an error says of memory, in bytes; None: nothing."""
+    """Bytes from an error message; None: the message does not say."""
 
     host: bool
     needed: int | None
@@ -43,7 +43,7 @@ class Shortage(NamedTuple):
 
 
 def shortage(error: BaseException) -> Shortage | None:
-    """What an error says, None where it is not about memory."""
+    """The figures in an error message; None if the error is not about memory."""
     text = str(error)
     if isinstance(error, MemoryError):
         return Shortage(True, _size(NEEDED, text), None)
@@ -86,7 +86,7 @@ def line(found: Shortage, remedies: list[str]) -> str:
 
 
 def training(config: Any, host: bool) -> list[str]:
-    """What makes a step smaller, the best first."""
+    """Ways to reduce the memory of a step, the best first."""
     train, model = config.train, config.model
     found = [f"lower config.train.batch_size={train.batch_size}"]
     if host:
@@ -103,7 +103,7 @@ def training(config: Any, host: bool) -> list[str]:
 
 
 def evaluation(config: Any, host: bool) -> list[str]:
-    """What makes an evaluation smaller."""
+    """Ways to reduce the memory of an evaluation."""
     del host
     found = [f"lower config.eval.batch_size={config.eval.batch_size}"]
     return [*found, f"lower config.eval.knn.bank={config.eval.knn.bank}"]
@@ -118,13 +118,13 @@ def _size(patterns: tuple[re.Pattern, ...], text: str) -> int | None:
 
 
 def _device() -> Any:
-    """A device of this process, None where JAX has not been started."""
+    """A device of this process, None if JAX has not been started."""
     jax = sys.modules.get("jax")
     return jax.local_devices()[0] if jax else None
 
 
 def _device_free() -> int | None:
-    """Bytes of the fullest device that are free, where the backend counts."""
+    """Free bytes of the fullest device, if the backend reports them."""
     stats = [device.memory_stats() or {} for device in sys.modules["jax"].local_devices()]
     counted = [each for each in stats if {"bytes_limit", "bytes_in_use"} <= each.keys()]
     return min((each["bytes_limit"] - each["bytes_in_use"] for each in counted), default=None)

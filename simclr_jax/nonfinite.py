@@ -1,8 +1,8 @@
-"""A loss or gradient that is NaN or infinity: nothing of it is applied, and the step is kept to look at.
+"""Handles a NaN or infinite loss or gradient: the step is not applied, and it is saved for inspection.
 
 The host reads numbers late: up to 16 steps a call, two calls under way. So the state has a sticky flag. The
-step that fails and all after it leave the state as it was; the run then ends with the state, the numbers of
-the batch and the random key on disk, and `tools/replay.py` makes the step again.
+step that fails and all later ones leave the state unchanged. The run then saves the state, the numbers of the
+batch and the random key, and ends; `tools/replay.py` repeats the step.
 """
 
 import json
@@ -26,14 +26,14 @@ FOLDER = "nonfinite"  # in the workdir
 
 
 def nothing() -> dict[str, Any]:
-    """The flag of a state that is fine: the step that failed, its loss and the norm of its gradient."""
+    """The flag of a state without failure: {step that failed, its loss, its gradient norm}."""
     return {"step": np.int32(-1), "loss": np.float32(0), "grad_norm": np.float32(0)}
 
 
 def guarded(
     before: TrainState, after: TrainState, numbers: dict[str, jax.Array]
 ) -> tuple[TrainState, dict[str, Any]]:
-    """`after`; or `before`, flagged, where loss or gradient are not finite or an earlier step failed."""
+    """Returns `after`, or `before` with the flag if this step is not finite or an earlier one failed."""
     if not before.failed:  # a state made by hand, without the flag
         return after, numbers
     now = {"step": before.step, **{name: numbers[name].astype(jnp.float32) for name in ("loss", "grad_norm")}}
@@ -62,7 +62,7 @@ def guarded(
 def check(
     run: Run, task: Task, state: TrainState, numbers: dict[str, Any], step: int, writers: Writers
 ) -> None:
-    """Ends a run whose numbers, read from the device after `step` updates, are not finite.
+    """Ends the run if the numbers after `step` updates are not finite.
 
     Raises:
       DivergedError: says which one and at which step; the step is dumped.

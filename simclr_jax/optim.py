@@ -67,7 +67,7 @@ def _adam(rate, *, weight_decay, b1, b2, eps, decay_exclude, **_):
 
 
 def _scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam as in the paper's last remark of section 2 and TensorFlow: eps joins √v before v is corrected.
+    """Adam as in TensorFlow and the last remark of the paper's section 2: adds eps before v is corrected.
 
     optax.adam adds eps after the correction, where it is up to 1/√(1 - b2) times smaller relative to √v.
     """
@@ -120,8 +120,8 @@ def create(
     - adam: Kingma & Ba (arXiv 1412.6980) as TensorFlow has it, decay added to the gradient, as an L2 term of
       the loss would be; adamw: Loshchilov & Hutter (arXiv 1711.05101), decay apart from it.
 
-    Parameters in whose path a pattern of `decay_exclude` is found are not decayed. Those whose path is not
-    `trainable` stay as they are.
+    Parameters whose path matches a pattern of `decay_exclude` get no weight decay. Parameters that are not
+    `trainable` are not updated.
     """
     optimizer = OPTIMIZERS[name](
         rate,

@@ -1,4 +1,4 @@
-"""Paths as a user gives them: ~ is a home folder, gs:// a bucket, and a link is the folder it leads to.
+"""Handles paths from users: expands ~, keeps gs:// URLs, and resolves links.
 
 `pathlib` turns gs:// into gs:/, and so do `absolute` and `resolve` of `etils.epath`: every path from outside
 goes through this file.
@@ -21,7 +21,7 @@ def expand(path: epath.PathLike) -> epath.Path:
     """The path with ~ and ~USER replaced by that home folder, as shells do only in some places.
 
     Raises:
-      SimclrError: there is no such user, or no file system takes the path.
+      SimclrError: there is no such user, or the path is invalid.
     """
     text = os.fspath(path)
     if "\0" in text:
@@ -59,7 +59,7 @@ def of_source(where: epath.PathLike, data_dir: str | None = None) -> epath.Path:
 
 
 def local_source(kind: str, where: epath.PathLike, data_dir: str | None = None) -> Path:
-    """The same of the source `kind`:`where`, which has to be on this machine.
+    """Like `of_source`, for a source `kind`:`where` that has to be on this machine.
 
     Raises:
       SimclrError: it is a URL.
@@ -71,13 +71,13 @@ def local_source(kind: str, where: epath.PathLike, data_dir: str | None = None) 
 
 
 def real(path: epath.PathLike) -> str:
-    """The absolute path without links; of a URL the text."""
+    """The absolute path with links resolved; a URL is unchanged."""
     path = expand(path)
     return os.fspath(path) if is_remote(path) else os.path.realpath(path)
 
 
 def is_within(path: epath.PathLike, folder: epath.PathLike) -> bool:
-    """Whether `path`, which need not exist, is `folder` or lies in it: links, .. and mounts see through."""
+    """Whether `path` (which need not exist) is or is inside `folder`; resolves links, .. and mounts."""
     if is_remote(path) or is_remote(folder):
         here, there = epath.Path(real(path)), epath.Path(real(folder))
         return is_remote(path) == is_remote(folder) and (here == there or there in here.parents)
@@ -92,7 +92,7 @@ def is_within(path: epath.PathLike, folder: epath.PathLike) -> bool:
 
 
 def _is_same(path: str, other: str) -> bool:
-    """Whether both are one folder on disk, by another mount or other capitals, say."""
+    """Whether both are the same folder on disk, for example by another mount or in other case."""
     try:
         return os.path.samefile(path, other)
     except OSError:  # one of them does not exist

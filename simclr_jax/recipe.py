@@ -17,16 +17,16 @@ def lengths(config: ConfigDict, examples: int) -> tuple[int, int]:
 def settle(
     config: ConfigDict, examples: int, stored: ConfigDict | None = None
 ) -> tuple[ConfigDict, list[str]]:
-    """The config with a warm-up that is shorter than the run, and lines that say what became of it.
+    """(config with a warm-up shorter than the run, lines about the change).
 
-    A warm-up as long as the run would never reach the rate that was asked for, nor decay: it becomes a tenth
-    of the run. The result depends on the arguments alone, so that the same command, given again, agrees with
-    the config.json that the first one wrote.
+    With a warm-up as long as the run the learning rate would never reach its peak; such a warm-up becomes a
+    tenth of the run. The result depends only on the arguments, so that the same command, given again, agrees
+    with the config.json of the first one.
 
     Args:
       examples: how many training images there are.
-      stored: what config.json says of a run that goes on, None of a new run. A run that goes on keeps its
-        schedule, also where an older version let it warm up all the time.
+      stored: the config.json of a run that resumes, None for a new run. A run that resumes keeps its
+        schedule, even if an older version let it warm up all the time.
     """
     if stored is not None and stored.optimizer.warmup == config.optimizer.warmup:
         return config, []

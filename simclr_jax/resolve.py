@@ -1,4 +1,4 @@
-"""What a run is, before it starts: config, workdir, start and teacher resolved into one record."""
+"""Resolves config, workdir, start and teacher of a run into one record before it starts."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ def _nobody_else() -> None:
 
 
 class Run(NamedTuple):
-    """What is trained, on what, where, and from which step."""
+    """A resolved run: config, images, workdir, mesh and first step."""
 
     config: ConfigDict  # whole: the start's architecture adopted, "newest checkpoint" replaced by its number
     workdir: epath.Path
@@ -88,17 +88,17 @@ def resolved(
     splits: Splits | None = None,
     force: bool = False,
 ) -> Iterator[Run]:
-    """The run that `config` describes in `workdir`, whose lock is held within `with`.
+    """Yields the run that `config` describes in `workdir`; holds the workdir's lock in the `with` block.
 
-    Nothing in the workdir is changed but for the lock.
+    Changes nothing else in the workdir.
 
     Args:
       clock: gets the seconds of the phases "data" and "start".
       splits: the images, for the source "arrays"; otherwise the config says where they are.
-      force: go on although the config differs in what decides the result.
+      force: resume although the config differs in fields that change the result.
 
     Raises:
-      SimclrError: the config makes no sense, another run holds the workdir, or what is there is another's.
+      SimclrError: the config makes no sense, another run holds the workdir, or the workdir is another run's.
     """
     workdir = paths.expand(workdir)
     config = adopt_start(config, workdir)
@@ -113,7 +113,7 @@ def resolved(
             config.data.window = reading.window
     try:
         checks.validate_run(config, splits.train.size, mesh.size)
-    except SimclrError:  # what was left out may explain it
+    except SimclrError:  # images that were left out may be the cause
         for line in data_notes.describe(splits) if jax.process_index() == 0 else ():
             print(line)
         raise
@@ -158,7 +158,7 @@ def _resolve(config: ConfigDict, workdir: epath.Path, splits: Splits, mesh: Mesh
 
 
 def _newest(checkpoints: epath.Path) -> tuple[Saved | None, tuple[int, ...], tuple[str, ...]]:
-    """The newest whole checkpoint, as process 0 sees it; the steps of damaged ones; what to say of them."""
+    """(the newest intact checkpoint as process 0 sees it, steps of damaged ones, lines about them)."""
     found: list[Saved | None] = []
 
     def ask() -> dict[str, Any]:

@@ -79,12 +79,12 @@ def agreed(number: int) -> bool:
 
 
 def barrier() -> None:
-    """Returns once all processes have come here."""
+    """Waits until all processes have called it."""
     agreed(0)
 
 
 def from_first(ask: Callable[[], Any]) -> Any:
-    """What `ask` returns on process 0, as JSON, on every process; its SimclrError is raised on all."""
+    """Calls `ask` on process 0 and sends its JSON result to all processes; a SimclrError is raised on all."""
     if jax.process_count() == 1:
         return ask()
     told: dict[str, Any] = {}
@@ -103,7 +103,7 @@ def from_first(ask: Callable[[], Any]) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """The whole of every array, as NumPy, on every process."""
+    """Gathers every array whole, as NumPy, on every process."""
     if jax.process_count() > 1:
         return multihost_utils.process_allgather(tree, tiled=True)
     return jax.tree.map(np.asarray, jax.device_get(tree))

@@ -1,10 +1,10 @@
 """SIGTERM and Ctrl-C: a run saves and stops, everything else stops at once, a second signal always does.
 
 A command calls `take` before it imports anything slow. From then on a signal ends the process with one line
-and the exit code 128 + its number. Where there is something to save or to finish, `Signals` hears the first
-signal instead. As a library nothing is installed but within `Signals`, and nothing ends the process.
+and the exit code 128 + its number. If there is something to save or to finish, `Signals` handles the first
+signal instead. In a library, handlers exist only within `Signals`, and no signal ends the process at once.
 
-Python runs handlers in the main thread, once that is back from C++, and a compilation takes minutes. So a
+Python runs handlers in the main thread after it returns from C++, and a compilation takes minutes. So a
 thread of the command reads from `signal.set_wakeup_fd`, which is written at once, and ends the process.
 """
 
@@ -84,9 +84,9 @@ def take(goes_on: str) -> None:
 
 @contextlib.contextmanager
 def shared_with_jax() -> Iterator[None]:
-    """Around the start of JAX's service for several processes, which takes SIGTERM for itself.
+    """Context manager for the start of JAX's distributed service, which installs its own SIGTERM handler.
 
-    The command takes it back, and passes it on to JAX where the processes agree on a step to stop at.
+    The command restores its handler, and passes SIGTERM on to JAX if the processes agree on a last step.
     """
     ours = _c_handler(signal.SIGTERM)
     yield
@@ -98,7 +98,7 @@ def shared_with_jax() -> Iterator[None]:
 
 @contextlib.contextmanager
 def last_word(do: Callable[[], None]) -> Iterator[None]:
-    """Within `with`, a command that a signal ends at once does this first; it must be quick."""
+    """In the `with` block, a signal that ends the command first calls this function; it must be quick."""
     _last_words.append(do)
     try:
         yield
@@ -139,7 +139,7 @@ class Signals:
                 signal.signal(number, self._handle)
 
     def forget(self) -> None:
-        """Ends it; the handlers that were there before are there again."""
+        """Stops listening; restores the previous handlers."""
         if _command is not None and _command.listener is self:
             _command.listener = self._outer
         for number, handler in self._before.items():
@@ -147,13 +147,13 @@ class Signals:
         self._before = {}
 
     def is_second(self, number: int) -> bool:
-        """Notes a signal; whether it is not the first one, nor its echo."""
+        """Records a signal; returns whether it is a second one and no repetition of the first."""
         now = time.monotonic()
         self._first = self._first or (number, now)
         return number != self._first[0] or now - self._first[1] > AGAIN
 
     def note(self, number: int) -> None:
-        """What the first signal does, in the main thread."""
+        """Handles the first signal, in the main thread."""
         if number == signal.SIGTERM:
             self.received = not self._several
             self._passed_on = self._several
@@ -180,7 +180,7 @@ class Signals:
         self.check()
 
     def check(self) -> None:
-        """Raises a Ctrl-C that waits, or that Python swallowed because it came in a destructor, say."""
+        """Raises a delayed Ctrl-C, or one that Python swallowed, for example in a destructor."""
         if self._interrupted:
             raise KeyboardInterrupt
 
@@ -213,7 +213,7 @@ def _say_last_words() -> None:
 
 
 def _c_handler(number: int) -> int:
-    """The address of the C function that hears a signal, 0 where none does or the system does not tell."""
+    """The address of the C handler of a signal, 0 if there is none or the system does not say."""
     if not sys.platform.startswith("linux"):
         return 0
     action = ctypes.create_string_buffer(1024)  # struct sigaction begins with it

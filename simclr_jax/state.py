@@ -1,4 +1,4 @@
-"""What a training step maps to its successor, and a checkpoint holds."""
+"""The state of training, which a step updates and a checkpoint stores."""
 
 from typing import Any
 

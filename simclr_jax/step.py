@@ -45,7 +45,7 @@ def make_step(
 
 
 def make_gradient(task: Task, seed: int, microbatches: int = 1) -> Callable:
-    """(state, batch) -> (gradient, metrics, model state, outputs) of the step that comes next."""
+    """(state, batch) -> (gradient, metrics, model state, outputs) of the next step."""
     take = whole_gradient if microbatches == 1 else functools.partial(cached_gradient, count=microbatches)
 
     def gradient(state: TrainState, batch: Any) -> tuple[Any, ...]:
@@ -58,8 +58,8 @@ def make_gradient(task: Task, seed: int, microbatches: int = 1) -> Callable:
 def repeated(step_fn: Callable) -> Callable:
     """(state, batches [k, n, ...], count) -> (state after `count` ≤ k updates, metrics of the last).
 
-    `count` is an input of the program: however a run is cut into calls, the same instructions make a step,
-    so that an interrupted run stays equal to the bit.
+    `count` is an input of the program. So the same instructions compute a step however a run is cut into
+    calls, and an interrupted run stays bitwise equal.
     """
 
     def steps_fn(
@@ -91,7 +91,7 @@ def _own(name: str, params: Any, extra: Any) -> tuple[Any, Any]:
 def batch_loss(
     task: Task, params: Any, extra: Any, outputs: Any, batch: Any, step: Any
 ) -> tuple[list[jax.Array], dict[str, jax.Array]]:
-    """(terms that need all rows together, metrics), of the outputs of the whole batch."""
+    """(terms that need all rows together, metrics) from the outputs of the whole batch."""
     values, metrics = [], {}
     for name, objective in task.objectives.items():
         if objective.scope == BATCH:
@@ -103,7 +103,7 @@ def batch_loss(
 def row_loss(
     task: Task, params: Any, extra: Any, outputs: Any, batch: Any, step: Any, weights: dict[str, jax.Array]
 ) -> tuple[list[jax.Array], dict[str, jax.Array]]:
-    """(terms of single examples, metrics): the share of these rows in the means over the whole batch.
+    """(terms of single examples, metrics): the contribution of these rows to the means over the batch.
 
     Args:
       weights: {objective: sum of its weights over the whole batch}.

@@ -1,4 +1,4 @@
-"""What cannot be written: a disk that is full, read-only or broken becomes one line, whoever notices it."""
+"""Turns write errors of a full, read-only or broken disk into one line."""
 
 import contextlib
 import errno
@@ -22,10 +22,10 @@ NUMBER = re.compile(r"os_error_code='(\d+)'|OS error (\d+)")
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike, needs: int = 0) -> Iterator[None]:
-    """Around what writes `path`: raises StorageError, one line, where the disk is to blame.
+    """Context manager to write `path`: raises StorageError, one line, if the disk is the cause.
 
     Args:
-      needs: the bytes that have to fit, where they are known.
+      needs: the bytes that have to fit, if known.
     """
     try:
         yield
@@ -38,7 +38,7 @@ def writing(path: str | os.PathLike, needs: int = 0) -> Iterator[None]:
 
 
 def is_storage(error: BaseException) -> bool:
-    """Whether a write that failed with it failed by the disk; TensorStore raises ValueError, with a text."""
+    """Whether this error of a write is a disk error; TensorStore raises ValueError with a text."""
     return isinstance(error, OSError) or bool(WRITING.search(str(error)) or NUMBER.search(str(error)))
 
 
@@ -59,7 +59,7 @@ def line(path: str | os.PathLike, error: BaseException, needs: int = 0) -> str:
 
 
 def check_room(workdir: str | os.PathLike, size: int, kept: int, keep: int, saves: int) -> None:
-    """Raises SimclrError where the checkpoints of a run will not fit beside each other.
+    """Raises SimclrError if the disk has no room for the checkpoints of a run.
 
     Args:
       size: bytes of a checkpoint.
@@ -87,7 +87,7 @@ def probe(folder: str | os.PathLike, size: int = 2**16) -> None:
 
 
 def free(path: str | os.PathLike) -> int | None:
-    """Bytes that are free where `path` is or will be; None where nobody can tell (gs://)."""
+    """Free bytes on the file system of `path`, which need not exist; None if unknown (gs://)."""
     if paths.is_remote(path):
         return None
     place = Path(path).absolute()
@@ -98,7 +98,7 @@ def free(path: str | os.PathLike) -> int | None:
 
 
 def told(size: float) -> str:
-    """Bytes for people: '4.2 MB'."""
+    """Bytes as text with a unit: '4.2 MB'."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

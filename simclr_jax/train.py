@@ -1,4 +1,4 @@
-"""A run: `run` reads from top to bottom as its story; the loop itself is in loop.py."""
+"""Trains: `run` has all parts of a run in order; the loop itself is in loop.py."""
 
 import contextlib
 import hashlib
@@ -53,12 +53,12 @@ def run(
     force: bool = False,
     on_eval: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains what `config` describes in `workdir`, or goes on where an earlier call stopped.
+    """Trains as `config` describes, in `workdir`; resumes if an earlier call stopped there.
 
     Args:
       splits: the images, for the source "arrays"; otherwise the config says where they are.
-      force: resume although the config differs in what decides the result.
-      on_eval: gets (step, scores) of every evaluation while training; what it raises ends the run.
+      force: resume although the config differs in fields that change the result.
+      on_eval: gets (step, scores) of every evaluation while training; its exceptions end the run.
 
     Returns:
       the summary, as written to summary.json.
@@ -143,7 +143,7 @@ def train(
 def init_state(
     task: Task, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, *, fresh: bool = True
 ) -> TrainState:
-    """The state before the first step, replicated over the mesh; not `fresh`: a checkpoint's will follow."""
+    """The state before the first step, replicated on the mesh; not `fresh`: a checkpoint replaces it."""
     everywhere = sharding.replicated(mesh)
     variables = jax.jit(task.init, out_shardings=everywhere)(jax.random.key(seed))
     if fresh:
@@ -172,7 +172,7 @@ def init_objectives(task: Task, seed: int) -> tuple[dict[str, Any], dict[str, An
 def build_optimizer(
     config: ConfigDict, examples: int, steps: int, task: Task
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimiser of `config.optimizer` and its learning rate as a function of the step."""
+    """(optimiser of `config.optimizer`, its learning rate as a function of the step)."""
     fields = config.optimizer.to_dict()
     name, scaling = fields.pop("name"), fields.pop("scaling")
     for field in ("decay_exclude", "adapt_exclude"):  # a temperature that is learned is no weight
@@ -190,7 +190,7 @@ def build_optimizer(
 def use_compile_cache(where: str) -> None:
     """Keeps compiled programs on disk; an explicit JAX_COMPILATION_CACHE_DIR wins.
 
-    Without room for them a run goes on: it only starts more slowly.
+    Without room for them the run works, but starts more slowly.
     """
     if not where or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
@@ -214,7 +214,7 @@ def use_compile_cache(where: str) -> None:
 
 
 def check_room(run: Run, state: TrainState) -> None:
-    """Raises SimclrError where the run's checkpoints will not fit."""
+    """Raises SimclrError if the run's checkpoints will not fit."""
     kept = len(checkpoint.saved_steps(run.checkpoints)) - len(run.damaged)
     every = every_steps(run.config.checkpoint.every, run.splits.train.size, run.config.train.batch_size)
     saves = 1 if not every else math.ceil((run.steps - run.first) / every)
@@ -222,7 +222,7 @@ def check_room(run: Run, state: TrainState) -> None:
 
 
 def start_writers(workdir: epath.Path, first: int, config: ConfigDict) -> metrics.Writers:
-    """Where process 0 writes its measurements; the others write nowhere."""
+    """The writers of process 0; other processes write nothing."""
     return metrics.Writers(
         workdir,
         first,
@@ -234,7 +234,7 @@ def start_writers(workdir: epath.Path, first: int, config: ConfigDict) -> metric
 
 
 def recall_unreadable(run: Run) -> None:
-    """The files that were replaced before the run was interrupted count as well."""
+    """Loads the files that were replaced before an interruption, so that they count too."""
     known = folder.unreadable(run.workdir)
     for split in filter(None, run.splits) if known else ():
         names = {printable(name, None): name for name in getattr(split, "names", ())}
@@ -243,7 +243,7 @@ def recall_unreadable(run: Run) -> None:
 
 
 def note_unreadable(run: Run) -> list[str]:
-    """The names of the files that were replaced, kept in the workdir."""
+    """Writes the names of replaced files to the workdir."""
     process = jax.process_index()
     say = _nothing if process else print
     return folder.note_unreadable(run.workdir, run.splits.unreadable(), say, process)
@@ -255,7 +255,7 @@ def _nothing(line: str) -> None:
 
 @contextlib.contextmanager
 def unreadable_noted(run: Run) -> Iterator[None]:
-    """Keeps the names where too many files end the run within `with`."""
+    """Writes the names even if too many unreadable files end the `with` block."""
     try:
         yield
     except UnreadableImagesError:

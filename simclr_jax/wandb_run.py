@@ -1,4 +1,4 @@
-"""A run at Weights & Biases: one id a workdir, and nothing outside the workdir."""
+"""A run at Weights & Biases: one id per workdir, and no files outside the workdir."""
 
 import json
 import tempfile
@@ -39,7 +39,7 @@ def _noted_id(workdir: epath.Path) -> tuple[str, str]:
 
 
 def start(workdir: epath.Path, project: str, config: Mapping[str, Any] | None) -> Any:
-    """The run at W&B, begun or gone on with; its local files lie in the workdir.
+    """Starts or resumes the run at W&B; its local files are in the workdir.
 
     Raises:
       SimclrError: W&B is not installed, or does not start.

@@ -20,7 +20,7 @@ UNREADABLE = "bad_images{}.jsonl"  # of the first process; of the others with th
 
 
 def check(workdir: epath.Path, config: ConfigDict) -> None:
-    """Raises SimclrError where the workdir is a file, or would put figures among the training images."""
+    """Raises SimclrError if the workdir is a file, or would put figures among the training images."""
     workdir = paths.expand(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise SimclrError(f"--workdir={workdir}: is a file; give a folder")
@@ -41,7 +41,7 @@ def check(workdir: epath.Path, config: ConfigDict) -> None:
 
 
 def _check_local(workdir: epath.Path) -> None:
-    """Raises SimclrError where the workdir cannot be made, or nothing can be written in it."""
+    """Raises SimclrError if the workdir cannot be created or is not writable."""
     there = paths.absolute(workdir)
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -55,7 +55,7 @@ def _check_local(workdir: epath.Path) -> None:
 
 
 def _linked(folder: epath.PathLike, depth: int = 2) -> Iterator[str]:
-    """Folders elsewhere that belong to the images by a link in the folder, or in a subfolder of it."""
+    """Folders elsewhere that are linked from the folder of images or a subfolder."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:  # lost+found can be read by root only
         for number, entry in enumerate(entries):
             if number == MANY:  # files of a class, not folders: a look at each link would take minutes
@@ -115,7 +115,7 @@ def compare(workdir: epath.Path, config: ConfigDict, data: dict[str, Any], train
 def note_unreadable(
     workdir: epath.Path, found: Mapping[str, str], say: Callable[[str], None], process: int = 0
 ) -> list[str]:
-    """Keeps the unreadable files {name: why} over interruptions, says each once; all names so far."""
+    """Records unreadable files {name: why}, reports each one once; returns all names so far."""
     path = workdir / UNREADABLE.format(f".{process}" if process else "")
     before = _unreadable(path) if path.is_file() else {}
     shown = {printable(name, None): printable(found[name], None) for name in sorted(found)}
@@ -135,7 +135,7 @@ def unreadable(workdir: epath.Path) -> dict[str, str]:
 
 
 def _unreadable(path: epath.Path) -> dict[str, str]:
-    """{name: why}; lines that are torn are left out."""
+    """{name: why}, without incomplete lines."""
     found = {}
     for line in files.read_text(path).splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):

@@ -56,7 +56,7 @@ def test_uint8_and_float_images_give_the_same_view(tf):
 
 
 def test_crop_follows_area_and_aspect(tf):
-    """Corners of coordinate ramps, cropped and shrunk, tell the box; the original covers ≥ 0.1."""
+    """The corners of a cropped coordinate ramp give the box; the original's boxes cover ≥ 0.1."""
     rows, columns = np.meshgrid(np.arange(200), np.arange(300), indexing="ij")
     ramp = np.stack([rows / 200, columns / 300, 0 * rows], axis=-1).astype(np.float32)
     options = PLAIN._replace(crop_area=(0.08, 0.5))
@@ -89,7 +89,7 @@ def test_probabilities(tf):
 
 @pytest.mark.parametrize(("version", "expected"), [("v2", [0.06, 0.54]), ("v1", [-0.5, 1.1])])
 def test_brightness(tf, version, expected):
-    """With contrast off (one pixel is its own mean) and no colour, brightness is all that is left."""
+    """A gray image of one pixel equals its mean, so only brightness changes it."""
     x = tf.constant(np.full((1, 1, 1), 0.3, np.float32))
     u = [0.0, 0.999999]
     values = [float(host_augment.color_jitter(x, [v, 0.5, 0.5, 0.5], 0.0, 1.0, version)[0, 0, 0]) for v in u]

@@ -1,4 +1,4 @@
-"""Corruptions against scipy, matplotlib and Pillow; attacks against what is provably the strongest."""
+"""Compares corruptions with scipy, matplotlib and Pillow, and attacks with the provably strongest one."""
 
 import io
 import itertools
@@ -19,7 +19,7 @@ SIZES = {"small": (28, 20), "large": (64, 70)}
 
 
 def photos(size="small", channels=3, n=4, seed=0):
-    """Smooth random images, as photographs are, `[n, h, w, channels]`."""
+    """Smooth random images `[n, h, w, channels]`, like photographs."""
     x = np.random.default_rng(seed).random((n, *SIZES[size], channels))
     x = gaussian_filter(x, (0, 2, 2, 0))
     return ((x - x.min()) / (x.max() - x.min())).astype(np.float32)
@@ -61,7 +61,7 @@ def test_severities_are_one_to_five(severity):
 
 
 def test_noise_is_an_images_own():
-    """By its number in the set and the seed, whatever is beside it in the batch; by the right deviation."""
+    """Noise depends on the image's number and the seed, not on the batch; its deviation is correct."""
     grey = np.full((6, 28, 28, 1), 0.5, np.float32)
     whole = corrupted("gaussian_noise", grey, 2)
     part = corrupted("gaussian_noise", grey[:2], 2, position=np.array([4, 1], np.uint32))
@@ -152,7 +152,7 @@ def examples(n=16, shape=(8, 8, 1), classes=4):
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.4])
 def test_fgsm_is_the_strongest_attack_on_a_linear_model(epsilon):
-    """Of two classes, whose loss is monotonic in a linear function: no corner of the cube has a larger one.
+    """With two classes the loss is monotonic in a linear function; no corner of the cube has a larger loss.
 
     With 0.4 the cubes are cut at 0 and 1.
     """
@@ -165,7 +165,7 @@ def test_fgsm_is_the_strongest_attack_on_a_linear_model(epsilon):
 
 
 def test_attack_on_a_certain_classifier():
-    """Its cross entropy is 0 in float32, and so would be the gradient."""
+    """The cross entropy is 0 in float32; a naive gradient would be 0 too."""
     model, (images, _) = linear_model(3, 64, scale=200.0), examples()
     labels = np.argmax(model(images), axis=1)
     assert np.median(cross_entropy(model, images, labels)) == 0
@@ -215,7 +215,7 @@ def test_attacks_do_not_depend_on_the_batch():
     whole = np.asarray(attack(images, labels, position))
     for rows in ([7], [3, 12, 5], list(range(15, -1, -1))):
         part = np.asarray(attack(images[rows], labels[rows], position[rows]))
-        # Sums may be rounded otherwise in another batch, which turns the sign of a gradient near 0.
+        # Another batch may round sums differently, which flips the sign of a gradient near 0.
         assert np.mean(np.abs(part - whole[rows]) < 1e-6) > 0.99
     other = attack(images, labels, position, 1)
     assert np.abs(other - whole).max() > 0.01

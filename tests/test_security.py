@@ -30,7 +30,7 @@ CALLS = {"eval", "exec", "os.system", "os.popen", "yaml.load", "subprocess.getou
 
 
 def dangers(code):
-    """What in a file's syntax tree could run code that comes from data."""
+    """Constructs in a file's syntax tree that could run code from data."""
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] in MODULES)

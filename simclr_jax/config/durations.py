@@ -37,5 +37,5 @@ def total_steps(config: ConfigDict, examples: int) -> int:
 
 
 def microbatches(config: ConfigDict) -> int:
-    """Parts of a batch whose activations exist one after the other."""
+    """Number of microbatches; only one has its activations in memory at a time."""
     return config.train.batch_size // (config.train.microbatch or config.train.batch_size)

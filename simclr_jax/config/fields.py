@@ -316,7 +316,7 @@ def default() -> ConfigDict:
 
 
 def deciding(what: str) -> list[str]:
-    """The fields that decide `what`: RESULT, ARCHITECTURE, PIXELS or NOTHING, of field.py."""
+    """The fields that affect `what`: RESULT, ARCHITECTURE, PIXELS or NOTHING of field.py."""
     return [name for name, field in declared().items() if field.decides == what]
 
 
@@ -338,7 +338,7 @@ def lies_in(field: str, names: Iterable[str]) -> bool:
 
 
 def check_field(field: str) -> None:
-    """Raises SimclrError where no field 'a.b' exists, with its new or the nearest name."""
+    """Raises SimclrError if no field 'a.b' exists, with its new or the nearest name."""
     expected = declared()
     if field in RENAMED:
         raise SimclrError(f"config.{field}: is config.{RENAMED[field]} now")

@@ -7,7 +7,7 @@ from pathlib import Path
 from simclr_jax.errors import SimclrError
 
 PACKAGE = Path(__file__).parent.parent
-NAME = re.compile(r"\w[\w-]*")  # no dot and no slash: whatever has one is a path
+NAME = re.compile(r"\w[\w-]*")  # no dot and no slash: names with one are paths
 
 
 def folder() -> Path:

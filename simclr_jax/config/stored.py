@@ -90,7 +90,7 @@ def examples_of(config: ConfigDict, workdir: epath.PathLike | None = None) -> di
 
 
 def load_config(workdir: epath.PathLike) -> tuple[ConfigDict, dict[str, Any]]:
-    """What `from_json` makes of a workdir's config.json.
+    """Reads a workdir's config.json by `from_json`.
 
     Raises:
       SimclrError: there is none, or it is damaged or from a newer version.
@@ -105,12 +105,12 @@ def load_config(workdir: epath.PathLike) -> tuple[ConfigDict, dict[str, Any]]:
 
 
 def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> ConfigDict:
-    """Takes from `config.start.workdir` what describes its encoder and its images.
+    """Adopts the fields of `config.start.workdir` that describe its encoder and its images.
 
-    That is the architecture, mean and std of images, how files become pixels, how images are cropped and
-    resized for evaluation (where the config leaves the defaults), and the image size and channels where
-    they are 0; these a student without a start takes from its teacher. A run that goes on in `workdir` has
-    all noted there, the steps of start and teacher too, and needs its start no longer.
+    These are the architecture, mean and std of images, the conversion of files to pixels, and crop and resize
+    for evaluation (if the config has the defaults); also image size and channels if they are 0. A student
+    without a start takes size and channels from its teacher. A run that resumes in `workdir` reads all this
+    from its own config.json, with the steps of start and teacher, and no longer needs its start.
 
     Raises:
       SimclrError: there is no run, or the config says otherwise.
@@ -159,9 +159,9 @@ def _adopt_model(config: ConfigDict, source: ConfigDict) -> None:
 
 
 def _adopt_pixels(config: ConfigDict, source: ConfigDict, where: str) -> None:
-    """Takes how files become pixels from another run, in every field where the config leaves the default.
+    """Adopts another run's fields for the conversion of files to pixels, if the config has the defaults.
 
-    Another value than the default is refused where that run has another one still.
+    Refuses a value that is neither the default nor that run's.
     """
     today, mine, theirs = flatten(default()), flatten(config), flatten(source)
     for field in deciding(PIXELS):
@@ -172,7 +172,7 @@ def _adopt_pixels(config: ConfigDict, source: ConfigDict, where: str) -> None:
 
 
 def _measured(config: ConfigDict) -> tuple:
-    """What decides the window that a run measures."""
+    """The fields that determine the window that a run measures."""
     return config.data.intensity, tuple(config.data.percentiles)
 
 
@@ -182,7 +182,7 @@ def going_on(workdir: epath.PathLike | None) -> ConfigDict | None:
         return None
     checkpoints = paths.expand(workdir) / "checkpoints"
     if checkpoints.is_dir() and any(child.name.isdigit() for child in checkpoints.iterdir()):
-        with contextlib.suppress(SimclrError):  # told when the run is resolved
+        with contextlib.suppress(SimclrError):  # resolving the run reports it
             return load_config(workdir)[0]
     return None
 
@@ -198,7 +198,7 @@ def _stored(workdir: str, field: str) -> ConfigDict:
 def adopt_old_behaviour(config: ConfigDict, text: str) -> None:
     """Gives `config` the old behaviour of every field that the stored config.json lacks.
 
-    A value other than today's default was chosen by the user and stays, to be refused if it matters.
+    A value other than today's default was the user's choice and stays; `differences` then refuses it.
     """
     stored, today, mine = _renamed(flatten(json.loads(text)["config"])), flatten(default()), flatten(config)
     for field, value in OLD_BEHAVIOUR.items():
@@ -217,9 +217,9 @@ def _comparable(config: ConfigDict) -> dict[str, Any]:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """One line for each field that decides the result and differs, as `field: old -> new`.
+    """One line `field: old -> new` for each differing field that changes the result.
 
-    Fields of encoders, objectives and feeds that neither config chooses decide nothing.
+    Ignores fields of encoders, objectives and feeds that neither config uses.
     """
     was, now, known = _comparable(old), _comparable(new), declared()
     idle = tuple(f"{place}." for place in {*registry.idle(was)} & {*registry.idle(now)})

@@ -50,7 +50,7 @@ def recognise(shapes: Shapes) -> str | None:
 
 
 def recognise_tf(names: Iterable[str]) -> str | None:
-    """The same of a TensorFlow checkpoint, by its variables' names."""
+    """Like `recognise`, for the variables' names of a TensorFlow checkpoint."""
     for name in names:
         for pattern, what in TENSORFLOW:
             if match := re.search(pattern, name):
@@ -60,7 +60,7 @@ def recognise_tf(names: Iterable[str]) -> str | None:
 
 # ---- ResNets and their kin ------------------------------------------------------------------------
 
-# What a block (its variables below layer1.0) has that a plain one has not.
+# Variables below layer1.0 that plain blocks do not have.
 ADDED = (
     (
         r"(?:se|se_module|se_layer)\.(?:fc1|fc2|conv_reduce|conv_expand|fc\.\d|\d)\.weight",
@@ -96,7 +96,7 @@ def _resnet(shapes: Shapes) -> str | None:
 
 
 def _widened(shapes: Shapes, depth: int) -> str:
-    """A ResNeXt's or a wide ResNet's name by the 3×3 convolution of stage 1; "" of a plain one."""
+    """The name of a ResNeXt or wide ResNet, from the 3×3 convolution of stage 1; "" for a plain one."""
     first, middle, last = (shapes.get(f"layer1.0.conv{i}.weight", ()) for i in (1, 2, 3))
     stem = shapes.get("bn1.weight", ())
     if not (len(first) == len(middle) == len(last) == 4 and len(stem) == 1) or middle[0] != first[0]:
@@ -113,7 +113,7 @@ def _widened(shapes: Shapes, depth: int) -> str:
 
 
 def _before(shapes: Shapes, block: str) -> bool:
-    """Whether the first BatchNorm of a block stands before its first convolution."""
+    """Whether the first BatchNorm of a block comes before its first convolution."""
     norm, conv = (shapes.get(f"{block}.{name}.weight", ()) for name in ("bn1", "conv1"))
     return len(norm) == 1 and len(conv) == 4 and norm[0] == conv[1] != conv[0]
 
@@ -162,7 +162,7 @@ def _densenet(shapes: Shapes) -> str:
 
 
 def _plain_features(shapes: Shapes) -> str | None:
-    """VGG's or AlexNet's, whose convolutions are `features.N`."""
+    """Describes VGG or AlexNet, whose convolutions are `features.N`."""
     convs = [
         key for key, shape in shapes.items() if re.match(r"features\.\d+\.weight$", key) and len(shape) == 4
     ]
@@ -183,12 +183,12 @@ def _efficientnet_of_timm(shapes: Shapes) -> str | None:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-    """How many different numbers the pattern's group catches."""
+    """The number of different values of the pattern's group."""
     return len({match[1] for key in shapes if (match := re.match(pattern, key))})
 
 
 def _has(shapes: Shapes, pattern: str) -> bool:
-    """Whether there is such a variable with more axes than a BatchNorm's."""
+    """Whether a variable matches that has more axes than BatchNorm's."""
     return any(len(shape) > 1 and re.match(rf"{pattern}$", key) for key, shape in shapes.items())
 
 

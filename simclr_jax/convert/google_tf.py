@@ -1,7 +1,7 @@
-"""google-research/simclr's TensorFlow checkpoints, in and out.
+"""Converts google-research/simclr's TensorFlow checkpoints from and to workdirs.
 
-In: TF1 name-based (SimCLR v1 and v2 as released), TF2 object-based, and SavedModels whose variables' names
-leave no doubt. The architecture is inferred from the variables' shapes.
+It reads TF1 name-based checkpoints (SimCLR v1 and v2 as released), TF2 object-based ones, and SavedModels
+with unambiguous names. It infers the architecture from the variables' shapes.
 """
 
 import os
@@ -26,7 +26,7 @@ SCOPES = ("base_model/", "head_contrastive/", "head_supervised/")  # of the mode
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 TF2_SCOPES = ("model/resnet_model/", "model/_projection_head/", "model/supervised_head/")
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-UNREADABLE = Exception  # TensorFlow's reader turns its errors into Python's of every kind
+UNREADABLE = Exception  # TensorFlow's reader raises Python exceptions of any type
 
 
 def convert(
@@ -127,7 +127,7 @@ def _read(found: Found, name: str, where: str) -> np.ndarray:
 def _step(shapes: Mapping[str, tuple], read: Callable, name: str) -> int:
     try:
         return max(0, int(read(name))) if name in shapes else 0
-    except UNREADABLE:  # a damaged step is no reason to refuse whole weights
+    except UNREADABLE:  # a damaged step counter does not make the weights unusable
         return 0
 
 
@@ -138,7 +138,7 @@ def name_based(shapes: dict[str, tuple[int, ...]], read: Callable, ema: bool, wh
     mine = {}
     for name in shapes:
         short = name.removeprefix(prefix)
-        # Where the classifier has no moving average, its own weights go with that of the rest.
+        # A classifier without moving average keeps its own weights.
         averaged = name.startswith(prefix) and short.startswith(SCOPES)
         lacking = short.startswith(SCOPES[2]) and prefix + name not in shapes
         if (averaged or lacking) and not name.endswith(("/Momentum", "/Adam", "/Adam_1")):
@@ -184,7 +184,7 @@ def object_based(shapes: dict[str, tuple[int, ...]], read: Callable) -> Found:
 
 
 def _tf2_order(name: str) -> tuple:
-    """Sorts an object path by when the original creates it."""
+    """Sort key of an object path: the order in which the original creates the objects."""
     parts = name.split("/")
     scope = ("resnet_model", "_projection_head", "supervised_head").index(parts[0])
     block = parts[1] == "block_groups" if len(parts) > 1 else False
@@ -204,7 +204,7 @@ def _tf2_order(name: str) -> tuple:
 
 
 def _saved_model(shapes: dict[str, tuple[int, ...]], reader: Any, where: str) -> Found:
-    """Variables by the names that the object graph remembers, numbered as TF1 would have."""
+    """Variables by their names in the object graph, numbered like TF1's."""
     load_tensorflow()
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
@@ -269,10 +269,10 @@ def export(workdir: epath.PathLike, out: epath.PathLike, *, format: str = "tf1",
 
     Args:
       format: "tf1" (name-based, `model.ckpt-STEP`) or "tf2" (object-based, `ckpt-1`).
-      step: of the workdir's checkpoints; 0: the newest.
+      step: the checkpoint to read; 0: the newest.
 
     Raises:
-      SimclrError: the model is none that the original has.
+      SimclrError: the original has no such model.
     """
     check_free(out)
     config, _, step, variables = encoder.read(workdir, step)
@@ -310,7 +310,7 @@ def _write_object_based(folder: pathlib.Path, arrays: Mapping, step: int) -> Non
 
 
 def _representable(config: ConfigDict, workdir: epath.PathLike) -> list[str]:
-    """What the user should know of the model there; refuses one that the original has not."""
+    """Notes on the model in the original's code; raises SimclrError if the original has no such model."""
     model = config.model
     for field, value, remedy in (
         ("encoder", "resnet", "only ResNets have a place there"),

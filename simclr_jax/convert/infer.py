@@ -1,4 +1,4 @@
-"""What architecture a TensorFlow checkpoint of the original holds, told from its variables' shapes."""
+"""Infers the architecture in a TensorFlow checkpoint of the original from its variables' shapes."""
 
 import re
 from collections.abc import Callable
@@ -107,7 +107,7 @@ def _infer_encoder(found: Found, where: str) -> tuple[int, dict[str, Any]]:
         low = convs[last + 2][1][3]
         fields["sk_ratio"] = _ratio(inner, low, 32, (0.0625,))
     elif not bottleneck and (first == 3 or any("shortcut_layers/1/conv2d" in name for name in found.shapes)):
-        fields["sk_ratio"] = 0.0625  # basic blocks have the stem and the pooling alone
+        fields["sk_ratio"] = 0.0625  # basic blocks have only the stem and the pooling
     elif first == 3:
         raise SimclrError(f"{where}: has the stem of selective kernels, but none in its blocks")
     if excite:
@@ -124,7 +124,7 @@ def depth_of(blocks: tuple[int, ...], bottleneck: bool) -> dict[str, Any]:
 
 
 def _ratio(inner: int, low: int, least: int, usual: tuple[float, ...]) -> float:
-    """The ratio that gives `low` = max(least, int(inner · ratio)); a usual one where several do."""
+    """A ratio with `low` = max(least, int(inner · ratio)); a usual one if several fit."""
     possible = (*usual, low / inner, (low + 0.5) / inner)  # low / inner may round to less
     return next((r for r in possible if max(least, int(inner * r)) == low), low / inner)
 
@@ -149,7 +149,7 @@ def _infer_head(found: Found) -> dict[str, Any]:
     beta = f"{_head_name(found, count - 1).removesuffix('dense')}{norm}" in found.shapes
     kind = "linear" if count == 1 and not beta else "nonlinear"
     head = {"projection": kind, "projection_layers": count, "classes": classes}
-    if beta:  # the last layer has none: there was more of the head
+    if beta:  # the last layer has no beta, so layers of the head are missing
         return {**head, "projection_layers": count + 1, "cut": count}
     dim = found.shapes[f"{_head_name(found, count - 1)}/kernel"][-1]
     return {**head, "projection_dim": dim}

@@ -1,4 +1,4 @@
-"""One list of layers in the order the original creates them, with everybody's names for each."""
+"""Lists the layers in the original's order of creation, with their names in each format."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ NORM = (
 
 
 class Layer(NamedTuple):
-    """A layer with variables; names without their last part, the leaf."""
+    """A layer with variables; its names lack the last part, the leaf."""
 
     path: tuple[str, ...]  # ours
     tf1: str  # of the name-based checkpoints
@@ -49,7 +49,7 @@ def leaves(model: ConfigDict, variables: dict[str, Any]) -> list[Leaf]:
     """Every variable in `variables` of a ResNet `config.model`, in the order of creation.
 
     Raises:
-      SimclrError: it is no ResNet.
+      SimclrError: the encoder is no ResNet.
     """
     if model.encoder != "resnet":
         raise SimclrError(f"the encoder is a {model.encoder!r}: only ResNets have a place in other formats")
@@ -141,7 +141,7 @@ def _heads(model: ConfigDict, params: dict[str, Any]) -> Iterator[Layer]:
     kind = "l" if model.projection == "linear" else "nl"
     for i in range(layers):
         if f"dense{i}" not in params.get("projection", {}):
-            break  # a classifier that sits in the middle of the head has no more of it
+            break  # a classifier in the middle of the head: the later layers are missing
         tf1, tf2 = f"head_contrastive/{kind}_{i}", f"_projection_head/linear_layers/{i}"
         yield Layer(("projection", f"dense{i}"), f"{tf1}/dense", f"{tf2}/dense", f"projection.dense{i}", CONV)
         leaves = NORM if i < layers - 1 else (NORM[0], *NORM[2:])  # the last has no beta
@@ -160,7 +160,7 @@ def get(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
 
 
 def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Sets tree["a"]["b"]["c"], making what lacks on the way."""
+    """Sets tree["a"]["b"]["c"]; creates missing dicts on the way."""
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value

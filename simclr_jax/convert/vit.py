@@ -1,7 +1,7 @@
-"""Vision transformers' state dicts, by timm's names or torchvision's, in and out; NumPy alone.
+"""Converts state dicts of vision transformers with timm's or torchvision's names, in NumPy only.
 
-timm's are DeiT's, DINO's and moco-v3's too. Both compute what `models.vit` computes. What weights do not
-tell is the number of heads: it is 64 numbers a head in all of theirs but ViT-H's and moco-v3's ViT-S.
+DeiT, DINO and moco-v3 use timm's names. Both libraries compute the same function as `models.vit`. The weights
+do not contain the number of heads; a head has width 64, except in ViT-H, ViT-g and moco-v3's ViT-S.
 """
 
 import math
@@ -16,19 +16,19 @@ from simclr_jax.errors import SimclrError
 from simclr_jax.models.vit import sincos
 from simclr_jax.models.vit_fields import SIZES, shape_of
 
-HEADS = {1280: 16, 1408: 16}  # width: heads, of ViT-H and ViT-g; 64 numbers a head otherwise
+HEADS = {1280: 16, 1408: 16}  # width: heads, for ViT-H and ViT-g; else a head has width 64
 MOCO = (384, 12)  # width and heads of moco-v3's ViT-S, which has fixed positions
 
 
 class Scheme(NamedTuple):
-    """What one library calls the layers."""
+    """One library's names of the layers."""
 
     patch: str
     token: str
     positions: str
     block: str  # with {} for its number
     inside: tuple[tuple[str, str], ...]  # of a block: (ours, theirs)
-    qkv: tuple[str, str]  # weight and bias of query, key and value, one below the other
+    qkv: tuple[str, str]  # weight and bias of query, key and value, stacked
     norm: str
     head: str
 
@@ -67,9 +67,9 @@ TORCHVISION = Scheme(
 )
 SCHEMES = {"timm": TIMM, "torchvision": TORCHVISION}
 
-# Heads, whatever they are, and the token of masked patches: the features do not depend on them.
+# Heads of any kind and the mask token: the features do not depend on them.
 LEFT_OUT = re.compile(r"(?:head|heads|pre_logits)\.|mask_token$")
-# What other ViTs have and `models.vit` has not: (pattern of a name, in words).
+# Parts of other ViTs that `models.vit` lacks: (pattern of a name, description).
 UNKNOWN = (
     (r"reg_token|register_tokens", "register tokens"),
     (r"dist_token|head_dist\.", "a distillation token"),
@@ -85,14 +85,14 @@ class Weights(NamedTuple):
 
     vit: dict[str, Any]  # fields of config.model.vit
     encoder: dict[str, Any]  # its parameters
-    probe: dict[str, Any] | None  # those of the linear classifier, where there is one
+    probe: dict[str, Any] | None  # parameters of the linear classifier, if there is one
     image_size: int
     channels: int
     left_out: list[str]  # names
 
 
 class Dims(NamedTuple):
-    """The sizes that say every variable's shape."""
+    """The sizes that determine every variable's shape."""
 
     width: int
     depth: int
@@ -129,12 +129,12 @@ def read(state: Mapping[str, np.ndarray], where: str, *, heads: int = 0) -> Weig
     """The ViT of a state dict without prefixes.
 
     Args:
-      state: by timm's or torchvision's names.
+      state: variables with timm's or torchvision's names.
       where: the file, for messages.
-      heads: of the attention; 0: those that the libraries' ViTs of this width have.
+      heads: attention heads; 0: the usual number for this width in timm and torchvision.
 
     Raises:
-      SimclrError: it is none, or one that `models.vit` cannot compute: the line names the variable.
+      SimclrError: it is no ViT, or one that `models.vit` cannot compute; the line names the variable.
     """
     kinds = [kind for prefix, kind in find(state) if not prefix]
     if not kinds:
@@ -244,7 +244,7 @@ def _leaves(dims: Dims, scheme: Scheme) -> Iterator[Leaf]:
 
 
 def _dims(state: Mapping[str, np.ndarray], scheme: Scheme, where: str) -> Dims:
-    """The sizes that the shapes tell; a name that lacks is refused."""
+    """The sizes, from the variables' shapes; raises SimclrError if a variable is missing."""
     first = scheme.block.format(0)
     mlp = f"{first}.{dict(scheme.inside)['dense1']}.weight"
     for name, rank in ((f"{scheme.patch}.weight", 4), (scheme.positions, 3), (mlp, 2)):
@@ -295,7 +295,7 @@ def _fields(encoder: dict[str, Any], dims: Dims, heads: int, where: str) -> tupl
 
 
 def _why(name: str, dims: Dims) -> str:
-    """Why a variable that is left over cannot be left out."""
+    """The reason why a remaining variable cannot be ignored."""
     what = next((what for pattern, what in UNKNOWN if re.search(pattern, name)), None)
     if what is None and not dims.token and name.startswith("norm."):
         what = "mean pooling behind a LayerNorm"
@@ -305,12 +305,12 @@ def _why(name: str, dims: Dims) -> str:
 
 
 def _modern(name: str) -> str:
-    """torchvision's name of a layer that its first versions called otherwise."""
+    """torchvision's present name of a layer that early versions named differently."""
     return re.sub(r"\.mlp\.linear_([12])\.", lambda match: f".mlp.{3 * int(match[1]) - 3}.", name)
 
 
 def _checked(state: Mapping[str, np.ndarray], leaf: Leaf, where: str) -> np.ndarray:
-    """The variable as float32; refused where it lacks, is of another shape, or not finite."""
+    """The variable as float32; raises SimclrError if it is missing, not finite, or has another shape."""
     if leaf.name not in state:
         raise SimclrError(f"{where}: lacks {leaf.name}")
     array = state[leaf.name]

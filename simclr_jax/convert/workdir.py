@@ -1,4 +1,4 @@
-"""Writes and checks the ordinary workdir that every conversion ends in."""
+"""Writes and checks the workdir that a conversion creates."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ from simclr_jax.state import TrainState
 def config_of(
     model: Mapping[str, Any], *, task: str = "pretrain", image_size: int = 0, channels: int = 3
 ) -> ConfigDict:
-    """The default config with the fields `model`, and the image size its stem is made for unless given."""
+    """The default config with the fields `model`; the default image size is the usual one for the stem."""
     config = default()
     config.task = task
     for field, value in model.items():
@@ -50,7 +50,7 @@ def _shapes(model_json: str, channels: int, classes: int, cut: bool) -> Any:
 def expected(config: ConfigDict, classes: int) -> dict[names.Leaf, tuple[int, ...]]:
     """Every variable of the model in order of creation, with its shape in this project.
 
-    Of a supervised model only as much of the projection head as lies below the classifier.
+    A supervised model has only the layers of the projection head below the classifier.
     """
     model = json.dumps(config.model.to_dict(), sort_keys=True)
     shapes = _shapes(model, config.data.channels, classes, config.task != "pretrain")

@@ -14,7 +14,7 @@ from simclr_jax.text import printable
 NO_LABEL = -1
 MOST_CLASSES = 1_000_000  # a larger classifier fits on no device
 KEPT_BELOW = 1000  # smaller numbers are class numbers, even if some do not occur
-KEPT_SHARE = 10  # larger ones are too, if one in so many of the range occurs
+KEPT_SHARE = 10  # so are larger ones, if at least one in KEPT_SHARE occurs
 
 
 class Labels(NamedTuple):
@@ -48,7 +48,7 @@ def number(
     range occurs. Other numbers and names are sorted and numbered; they become the names of the classes.
 
     Args:
-      where: the file or array, to begin a line with.
+      where: the file or array, named first in messages.
       classes: for test images: the class names of the training images, in the order of their numbers. Any
         other class becomes -1, with a note.
       own_names: treat numbers as names, as in a list, so that every class has an image.

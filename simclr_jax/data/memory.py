@@ -83,7 +83,7 @@ def _hold_one(
 
 
 def check_size(source: Source | Stream, *, side: int, channels: int, memory_gb: float) -> None:
-    """Raises SimclrError where the images as squares of `side` pixels take more than `memory_gb`."""
+    """Raises SimclrError if the images as squares of `side` pixels take more than `memory_gb`."""
     size = source.size * side**2 * channels / 2**30
     if size > memory_gb:
         raise SimclrError(

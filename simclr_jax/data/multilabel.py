@@ -28,7 +28,7 @@ def load(
     test_split: str = "test",
     **more: Any,
 ) -> MultiLabel | None:
-    """The set that `source` names, or None where its images have one label each.
+    """The set that `source` names, or None if its images have one label each.
 
     In an .npz file the labels are `[n, classes]` of 0 and 1, in a TFDS set a sequence of classes (`labels`).
 

@@ -123,7 +123,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def _key(folder: str | Path) -> tuple[int, int] | None:
-    """The same for two ways to one folder; None where there is none."""
+    """The same for two ways to one folder; None if there is none."""
     try:
         stat = os.stat(folder)
     except OSError:

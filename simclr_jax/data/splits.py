@@ -33,7 +33,7 @@ def load(
     The arguments are the fields of `config.data`, explained there.
 
     Raises:
-      SimclrError: nothing is there, or it is not what the source says.
+      SimclrError: the path is missing, or its content does not fit the kind of source.
     """
     reading = Reading.of(**more)
     names = (train_split, test_split)
@@ -70,9 +70,9 @@ def _load(
 
 
 def check_channels(splits: Splits, channels: int) -> None:
-    """Raises SimclrError where arrays have other channels than `config.data.channels`; 0: not yet known.
+    """Raises SimclrError if arrays have other channels than `config.data.channels`; 0: not yet known.
 
-    Gray and RGB are converted into each other, nothing else is.
+    Only gray and RGB are converted into each other.
     """
     for split in splits:
         if not channels or not isinstance(split, Source) or split.kind != "array":
@@ -86,7 +86,7 @@ def check_channels(splits: Splits, channels: int) -> None:
 
 
 def _check_classes(splits: Splits) -> None:
-    """Raises SimclrError where a TFDS test split names classes that the train split does not."""
+    """Raises SimclrError if a TFDS test split names classes that the train split does not."""
     known = set(splits.train.classes)
     if splits.test and known and (unknown := [c for c in splits.test.classes if c not in known]):
         raise SimclrError(

@@ -1,6 +1,6 @@
-"""The program of a run, made from shapes alone: no image is read and no parameter drawn.
+"""Builds the program of a run from shapes only, without images or parameters.
 
-Batches and networks that no memory here could hold are no obstacle, and the devices need not be here.
+It therefore works for batches and networks that do not fit in memory here, and for devices elsewhere.
 """
 
 import math
@@ -61,12 +61,12 @@ def model_flops(built: Built, state: Any, shapes: dict[str, jax.ShapeDtypeStruct
 
 
 def unread(size: int, classes: int = CLASSES, name: str = "none") -> Splits:
-    """A training set that nothing is read from."""
+    """A placeholder for a training set; reading from it fails."""
     return Splits(Source("array", name, size, tuple(map(str, range(classes))), None, None, ""), None)
 
 
 def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch as the input makes it: of views, or numbers of images that live on the devices."""
+    """Shapes of a batch from the input: views, or image numbers if the images are in device memory."""
     side, batch, of = config.data.image_size, config.train.batch_size, jax.ShapeDtypeStruct
     common = {"position": of((batch,), np.uint32)}
     if config.task == "linear_sweep":
@@ -83,7 +83,7 @@ def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def arguments(config: ConfigDict, images: Splits, built: Built, mesh: Mesh) -> Arguments:
-    """What `loop.program` takes on `mesh`, whose devices need not be here."""
+    """The arguments of `loop.program` on `mesh`, whose devices need not be here."""
 
     def init() -> train.TrainState:
         variables = built.task.init(jax.random.key(0))
@@ -115,7 +115,7 @@ def lower(built: Built, given: Arguments) -> jax.stages.Lowered:
 
 
 def sample(built: Built, given: Arguments, seed: int, mesh: Mesh) -> tuple[train.TrainState, tuple]:
-    """What the program takes, as arrays: an untrained network, random images, every step of a call."""
+    """The program's arguments as arrays: an untrained network and random images for every step of a call."""
     state = train.init_state(built.task._replace(fixed=dict), built.optimizer, seed, mesh, fresh=False)
     call = _random(given.call)
     if len(call) > 1:
@@ -170,7 +170,7 @@ def _carried(config: ConfigDict, images: Splits) -> dict[str, Any]:
     if config.task in ("pretrain", "supervised"):
         return {}
     config = config.copy_and_resolve_references()
-    config.augment.device, config.train.steps_per_call = "none", 0  # the images stay where they are
+    config.augment.device, config.train.steps_per_call = "none", 0  # do not load the images
     return create_task(config, images, sharding.make_mesh(1)).fixed()
 
 

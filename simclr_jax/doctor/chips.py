@@ -1,7 +1,7 @@
-"""What TPU chips can do, as their maker publishes it, and the roofline of a step on them.
+"""Published figures of TPU chips, and the roofline of a step on them.
 
-The roofline (Williams et al., 2009) is the slowest of a step's arithmetic, its memory's traffic and what it
-moves between chips, each at the published rate.
+The roofline (Williams et al., 2009) is the slowest of arithmetic, memory traffic and communication between
+chips, each at the published rate.
 """
 
 from typing import NamedTuple
@@ -26,12 +26,12 @@ CHIPS = {
 
 
 def of(topology: str) -> Chip | None:
-    """The chip of a topology, v5e:4x8; None where its generation is not among these."""
+    """The chip of a topology such as v5e:4x8; None for an unknown generation."""
     return CHIPS.get(topology.partition(":")[0])
 
 
 def roofline(chip: Chip, chips: int, flops: float, traffic: float, moved: dict[str, int]) -> dict:
-    """Seconds of a step on `chips` by what could bound it: {compute, memory, links}.
+    """Lower bounds of a step on `chips` in seconds: {compute, memory, links}.
 
     Args:
       flops: of all chips.

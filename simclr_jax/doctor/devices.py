@@ -1,4 +1,4 @@
-"""Devices, processes, and how the batch is shared out."""
+"""Checks the devices, the processes, and the division of the batch among them."""
 
 import os
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ import jax
 from simclr_jax.doctor.findings import Finding, note, ok, warning
 from simclr_jax.doctor.plan import Plan
 
-GPU = "/dev/nvidia0"  # there where the driver sees a GPU
+GPU = "/dev/nvidia0"  # exists if the driver sees a GPU
 TPUS = ("/dev/accel0", "/dev/vfio/0")
 
 
 def check(plan: Plan) -> Iterator[Finding]:
-    """What computes, and how many images each device gets."""
+    """Reports the devices, and how many images each one gets."""
     mesh, train = plan.mesh, plan.config.train
     share, kind = train.batch_size // mesh.size, mesh.devices.flat[0].device_kind
     if plan.topology:
@@ -32,7 +32,7 @@ def check(plan: Plan) -> Iterator[Finding]:
 
 
 def _left_out(plan: Plan) -> Iterator[Finding]:
-    """Accelerators that are here and would not be used."""
+    """Warns of accelerators that are present but unused."""
     if unused := jax.device_count() - plan.mesh.size:
         yield note(f"{unused} more devices are not used (config.mesh.devices={plan.config.mesh.devices})")
     if not plan.on_cpu:

@@ -1,4 +1,4 @@
-"""The workdir: whose it is, and whether the checkpoints fit. Nothing is written there."""
+"""Checks that the run may use the workdir and that the checkpoints fit. Writes nothing there."""
 
 import os
 import socket
@@ -11,18 +11,18 @@ from simclr_jax.doctor.plan import Plan
 from simclr_jax.errors import SimclrError
 from simclr_jax.resolve import Run
 
-TIGHT = 1.5  # times what the checkpoints need: metrics, figures and evaluations want room too
+TIGHT = 1.5  # warn below this multiple of the checkpoints' size: metrics and figures need room too
 
 
 def check(plan: Plan) -> Iterator[Finding]:
-    """A new run, one that goes on, or another's; room for its checkpoints."""
+    """Says whether the run is new, resumes, or belongs to another config; checks room for checkpoints."""
     folder.check(plan.workdir, plan.config)
     yield from _owner(plan)
     yield from _room(plan)
 
 
 def _owner(plan: Plan) -> Iterator[Finding]:
-    """Whose workdir it is."""
+    """Says which run owns the workdir."""
     workdir = plan.workdir
     yield from _lock(plan)
     steps = checkpoint.saved_steps(workdir / "checkpoints")
@@ -47,7 +47,7 @@ def _owner(plan: Plan) -> Iterator[Finding]:
 
 
 def _lock(plan: Plan) -> Iterator[Finding]:
-    """Whether a run is under way there, by its lease; no lock is taken."""
+    """Says whether a run is active there, from its lease; takes no lock."""
     lease = files.read_json(plan.workdir / lock.FILE)
     if not lease.get("owner"):
         return
@@ -60,8 +60,8 @@ def _lock(plan: Plan) -> Iterator[Finding]:
 
 
 def _lives(process: int) -> bool:
-    """Whether such a process is there, on this host."""
-    if os.name != "posix":  # elsewhere the question would end it
+    """Whether this process exists on this host."""
+    if os.name != "posix":  # on other systems the query would end the process
         return False
     try:
         os.kill(process, 0)
@@ -90,7 +90,7 @@ def _room(plan: Plan) -> Iterator[Finding]:
 
 
 def _as_run(plan: Plan) -> Run:
-    """The record that the run itself would have; its checkpoint is not read."""
+    """The `Run` that the run itself would have, without the arrays of its checkpoint."""
     saved = checkpoint.Saved(plan.first, {}, True) if plan.first else None
     identity = {"examples": plan.train.size}
     return Run(plan.config, plan.workdir, plan.splits, plan.mesh, identity, plan.steps, saved, (), ())

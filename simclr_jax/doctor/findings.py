@@ -1,4 +1,4 @@
-"""What the doctor finds, and the page that shows it. Nothing here imports JAX."""
+"""Findings, and the report that lists them. Nothing here imports JAX."""
 
 import enum
 import textwrap
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 WIDTH = 80  # columns of the page
-INDENT = 11  # of the text beside the marks
+INDENT = 11  # columns of the marks, before the text
 
 
 class Mark(enum.IntEnum):
@@ -19,7 +19,7 @@ class Mark(enum.IntEnum):
 
 
 class Finding(NamedTuple):
-    """A line of the page; a warning and an error say what to do."""
+    """A line of the report; warnings and errors have a remedy."""
 
     mark: Mark
     text: str
@@ -37,17 +37,17 @@ def note(text: str) -> Finding:
 
 
 def warning(text: str, remedy: str) -> Finding:
-    """The run would go, but worse or slower than it could."""
+    """The run would work, but worse or slower than it could."""
     return Finding(Mark.WARNING, text, remedy)
 
 
 def error(text: str, remedy: str) -> Finding:
-    """The run would not go."""
+    """The run would fail."""
     return Finding(Mark.ERROR, text, remedy)
 
 
 def of_error(problem: Exception) -> Finding:
-    """An error that the run itself would end with; its remedy stands behind the last semicolon or line."""
+    """The finding for an exception of the run; its remedy follows the last semicolon or line break."""
     message = str(problem).strip()
     text, _, remedy = message.rpartition("\n" if "\n" in message else "; ")
     return error(text or message, remedy if text else "put that right; the run would end with this line")

@@ -23,7 +23,7 @@ RARE = 10  # images; with fewer a class can hardly be tested
 UNEVEN = 10  # times as many images as the smallest class has
 FEW = 100  # images to test on; the standard error of an accuracy is then up to 5 %
 
-# Data sets that many configs name: (training images, classes). For a look at a run where they are not.
+# Well-known data sets: (training images, classes), for a check on a machine without them.
 KNOWN = {
     "tfds:imagenet2012": (1_281_167, 1000),
     "tfds:cifar10": (50_000, 10),
@@ -34,7 +34,7 @@ KNOWN = {
 
 
 def stand_in(config: Any) -> Splits | None:
-    """What is known of images that are not here; None: nothing."""
+    """Facts about well-known images that are not here; None if unknown."""
     source, split = config.data.source, config.data.train_split
     if source not in KNOWN or split != "train":
         return None
@@ -42,7 +42,7 @@ def stand_in(config: Any) -> Splits | None:
 
 
 def check(plan: Plan) -> Iterator[Finding]:
-    """Counts, classes, notes of the reader, and whether there will be scores."""
+    """Reports counts, classes, notes of the reader, and whether there will be scores."""
     train, data = plan.train, plan.config.data
     if not plan.here:
         yield note(f"the rest of this page takes {train.size:,} images of {len(train.classes):,} classes")
@@ -59,7 +59,7 @@ def check(plan: Plan) -> Iterator[Finding]:
 
 
 def _classes(plan: Plan) -> Iterator[Finding]:
-    """The smallest class beside the largest."""
+    """Compares the smallest class with the largest."""
     ids, names = getattr(plan.train, "ids", None), plan.train.classes
     if ids is None or not names:
         return
@@ -76,7 +76,7 @@ def _classes(plan: Plan) -> Iterator[Finding]:
 
 
 def _tested(plan: Plan) -> Iterator[Finding]:
-    """What the encoder will be scored on."""
+    """Says which images the encoder will be scored on."""
     train, test = plan.splits
     if not train.classes:
         yield note("no labels: the encoder trains, and gets figures but no scores")

@@ -1,7 +1,7 @@
-"""Settings that are known to go wrong. Each is a small function: what it looks for, why, and what to do.
+"""Settings that are known to go wrong. A small function checks each one and gives reason and remedy.
 
-A new one is a function (plan -> Finding or None) in PITFALLS, with its source in the docstring, and a case in
-tests/test_doctor.py. "Paper" is SimCLR, arXiv 2002.05709.
+To add one, write a function (plan -> Finding or None) with its source in the docstring, put it in PITFALLS,
+and add a case to tests/test_doctor.py. "Paper" is SimCLR, arXiv 2002.05709.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ DIGITS = ("mnist", "svhn", "emnist", "kmnist", "omniglot")  # in names of source
 
 
 def check(plan: Plan) -> Iterator[Finding]:
-    """What any of them says."""
+    """Runs all of PITFALLS."""
     chosen = [one for one in PITFALLS if one not in OF_IMAGES or ahead.of_images(plan.config)]
     yield from (found for pitfall in chosen if (found := pitfall(plan)))
 

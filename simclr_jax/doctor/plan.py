@@ -1,4 +1,4 @@
-"""The run that is looked at, as the checks need it: config, workdir, images, devices, compiled program."""
+"""The run to check: config, workdir, images, devices, compiled program."""
 
 import functools
 import sys

@@ -1,4 +1,4 @@
-"""What others published for the setting that is nearest to this one."""
+"""Looks up the published setting that is nearest to this run."""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ WORDS = {"depth": "ResNet-{}", "batch": "batch {:,}", "epochs": "{:,.4g} epochs"
 
 
 def check(plan: Plan) -> Iterator[Finding]:
-    """The figures of the nearest setting, and what differs."""
+    """Reports the figures of the nearest setting, and the differences."""
     mine = setting(plan)
     found = nearest(mine)
     if plan.config.task != "pretrain":
@@ -35,7 +35,7 @@ def check(plan: Plan) -> Iterator[Finding]:
 
 
 def setting(plan: Plan) -> dict[str, Any]:
-    """What published settings tell of themselves."""
+    """The features by which settings are compared."""
     config = plan.config
     model, batch = config.model, config.train.batch_size
     plain = model.encoder == "resnet" and model.width == 1 and not model.sk_ratio
@@ -49,7 +49,7 @@ def setting(plan: Plan) -> dict[str, Any]:
 
 
 def nearest(mine: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float], str] | None:
-    """The published setting on the same images that differs least; None where there is none."""
+    """The published setting on the same images with the least distance; None if there is none."""
     same = [figure for figure in FIGURES if figure[0]["source"] == mine["source"]]
     return min(same, key=lambda figure: distance(mine, figure[0]), default=None)
 
@@ -64,7 +64,7 @@ def distance(mine: dict[str, Any], must: dict[str, Any]) -> float:
 
 
 def differences(mine: dict[str, Any], must: dict[str, Any]) -> list[str]:
-    """What is otherwise here."""
+    """The differences of this run, as text."""
     found = []
     for field, words in WORDS.items():
         if field in must and mine[field] != must[field]:

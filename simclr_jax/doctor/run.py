@@ -1,4 +1,4 @@
-"""All checks of a run, in the order of the page. Nothing is written in the workdir, and nothing trained."""
+"""Runs all checks in the order of the report. Writes nothing in the workdir and trains nothing."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -38,7 +38,7 @@ CHECKS: Mapping[str, Check] = {
     "disk": disk.check,
     "what to expect": published.check,
 }
-SOUND = (  # of no use where the batch does not fit the images or the devices
+SOUND = (  # skipped if the batch does not fit the images or the devices
     "length and learning rate", "memory", "speed", "disk",
 )  # fmt: skip
 
@@ -88,7 +88,7 @@ def _plan(
     splits: Splits | None,
     found: Sections,
 ) -> Plan | None:
-    """The run as far as it can be known; None where nothing is known of its images."""
+    """The plan of the run; None if nothing is known about its images."""
     here = True
     try:
         splits = splits or load_splits(config, examples_of(config, workdir))
@@ -107,7 +107,7 @@ def _plan(
 
 
 def _attempt(check: Check, plan: Plan) -> list[Finding]:
-    """What a check finds; what would end the run with a line is an error."""
+    """The findings of a check; a SimclrError becomes an error finding."""
     findings = []
     try:
         with memory_error.explained(memory_error.training, plan.config):

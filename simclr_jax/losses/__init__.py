@@ -34,8 +34,8 @@ def create(
 
     Args:
       name: one of LOSSES.
-      temperature, normalize, one_view, semi_hard, margin, sigma: of the loss's own docstring. A number
-        that the loss has no use for is ignored, as are the labels by all but supcon.
+      temperature, normalize, one_view, semi_hard, margin, sigma: see the loss's own docstring. A loss
+        ignores numbers that it does not use; only supcon uses the labels.
 
     Raises:
       ValueError: one_view or semi_hard is True and the loss does not take it, or no such loss.

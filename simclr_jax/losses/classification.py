@@ -6,7 +6,7 @@ import optax
 
 
 def classification(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean cross entropy and accuracy of logits `[n, v, classes]`; label `[n]`, -1 counts nowhere."""
+    """Mean cross entropy and accuracy of logits `[n, v, classes]`; label `[n]`; -1 is ignored."""
     label = jnp.broadcast_to(label[:, None], logits.shape[:2])
     known = label >= 0
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(label, 0))
@@ -18,8 +18,8 @@ def classification(logits: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.
 def distillation(student: jax.Array, teacher: jax.Array, temperature: float = 1.0) -> jax.Array:
     """The mean over images of T² · CE(softmax(teacher / T), softmax(student / T)).
 
-    SimCLRv2 (arXiv 2006.10029), equation 2, with the factor T² of Hinton et al. (arXiv 1503.02531), as the
-    original has it: the gradient then keeps its size whatever T is.
+    SimCLRv2 (arXiv 2006.10029), equation 2, with the factor T² of Hinton et al. (arXiv 1503.02531), as in
+    the original: it makes the size of the gradient independent of T.
 
     Args:
       student, teacher: logits `[n, classes]`; no gradient flows to the teacher.

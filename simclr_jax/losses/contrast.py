@@ -1,4 +1,4 @@
-"""The contrastive objectives of `config.loss`: dense, in tiles or in a ring, by what fits."""
+"""The contrastive objectives of `config.loss`: dense, tiled or in a ring, whichever fits in memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +16,8 @@ OPTIONS = ("temperature", "normalize", "one_view", "semi_hard", "margin", "sigma
 def create(name: str, options: Mapping[str, Any], sizes: Sizes) -> Objective:
     """The objective `name`: a loss of projections `[n, 2, d]` and labels, times `options["scale"]`.
 
-    NT-Xent goes in tiles where all its logits would take more than `dense_mb` on a device, and in a ring
-    where the gathered embeddings would take more than `gather_mb`.
+    NT-Xent is tiled if all its logits would take more than `dense_mb` on a device, and runs in a ring if the
+    gathered embeddings would take more than `gather_mb`.
     """
     scale, mesh = options["scale"], sizes.mesh
     rows = sizes.images * sizes.views

@@ -1,4 +1,4 @@
-"""Cross entropies over all pairs of a global batch, written from the global view."""
+"""Contrastive cross entropies over all pairs of the global batch."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,14 +12,14 @@ Result = tuple[jax.Array, dict[str, jax.Array]]
 
 
 def all_here(z: jax.Array) -> jax.Array:
-    """What gathers where one device has all rows."""
+    """`gather` if one device has all rows: the identity."""
     return z
 
 
 class Pairs(NamedTuple):
     """The 2n embeddings of a batch, interleaved [a0, b0, a1, b1, ...], compared with each other.
 
-    Interleaved: both views of an image stay on one device, and the positive of row i is row i ^ 1.
+    Interleaving keeps both views of an image on one device, and the positive of row i is row i ^ 1.
     """
 
     logits: jax.Array  # [2n, 2n], similarity over temperature
@@ -47,7 +47,7 @@ def compare(
     rows = (unit(z) if normalize else z).reshape(2 * z.shape[0], -1)
     # HIGHEST: accelerators otherwise multiply float32 in lower precision.
     logits = jnp.matmul(rows, gather(rows).T, precision=precision) / temperature
-    # Iotas of the full shape: of a vector of indices, the devices would gather each other's parts.
+    # Iotas of the full shape need no communication; a sharded vector of indices would be gathered.
     row, column = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
     apart = row ^ column
     return Pairs(logits, jnp.sum(jnp.where(apart == 1, logits, 0), axis=1), apart)

@@ -7,11 +7,11 @@ from simclr_jax.losses.contrastive import Gather, Pairs, Result, all_here, compa
 
 
 def semi_hard_negatives(pairs: Pairs, kept: jax.Array) -> jax.Array:
-    """Of each row's `kept` negatives the most similar that is less similar than its positive.
+    """For each row, the most similar of the `kept` negatives that are less similar than the positive.
 
-    A mask `[2n, 2n]` with one True a row, or none where no negative is less similar; of equally similar
-    ones the first. In the similarity this is FaceNet's choice of a negative that is further away than the
-    positive and closest in distance (Schroff et al., arXiv 1503.03832, section 3.2).
+    A mask `[2n, 2n]` with one True a row, or none if no negative is less similar; ties go to the
+    first. In terms of similarity this is FaceNet's choice: the closest negative that is further away than
+    the positive (Schroff et al., arXiv 1503.03832, section 3.2).
     """
     logits, positive = jax.lax.stop_gradient((pairs.logits, pairs.positive))
     easier = kept & (logits < positive[:, None])

@@ -1,9 +1,9 @@
-"""NT-Xent in O(N) memory: the dense loss's value and gradient, never all logits at once.
+"""NT-Xent in O(N) memory: value and gradient equal the dense loss, without all logits at once.
 
-Every device takes its own rows against all columns, tile by tile, with a running logsumexp; the backward
-pass computes the tiles again. Similarities are symmetric, so that a row's gradient needs the logsumexp of the
-other rows instead of the gradients of all columns: one all-gather of the embeddings and one of 2n numbers.
-Or, in a ring, every device's columns go round from neighbour to neighbour, and none ever holds all of them.
+Every device compares its own rows with all columns, tile by tile, with a running logsumexp; the backward
+pass recomputes the tiles. Similarities are symmetric, so a row's gradient needs the logsumexp of the other
+rows, not the gradients of all columns: one all-gather of the embeddings and one of 2n numbers. In a ring,
+each device passes its columns from neighbour to neighbour, and no device ever holds all of them.
 """
 
 import functools

@@ -1,1 +1,1 @@
-"""Encoders, heads and the whole model. Which encoders there are stands in registry.py."""
+"""Encoders, heads and the whole model. registry.py lists the encoders."""

@@ -28,7 +28,7 @@ class CNN(Convolutional, nn.Module):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """A name before the first convolution, so that convolution i is stage i; and the convolutions."""
+        """The convolutions, after a placeholder for stage 0, so that convolution i is stage i."""
         return ("stem", *(f"block_group{i}" for i in range(1, len(self.widths) + 1)))
 
     @property
@@ -51,7 +51,7 @@ class CNN(Convolutional, nn.Module):
     def __call__(
         self, x: jax.Array, train: bool, frozen: int = -1, frozen_train: bool = False
     ) -> dict[str, jax.Array]:
-        """The endpoints; the arguments are those of `models.encoder.Encoder`."""
+        """The endpoints; arguments as in `models.encoder.Encoder`."""
         frozen = min(frozen, len(self.widths))
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         ends = {}

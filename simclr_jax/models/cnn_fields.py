@@ -1,10 +1,10 @@
-"""What is known of the small CNN before JAX is imported. It reads `config.model.width` alone."""
+"""Facts about the small CNN that need no JAX. Its only field is `config.model.width`."""
 
 from simclr_jax.registry import Facts, Flat
 
 
 def stages(flat: Flat) -> int:
-    """The convolutions; convolution 1 is stage 1, as there is no stem."""
+    """The number of convolutions; convolution 1 is stage 1, because there is no stem."""
     return 3
 
 
@@ -14,7 +14,7 @@ def smallest(flat: Flat) -> tuple[int, str]:
 
 
 def parameters(flat: Flat) -> tuple[float, float]:
-    """About how many parameters there are, and features."""
+    """Approximate numbers of parameters and features."""
     return 1e5 * flat["model.width"] ** 2, 4 * 128 * flat["model.width"]
 
 

@@ -1,7 +1,9 @@
-"""The contract of an encoder: a Flax module that tells its stages, its features and its maps.
+"""The interface of an encoder: a Flax module that names its stages, its features and its maps.
 
-Freezing, Grad-CAM, probes of middle layers, conversion and validation ask the encoder; nothing else knows the
-names of its parameters or endpoints. `registry.ENCODERS` names the function that makes one:
+Freezing, Grad-CAM, probes of middle layers, conversion and validation use only this interface. No other
+code contains the names of an encoder's parameters or endpoints.
+
+`registry.ENCODERS` names the function that makes one:
 
     create(model, *, dtype, param_dtype) -> Encoder
 
@@ -59,16 +61,16 @@ class Encoder(Protocol):
         ...
 
     def pool(self, maps: jax.Array) -> jax.Array | None:
-        """The maps of `last` as features `[n, d]`; None where features are no function of them alone."""
+        """The maps of `last` as features `[n, d]`; None if the features depend on more than these maps."""
         ...
 
     def adapt(self, params: Any, old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> Any:
-        """Parameters of an encoder of examples `old`, `[h, w, c]` say, for examples `new`: positions."""
+        """Converts parameters for examples of shape `old`, say `[h, w, c]`, to shape `new`."""
         ...
 
 
 class Convolutional:
-    """What the convolutional encoders have in common: every endpoint but the features is a map."""
+    """Base of the convolutional encoders: every endpoint except the features is a map."""
 
     features = "final_avg_pool"
 
@@ -77,7 +79,7 @@ class Convolutional:
         return True
 
     def maps(self, name: str, x: jax.Array) -> jax.Array | None:
-        """The endpoint itself, where it has places."""
+        """The endpoint itself if it is a map."""
         return x if x.ndim == 4 else None
 
     def adapt(self, params: Any, old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> Any:

@@ -65,20 +65,20 @@ class MLP(nn.Module):
 
     @staticmethod
     def maps(name: str, x: jax.Array) -> None:
-        """An endpoint as maps `[n, h, w, c]`: rows of a table have none."""
+        """None: rows of a table have no maps."""
 
     @staticmethod
     def pool(maps: jax.Array) -> None:
-        """Maps as features: there are none."""
+        """None: there are no maps."""
 
     @staticmethod
     def adapt(params: Any, old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> Any:
-        """Parameters for rows of another table: the same, as other columns have no weights to take over."""
+        """Returns the parameters unchanged: weights of other columns cannot be converted."""
         return params
 
     @staticmethod
     def trainable(path: str) -> bool:
-        """Whether a parameter, by its path inside the encoder, is trained: all are."""
+        """True: all parameters are trained."""
         return True
 
 

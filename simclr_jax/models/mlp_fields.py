@@ -14,7 +14,7 @@ def _stages(flat: Flat) -> int:
 
 
 def _parameters(flat: Flat) -> tuple[float, float]:
-    """Those of the layers behind the first, whose input only the data knows."""
+    """Parameters of all layers but the first, whose input size depends on the data."""
     layers, hidden = flat["model.mlp.layers"], flat["model.mlp.hidden"]
     return float((layers - 1) * hidden * (hidden + 1)), float(hidden)
 

@@ -14,10 +14,10 @@ def batch_norm(train: bool, groups: int = 1, **fields: Any) -> nn.Module:
     """Normalises x `[n, ..., c]` by channel (Ioffe & Szegedy, arXiv 1502.03167).
 
     Args:
-      train: True normalises by the batch's mean and biased variance, and moves the moving statistics a tenth
-        of the way to them. False normalises by the moving statistics.
-      groups: contiguous parts of the batch, each normalised by itself, as the original does on that many
-        replicas without `global_bn`. A number, not "one a device": the result does not depend on them.
+      train: True normalises by the batch's mean and biased variance, and moves the moving averages a tenth
+        of the way to them. False normalises by the moving averages.
+      groups: number of contiguous parts of the batch that are normalised separately, as the original does on
+        that many replicas without `global_bn`. The result does not depend on the number of devices.
       fields: use_bias, scale_init, dtype, param_dtype and name.
     """
     if groups == 1:
@@ -26,7 +26,7 @@ def batch_norm(train: bool, groups: int = 1, **fields: Any) -> nn.Module:
 
 
 class GroupedBatchNorm(nn.Module):
-    """`batch_norm` in groups; the moving statistics take the mean of theirs. Flax has none."""
+    """`batch_norm` in groups, which Flax lacks; the moving averages use the mean over the groups."""
 
     train: bool
     groups: int

@@ -55,13 +55,13 @@ def drop_block(x: jax.Array, keep: float, size: int, rng: jax.Array) -> jax.Arra
         return x
     height, width = x.shape[1:3]
     size = min(size, height, width)
-    # Equation 1: so many centres that the squares around them cover 1 - keep of the map.
+    # Equation 1: choose the number of centres so that their squares cover 1 - keep of the map.
     room = (height - size + 1) * (width - size + 1)
     gamma = (1 - keep) * height * width / size**2 / room
     centres = jax.random.bernoulli(rng, gamma, (len(x), height - size + 1, width - size + 1, x.shape[3]))
     before, after = size // 2, (size - 1) // 2
     inside = jnp.pad(centres, [(0, 0), (before, after), (before, after), (0, 0)])
-    # A pixel is dropped by the centres up to `after` before it and `before` behind it.
+    # A centre drops `before` pixels before it and `after` pixels behind it.
     padding = [(0, 0), (after, before), (after, before), (0, 0)]
     dropped = jax.lax.reduce_window(inside, False, jax.lax.bitwise_or, (1, size, size, 1), (1,) * 4, padding)
     share = jnp.maximum(jnp.mean(~dropped, dtype=jnp.promote_types(x.dtype, jnp.float32)), 1e-6)
@@ -196,7 +196,7 @@ class ResNet(Convolutional, nn.Module):
     def __call__(
         self, x: jax.Array, train: bool, frozen: int = -1, frozen_train: bool = False
     ) -> dict[str, jax.Array]:
-        """The endpoints; the arguments are those of `models.encoder.Encoder`."""
+        """The endpoints; arguments as in `models.encoder.Encoder`."""
         frozen = min(frozen, len(self.blocks))
         conv = partial(_conv, dtype=self.dtype, param_dtype=self.param_dtype)
 

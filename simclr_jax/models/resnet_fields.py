@@ -1,4 +1,4 @@
-"""What is known of the ResNet before JAX is imported. Its fields stand in `config.model` itself."""
+"""Facts about the ResNet that need no JAX. Its fields are in `config.model` itself."""
 
 from simclr_jax.errors import SimclrError
 from simclr_jax.field import shown
@@ -21,7 +21,7 @@ GROUPS = 4  # of blocks
 
 
 def check(flat: Flat) -> None:
-    """Raises SimclrError where fields do not describe a ResNet."""
+    """Raises SimclrError if fields do not describe a ResNet."""
 
     def require(ok: bool, field: str, allowed: str) -> None:
         if not ok:
@@ -38,17 +38,17 @@ def check(flat: Flat) -> None:
 
 
 def stages(flat: Flat) -> int:
-    """The block groups behind the stem."""
+    """The number of block groups after the stem."""
     return GROUPS
 
 
 def smallest(flat: Flat) -> tuple[int, str]:
-    """(side of the smallest images, why): the total stride, or the last map would be less than a pixel."""
+    """(side of the smallest images, why): the total stride, below which the last map has no pixel."""
     return 32 if flat["model.stem"] == "imagenet" else 8, f"the {flat['model.stem']} stem"
 
 
 def parameters(flat: Flat) -> tuple[float, float]:
-    """About how many parameters a ResNet has, within a tenth of their number, and how many features."""
+    """Approximate number of parameters, within a tenth, and number of features."""
     width = flat["model.width"]
     blocks, bottleneck = DEPTHS[flat["model.depth"]]
     count, features = 0.0, 64 * width

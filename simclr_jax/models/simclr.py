@@ -42,7 +42,7 @@ class SimCLR(nn.Module):
     def classify(
         self, images: jax.Array, train: bool = False, frozen: int = -1, frozen_train: bool = False
     ) -> jax.Array:
-        """Logits `[n, classes]`, with a gradient to all that is not `frozen` (see `ResNet`)."""
+        """Logits `[n, classes]`, with a gradient to all stages that are not `frozen`."""
         assert self.probe is not None
         h = self.encoder(images, train, frozen, frozen_train)[self.encoder.features]
         return self.probe(self.projection(h, train, self.probe_layer)[-1])
@@ -54,7 +54,7 @@ class SimCLR(nn.Module):
     def endpoints(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
         """The encoder's endpoints, projection_1 .. (its layers), projection (z) and logits.
 
-        Only as many layers of the projection head as the model has parameters of.
+        Includes only the layers of the projection head that the parameters contain.
         """
         ends = self.encoder(images, train)
         present = len(self.variables["params"].get("projection", {})) // 2  # a dense and a norm each
@@ -76,7 +76,7 @@ def init(model: SimCLR, rng: jax.Array, images: jax.Array, method: str = "__call
 
 
 def endpoints(model: SimCLR, variables: Mapping[str, Any], x: jax.Array) -> dict[str, jax.Array]:
-    """`SimCLR.endpoints` with these variables; BatchNorm goes by its moving statistics."""
+    """`SimCLR.endpoints` with these variables; BatchNorm uses its moving averages."""
     return cast(dict[str, jax.Array], model.apply(variables, x, method="endpoints"))
 
 
@@ -96,7 +96,7 @@ def stage_of(encoder: Encoder, path: str) -> int:
 
 
 def trainable(encoder: Encoder, path: str, frozen: int = -1) -> bool:
-    """Whether a parameter is trained where the stages up to `frozen` stand still."""
+    """Whether a parameter is trained if the stages up to `frozen` are frozen."""
     inside = path.removeprefix("encoder/")
     return stage_of(encoder, path) > frozen and (inside == path or encoder.trainable(inside))
 
@@ -118,14 +118,14 @@ def read_endpoint(encoder: Encoder, ends: Mapping[str, jax.Array], name: str) ->
 
 
 def endpoint_name(encoder: Encoder, name: str) -> str:
-    """The encoder's own name of an endpoint: its representation has one that fits all encoders."""
+    """The encoder's own name for an endpoint; FEATURES name the representation of any encoder."""
     return encoder.features if name in FEATURES else name
 
 
 def normalize_images(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], dtype) -> jax.Array:
     """Images `[n, h, w, c]`, uint8 or float in [0, 1], as the encoder takes them.
 
-    SimCLR's own encoders take [0, 1] as it is; mean and std, one value a channel, are for others.
+    SimCLR's own encoders take [0, 1] directly. Others need mean and std, one value per channel.
     """
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) / 255

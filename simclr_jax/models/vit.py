@@ -46,7 +46,7 @@ def sincos(height: int, width: int, dim: int, temperature: float = 10_000.0) -> 
 def bicubic(size: int, out: int) -> np.ndarray:
     """The matrix `[out, size]` float64 that resizes as PyTorch's bicubic without antialiasing does.
 
-    Keys' kernel with a = -3/4 between pixel centres; the border is repeated. DeiT interpolates positions so.
+    Keys' kernel with a = -3/4 between pixel centres; edges are repeated. DeiT does this to positions.
     """
     at = (np.arange(out) + 0.5) * size / out - 0.5
     first = np.floor(at)
@@ -60,7 +60,7 @@ def bicubic(size: int, out: int) -> np.ndarray:
 
 
 class Attention(nn.Module):
-    """Attention of tokens `[n, t, d]` to each other, and the last block's picture of it."""
+    """Self-attention of tokens `[n, t, d]`; can also return the attention weights of the pooled token."""
 
     heads: int
     bias: bool
@@ -72,13 +72,13 @@ class Attention(nn.Module):
         """(tokens `[n, t, d]`, attention of the pooled token to all `[n, heads, t]`).
 
         Args:
-          pool: whose attention is given: "token", the first's, or "mean": that of the mean query.
+          pool: the query of the returned attention: "token", the first token, or "mean", the mean query.
         """
         n, t, d = x.shape
         fields: dict[str, Any] = {"kernel_init": XAVIER, "dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def split(name: str) -> jax.Array:
-            # moco-v3 initialises each of the three by its own fan, as separate layers do by themselves.
+            # moco-v3 uses the fan of each of the three; separate layers have that automatically.
             y = nn.Dense(d, use_bias=self.bias, name=name, **fields)(x)
             return y.reshape(n, t, self.heads, d // self.heads)
 
@@ -129,7 +129,7 @@ class Block(nn.Module):
         return x + self.branch(y, "mlp_scale"), picture
 
     def branch(self, x: jax.Array, name: str) -> jax.Array:
-        """The output of a branch as it is added: scaled, and left out of some examples."""
+        """The output of a branch, scaled, and dropped for some examples (stochastic depth)."""
         if self.layer_scale:
             x = Scale(self.layer_scale, self.dtype, self.param_dtype, name=name)(x)
         if not self.drop:
@@ -139,7 +139,7 @@ class Block(nn.Module):
 
 
 def norm(name: str, **dtypes: Any) -> nn.LayerNorm:
-    """A LayerNorm; its statistics are float32 at least."""
+    """A LayerNorm with statistics in at least float32."""
     return nn.LayerNorm(epsilon=EPSILON, use_fast_variance=False, name=name, **dtypes)
 
 
@@ -238,7 +238,7 @@ class ViT(nn.Module):
         return x + self.places(grid)[None].astype(x.dtype)
 
     def places(self, grid: tuple[int, int]) -> jax.Array:
-        """Positions `[t, d]`; that of the class token comes first and is 0 among sines and cosines."""
+        """Positions `[t, d]`. The class token's comes first; with sines and cosines it is 0."""
         prefix = int(self.pooling == "token")
         if self.positions == "sincos":
             return jnp.asarray(np.pad(sincos(*grid, self.width), [(prefix, 0), (0, 0)]))
@@ -291,8 +291,8 @@ class ViT(nn.Module):
     def adapt(self, params: Any, old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> Any:
         """The encoder's parameters for images of another size: learned positions are interpolated.
 
-        Bicubic without antialiasing, as DeiT's code has it; the class token keeps its own. Sines and cosines
-        need nothing.
+        Bicubic without antialiasing, as in DeiT's code; the class token keeps its position. Sines and cosines
+        need no conversion.
 
         Args:
           old, new: one example each, `[h, w, c]`.
@@ -326,7 +326,7 @@ def grid_of(image: tuple[int, ...], patch: int) -> tuple[int, int]:
 def create(model: Mapping[str, Any], *, dtype: Any, param_dtype: Any) -> Encoder:
     """The ViT of `config.model`: its fields `vit` (explained in vit_fields.py) and `remat`.
 
-    Learned positions are for the size of the images that the parameters are made with.
+    Learned positions fit only the image size at initialisation.
     """
     vit = model["vit"]
     return ViT(

@@ -1,4 +1,4 @@
-"""What a config may say of a ViT (`config.model.vit`), known before JAX is imported."""
+"""Fields of a ViT (`config.model.vit`); importing them needs no JAX."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -95,7 +95,7 @@ FIELDS = {
 
 
 class Shape(NamedTuple):
-    """The numbers that `size` stands for, or what replaces them."""
+    """The numbers that `size` stands for, or the fields that override them."""
 
     width: int
     depth: int
@@ -115,7 +115,7 @@ def _own(flat: Flat) -> dict[str, Any]:
 
 
 def check(flat: Flat) -> None:
-    """Raises SimclrError where heads, width, patches and image size do not go together."""
+    """Raises SimclrError if heads, width, patches and image size do not fit together."""
     vit, side = _own(flat), flat["data.image_size"]
     shape, patch = shape_of(vit), vit["patch"]
     if shape.width % shape.heads:
@@ -124,7 +124,7 @@ def check(flat: Flat) -> None:
         raise SimclrError(
             f"config.model.vit.width={vit['width']}: must be a multiple of 4 for positions=sincos"
         )
-    if side % patch:  # 0: that of the run that this one starts from
+    if side % patch:  # 0: the size of the run that this one starts from
         raise SimclrError(
             f"config.data.image_size={side}: must be a multiple of config.model.vit.patch={patch}"
         )

@@ -1,1 +1,1 @@
-"""Sweeps: settings of a config's fields, tried one after another or by several processes at once."""
+"""Sweeps: try settings of a config's fields in sequence, or in parallel by several processes."""

@@ -1,4 +1,4 @@
-"""What a sweep has found: a table, trials.csv and two figures."""
+"""Reports the results of a sweep: a table, trials.csv and two figures."""
 
 import csv
 from typing import Any
@@ -58,7 +58,7 @@ def show(trials: list[FrozenTrial], title: str) -> None:
 
 
 def write_csv(path: Any, trials: list[FrozenTrial]) -> None:
-    """A row a trial: its result, every field, every score with its standard error, what went wrong."""
+    """One row per trial: its result, every field, every score with its standard error, what went wrong."""
     fields = list({field: None for trial in trials for field in trial.user_attrs.get("settings", {})})
     metrics = list({metric: None for trial in trials for metric in trial.user_attrs.get("scores", {})})
     head = ["number", "state", "value", "steps", "seconds"]
@@ -125,7 +125,7 @@ def draw_history(path: Any, trials: list[FrozenTrial], metric: str) -> bool:
 
 
 def draw_importance(path: Any, importance: dict[str, float]) -> None:
-    """A bar a parameter."""
+    """Draws one bar per parameter."""
     figure = new(figsize=(6.5, 0.8 + 0.35 * len(importance)))
     axes = figure.subplots()
     names, shares = list(importance), [100 * share for share in importance.values()]

@@ -1,4 +1,4 @@
-"""What a sweep tries: a Python file with suggest(trial), GRID or POINTS, and settings as names and params."""
+"""The search space of a sweep: a Python file with suggest(trial), GRID or POINTS."""
 
 import hashlib
 import importlib.util
@@ -75,7 +75,7 @@ def _check_field(path: str, field: str) -> None:
 
 
 def drawn(space: Space, trial: Any) -> Settings:
-    """What `suggest` draws for the trial; its own mistakes as one line."""
+    """The settings that `suggest` draws; turns exceptions in it into one line."""
     assert space.suggest is not None
     try:
         settings = space.suggest(trial)
@@ -111,9 +111,9 @@ def apply(config: ConfigDict, settings: Settings) -> ConfigDict:
 
 
 def name(settings: Settings) -> str:
-    """Readable, fit for a folder, the same for the same settings and for no others.
+    """A readable and unique name of the settings that is valid for a folder.
 
-    Where digits or characters had to go, a hash of the exact settings follows.
+    If it had to drop digits or characters, it ends with a hash of the exact settings.
     """
     pairs = sorted(settings.items())
     text = ",".join(f"{field}={_short(value)}" for field, value in pairs) or "defaults"

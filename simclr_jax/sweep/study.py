@@ -1,7 +1,7 @@
 """The Optuna study that the processes of a sweep share: its queue, its results and its dead processes.
 
-A trial that ended without a result and without an `error` noted (killed, interrupted, one too many) counts
-for nothing; where it is to be run again a waiting copy follows, under the same name, so in the same workdir.
+A trial that ended without a result and without a recorded `error` (killed, interrupted, one too many) does
+not count. If it has to run again, a waiting copy with the same name, and so the same workdir, is added.
 """
 
 import re
