@@ -95,7 +95,7 @@ def training(config: Any, host: bool) -> list[str]:
         found.append(f"lower config.train.microbatch={train.microbatch}")
     else:
         found.append("set config.train.microbatch to a part of it")
-    if not model.remat and model.encoder == "resnet":
+    if not model.remat and model.encoder in ("resnet", "vit"):
         found.append("config.model.remat=True")
     if model.dtype != "bfloat16":
         found.append("config.model.dtype=bfloat16")

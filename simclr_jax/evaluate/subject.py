@@ -17,7 +17,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import distributed, figures, files, sharding
+from simclr_jax import distributed, figures, files, registry, sharding
 from simclr_jax.config import flatten, lies_in
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
@@ -390,7 +390,9 @@ def _of_subject(config: ConfigDict) -> dict[str, Any]:
 
 def _decisive(config: ConfigDict) -> dict[str, Any]:
     """The fields that can change a result."""
-    return {field: value for field, value in flatten(config).items() if not lies_in(field, IDLE)}
+    flat = flatten(config)
+    idle = (*IDLE, *registry.idle(flat))  # of encoders and feeds that are not chosen, whichever there are
+    return {field: value for field, value in flat.items() if not lies_in(field, idle)}
 
 
 def _digest(tree: Any) -> str:
