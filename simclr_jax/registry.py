@@ -61,7 +61,7 @@ OBJECTIVES: dict[str, Entry] = {  # target: create(name, options, batch) -> loss
 }
 FEEDS: dict[str, Entry] = {  # by the part of config.data.source before the colon; all others are images
     "images": Entry("simclr_jax.feeds.images:KIND"),
-    "table": Entry("simclr_jax.feeds.tables:KIND", "simclr_jax.feeds.table_fields:FACTS"),
+    "table": Entry("simclr_jax.feeds.tables:KIND", "simclr_jax.data.table_fields:FACTS"),
 }
 TASKS: dict[str, Entry] = {  # target: create(config, splits, mesh) -> tasks.task.Task
     "pretrain": Entry("simclr_jax.tasks.pretrain:create"),
