@@ -1,5 +1,6 @@
 """The command: `python -m simclr_jax.main --config=configs/quickstart.py`."""
 
+import contextlib
 import re
 import sys
 from collections.abc import Callable
@@ -14,9 +15,9 @@ if __name__ == "__main__":  # first: the imports below take a second, and Ctrl-C
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from simclr_jax import cli, command, paths
+from simclr_jax import cli, command, paths, registry
 from simclr_jax.command import fail
-from simclr_jax.config import adopt_start, check_field, checks, describe, recipes
+from simclr_jax.config import adopt_start, check_field, checks, declared, describe, recipes
 from simclr_jax.config.fields import RENAMED
 from simclr_jax.errors import SimclrError
 
@@ -69,14 +70,18 @@ def parse(argv: list[str], words: int = 0, tell: Callable[[], None] = show_help)
     """
     names = [arg.split("=", 1)[0].lstrip("-") for arg in argv[1:]]
     if {"help", "h", "helpfull", "helpshort"} & set(names):
+        with contextlib.suppress(SimclrError):
+            _register(argv)
         tell()
         sys.exit(0)
     try:
         if "config" not in names:
             raise SimclrError("--config is missing: for example --config=quickstart")
-        for name in names:
-            if name.startswith("config."):
-                check_field(name.removeprefix("config."))
+        fields = [name.removeprefix("config.") for name in names if name.startswith("config.")]
+        if not all(field in declared() for field in fields):
+            _register(argv)
+        for field in fields:
+            check_field(field)
         rest = flags.FLAGS(recipes.find_in(list(map(_at_home, argv))))
         if len(rest) > 1 + words:
             raise SimclrError(f"{rest[1 + words]!r}: not understood; options start with --")
@@ -90,6 +95,14 @@ def parse(argv: list[str], words: int = 0, tell: Callable[[], None] = show_help)
             if re.search(rf"[\"']{old.rpartition('.')[2]}[\"']", str(error)):
                 fail(f"config.{old}: is config.{new} now")
         command.misread(error, argv)
+
+
+def _register(argv: list[str]) -> None:
+    """Runs the config file for what it registers: fields of its own encoder are known from then on."""
+    words = recipes.find_in(list(map(_at_home, argv)))
+    given = [word.partition("=")[2] for word in words if word.lstrip("-").startswith("config=")]
+    if given and given[0].endswith(".py"):
+        registry.run_file(given[0])
 
 
 def _at_home(arg: str) -> str:

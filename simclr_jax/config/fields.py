@@ -156,7 +156,8 @@ FIELDS: dict[str, Field] = {
         "it is a share of the image's side"),
     "augment.blur_sigma": Field((0.1, 2.0), "pixels, drawn per view", RANGE, 1e4, "it is in pixels", 1e-3),
     # encoder and heads
-    "model.encoder": Field("resnet", "resnet, cnn, or another that is registered", decides=ARCHITECTURE),
+    "model.encoder": Field("resnet", "resnet, vit, cnn, mlp (tables), or another that is registered",
+        decides=ARCHITECTURE),
     "model.depth": Field(50, "of the ResNet", one_of(*DEPTHS), 200, "the deepest ResNet",
         decides=ARCHITECTURE),
     "model.blocks": Field((), "of each group, (2,1,1,1) say; () for those of the depth", None, 1000,
