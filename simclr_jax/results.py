@@ -26,7 +26,8 @@ class Cell:
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> "Cell":
         """The cell that `plain` wrote."""
-        return cls(**{name: cls.of(x) if isinstance(x, dict) else x for name, x in found.items()})
+        fields: dict[str, Any] = {name: cls.of(x) if isinstance(x, dict) else x for name, x in found.items()}
+        return cls(**fields)
 
     @property
     def alike(self) -> dict[str, "Cell"]:

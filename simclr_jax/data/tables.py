@@ -20,7 +20,9 @@ from simclr_jax.text import printable
 BUNDLED = ("digits", "breast_cancer", "wine")  # with scikit-learn
 LABEL_NAMES = ("label", "target", "class")  # of the column, where config.data.table.label is ""
 NO_LABELS = "none"  # config.data.table.label of a table without labels
-NPZ_KEYS = (  # rows, labels; the first pair found counts
+NPZ_KEYS: tuple[
+    tuple[tuple[str, str], tuple[str | None, str | None]], ...
+] = (  # rows, labels; the first pair found counts
     (("x_train", "y_train"), ("x_test", "y_test")),
     (("features", "labels"), (None, None)),
 )
@@ -133,10 +135,10 @@ def _read_npz(where: str, data_dir: str | None) -> tuple[Table, Table | None]:
             "x_test, y_test), or features and labels"
         )
     (train_x, train_y), (test_x, test_y) = pairs
-    used = [key for key in (train_x, train_y, test_x, test_y) if key in keys]
+    used = [key for key in (train_x, train_y, test_x, test_y) if key is not None and key in keys]
     arrays.check_room(path, used, copies=2, kind="table", remedy="save fewer rows, or float32")
     train = _npz_table(path, found, train_x, train_y)
-    if test_x not in keys:
+    if test_x is None or test_x not in keys:
         return train, None
     return train, _npz_table(path, found, test_x, test_y, train)
 
@@ -156,7 +158,7 @@ def _npz_table(
             key: columns.parse(cell.tolist(), train is not None and key in train.texts)
             for key, cell in cells.items()
         }
-    if y not in found:
+    if y is None or y not in found:
         why = f"{name}: no labels: the file has no {y}; it holds {', '.join(found.keys())}"
         return Table(name, cells, None, (why,), _texts(cells))
     labels = arrays.npz_array(path, found, y, **told)

@@ -1,6 +1,7 @@
 """The command: `python -m simclr_jax.doctor --config=configs/imagenet.py`."""
 
 import sys
+from typing import Any, cast
 
 from simclr_jax import signals
 
@@ -46,7 +47,7 @@ def run(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     with command.ends(GOES_ON):
-        file = flags.FLAGS["config"].config_filename
+        file = cast(Any, flags.FLAGS["config"]).config_filename
         workdir = paths.expand(main.WORKDIR.value or main.default_workdir(file))
         config = main.CONFIG.value
         checks.validate(adopt_start(config, workdir))

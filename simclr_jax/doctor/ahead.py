@@ -5,7 +5,7 @@ It therefore works for batches and networks that do not fit in memory here, and 
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,8 @@ def model_flops(built: Built, state: Any, shapes: dict[str, jax.ShapeDtypeStruct
 
 def unread(size: int, classes: int = CLASSES, name: str = "none") -> Splits:
     """A placeholder for a training set; reading from it fails."""
-    return Splits(Source("array", name, size, tuple(map(str, range(classes))), None, None, ""), None)
+    nothing = cast(Any, None)
+    return Splits(Source("array", name, size, tuple(map(str, range(classes))), nothing, nothing, ""), None)
 
 
 def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:

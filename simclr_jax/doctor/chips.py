@@ -11,7 +11,7 @@ class Chip(NamedTuple):
     """Published figures of one chip."""
 
     peak: float  # FLOP/s, bfloat16
-    memory: float  # bytes
+    memory: int  # bytes
     bandwidth: float  # of the memory, bytes/s
     link: float  # to the other chips of a slice, all links together, bytes/s
 

@@ -31,12 +31,15 @@ class Need(NamedTuple):
 def check(plan: Plan) -> Iterator[Finding]:
     """Whether the step fits, and how much is left."""
     has, where = room(plan)
-    needed = need(plan)
-    if needed is None and plan.program.shortage is None:
-        yield note("how much memory a step takes, this backend does not tell")
+    needed, shortage = need(plan), plan.program.shortage
+    if needed is None:
+        if shortage is None:
+            yield note("how much memory a step takes, this backend does not tell")
+        else:
+            yield too_large(plan, has, where, shortage.needed)
         return
-    if needed is None or (has is not None and needed.total > has):
-        yield too_large(plan, has, where, needed.total if needed else plan.program.shortage.needed)
+    if has is not None and needed.total > has:
+        yield too_large(plan, has, where, needed.total)
         return
     parts = f"state {told(needed.state)}, batches {told(needed.batch)}, temporary {told(needed.temporary)}"
     line = f"a step takes {told(needed.total)} {where}: {parts}"

@@ -1,6 +1,7 @@
 """Runs all checks in the order of the report. Writes nothing in the workdir and trains nothing."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import jax
 from etils import epath
@@ -61,7 +62,7 @@ def examine(
     """
     config = adopt_start(config, workdir)
     checks.validate(config)
-    if config.model.dtype == "float64" and not jax.config.jax_enable_x64:
+    if config.model.dtype == "float64" and not cast(Any, jax.config).jax_enable_x64:
         raise SimclrError("config.model.dtype='float64': set JAX_ENABLE_X64=1")
     mesh = slices.mesh_of(topology) if topology else sharding.make_mesh(config.mesh.devices)
     found: Sections = {name: [] for name in CHECKS}

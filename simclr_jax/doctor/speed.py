@@ -12,6 +12,7 @@ import numpy as np
 from simclr_jax.data import pipeline, tf
 from simclr_jax.data.sources import Source
 from simclr_jax.doctor import ahead, memory
+from simclr_jax.doctor.chips import Chip
 from simclr_jax.doctor.findings import Finding, note, ok, warning
 from simclr_jax.doctor.plan import Plan, tell
 from simclr_jax.feeds.images import in_memory
@@ -48,8 +49,8 @@ class Step(NamedTuple):
 def check(plan: Plan) -> Iterator[Finding]:
     """Reports images per second of input and step, and the expected duration."""
     step, batch = time_step(plan), plan.config.train.batch_size
-    if step.measured:
-        yield ok(f"a step takes {_time(step.seconds)}: {batch / step.seconds:,.0f} images/s")
+    if measured := step.measured:
+        yield ok(f"a step takes {_time(measured)}: {batch / measured:,.0f} images/s")
     else:
         yield note(step.why)
     read = None
@@ -74,8 +75,8 @@ def time_step(plan: Plan) -> Step:
     needed = memory.need(plan)
     if plan.program.compiled is None or (needed and has is not None and needed.total > has):
         return Step(None, "the step's speed is unknown, as it does not fit")
-    if plan.chip:
-        least = _least(plan)
+    if chip := plan.chip:
+        least = _least(plan, chip)
         return Step(least, f"a step takes {_time(least)} or more, by the chip's published rates; how much "
                     "more, only the slice itself can say")  # fmt: skip
     if plan.on_cpu and (guess := _guess(plan)) > PATIENCE:
@@ -108,9 +109,8 @@ def _guess(plan: Plan) -> float:
     return loops * plan.mesh.size * _cost(plan, "flops") / (CORE * (os.cpu_count() or 1))
 
 
-def _least(plan: Plan) -> float:
+def _least(plan: Plan, chip: Chip) -> float:
     """Lower bound of a step in seconds, from the chip's published FLOP/s and memory bandwidth."""
-    chip = plan.chip
     return max(_cost(plan, "flops") / chip.peak, _cost(plan, "bytes accessed") / chip.bandwidth)
 
 

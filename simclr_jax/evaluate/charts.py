@@ -79,8 +79,8 @@ def sweep(
 
 def confusion(path: epath.PathLike, counts: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
     """Rows (the truth) in percent."""
-    counts = np.array(counts, float)
-    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    found = np.array(counts, float)
+    share = 100 * found / np.maximum(found.sum(axis=1, keepdims=True), 1)
     few = len(classes) <= NAMED
     side = 0.42 * len(classes) + 2.2 if few else 7
     figure = new(figsize=(side, side))

@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import checkpoint, train
+from simclr_jax.data.sources import Source
 from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.subject import Subject
 from simclr_jax.measures import choice, classified, knn, linear
@@ -200,7 +201,8 @@ def linear_heads(subject: Subject) -> Result:
     if count := len(grid.rate) // 2:
         sweep = jax.tree.map(lambda x: x[1 : 1 + count], stacked)
         source = subject.splits.train
-        chosen_on, _ = choice.validation_rows(source.size, groups=source.groups)
+        groups = source.groups if isinstance(source, Source) else None
+        chosen_on, _ = choice.validation_rows(source.size, groups=groups)
         held = labelled(_train_rows(subject, np.sort(chosen_on)))
         accuracy, loss = (
             np.asarray(x) for x in linear.evaluate(sweep, held.features["encoder"], held.labels)

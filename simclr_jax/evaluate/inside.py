@@ -1,12 +1,13 @@
 """Looking inside: health of the representation, what is similar, what stands out, where the encoder looks."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from simclr_jax import figures
+from simclr_jax.data.sources import Source
 from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.frozen import FIT, classifier_weights
 from simclr_jax.evaluate.subject import Subject
@@ -58,7 +59,7 @@ def _health_line(who: str, one: dict[str, Any]) -> str:
 @protocol("neighbours", "random access")
 def neighbourhood(subject: Subject) -> Result:
     """Nearest training images of test images, and near-duplicates and outliers of the training images."""
-    train, mesh = subject.splits.train, subject.mesh
+    train, mesh = cast(Source, subject.splits.train), subject.mesh  # it has random access
     views, labels = subject.gallery(MAPPED)
     whole = subject.features("simclr", "train")
     numbered = whole._replace(features={**whole.features, "at": subject.rows("simclr", "train")})
@@ -109,17 +110,18 @@ def where_it_looks(subject: Subject) -> Result:
     chosen = figures.spread(labels, SHOWN)
     pictures = views[chosen]
     size, encoder = views.shape[1], subject.encoder.model.encoder
+    last = encoder.last
+    if last is None:
+        return Result(skipped="no picture: the encoder has no maps")
 
     @jax.jit
     def maps_of(variables: Any, x: jax.Array) -> jax.Array:
-        return encoder.maps(encoder.last, subject.endpoints(variables, x)[encoder.last])
+        return cast(jax.Array, encoder.maps(last, subject.endpoints(variables, x)[last]))
 
-    if encoder.last is None:
-        return Result(skipped="no picture: the encoder has no maps")
     found = subject.over(maps_of, pictures)
     if encoder.pool(found[:1]) is None:
         return _attention(subject, pictures, size)
-    pool = encoder.pool
+    pool = cast(saliency.Pool, encoder.pool)  # it is not None here
     shown = []
     if not subject.unscorable() and subject.config.eval.endpoint in simclr.FEATURES:
         weights = classifier_weights(subject)

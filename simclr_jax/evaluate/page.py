@@ -120,7 +120,11 @@ def _table(rows: Sequence[Row]) -> str:
 def _cell(one: Cell | None, who: str = "") -> str:
     if one is None:
         return ""
-    small = html.escape(one.by) if one.low is None else f"{100 * one.low:.1f} to {100 * one.high:.1f}"
+    small = (
+        html.escape(one.by)
+        if one.low is None or one.high is None
+        else f"{100 * one.low:.1f} to {100 * one.high:.1f}"
+    )
     return (
         f"<span{' class=mine' if who == 'simclr' else ''}>{100 * one.value:.1f}</span><small>{small}</small>"
     )
@@ -155,7 +159,7 @@ def _classes(made: Mapping[str, Any]) -> str:
         key=lambda each: (each[1]["recall"], each[1].get("auroc") or 0),
     )
     heads = ("class", "test images", "recall", "precision", *(ALIKE[name] for name in RANKED))
-    lines = [heads]
+    lines: list[Sequence[str]] = [heads]
     for name, one in classes[:WORST]:
         numbers = [f"{one['support']:,}", percent(one["recall"]), percent(one["precision"])]
         numbers += ["" if one.get(each) is None else f"{one[each]:.3f}" for each in RANKED]
@@ -182,7 +186,7 @@ def _metrics(made: Mapping[str, Any]) -> str:
         return ""
     heads = ("classifier", "top-1", "top-5", "balanced accuracy", "macro precision", "macro recall",
              "macro F1", "weighted F1", "calibration error")  # fmt: skip
-    lines = [heads]
+    lines: list[Sequence[str]] = [heads]
     for title, m in found.items():
         macro = [m["macro"][name] for name in ("precision", "recall", "f1")]
         numbers = [m["top1"], m.get("top5"), m["mean_per_class"], *macro, m["weighted"]["f1"], m["ece"]]

@@ -73,9 +73,9 @@ def verdict(
 
 
 def _compared(mine: Cell, other: Cell) -> str:
-    if mine.low > other.high:
+    if mine.low is not None and other.high is not None and mine.low > other.high:
         return "better than"
-    if mine.high < other.low:
+    if mine.high is not None and other.low is not None and mine.high < other.low:
         return "WORSE than"
     return "not clearly better than" if mine.value > other.value else "no better than"
 
@@ -86,7 +86,9 @@ def percent(value: float) -> str:
 
 
 def _interval(one: Cell) -> str:
-    return "" if one.low is None else f" (95 %: {100 * one.low:.1f} to {100 * one.high:.1f})"
+    if one.low is None or one.high is None:
+        return ""
+    return f" (95 %: {100 * one.low:.1f} to {100 * one.high:.1f})"
 
 
 def table(made: Mapping[str, Any]) -> list[str]:

@@ -71,6 +71,34 @@ def evaluate(
     wanted = ["transfer"] * bool(transfer) + _check(protocols)
     found = encoder.load(workdir, step)
     config = _complete(found.config, config, workdir)
+    subject, told = _subject(workdir, found, config, splits)
+    say = print if subject.first else _say_nothing
+    for line in told:
+        say(line, flush=True)
+    if "transfer" in wanted:  # a mistake in their names is told before the rest begins
+        _load_sets(subject, transfer, say)
+    chosen = [
+        name
+        for name in PROTOCOLS
+        if name in wanted or any(PROTOCOLS[other].after == name for other in wanted)
+    ]
+    unscorable = subject.unscorable(look=any("labels" in PROTOCOLS[name].needs for name in chosen))
+    if unscorable:
+        say(f"no classifier can be scored: {unscorable}")
+    results, failed = _found(subject, chosen, wanted, unscorable, again, say)
+    made = report.make(subject, {name: results[name] for name in PROTOCOLS if name in results}, unscorable)
+    if subject.first:
+        subject.write("report.json", made)
+        files.write(subject.folder / "report.html", page.render(made, subject.folder))
+    if failed:
+        raise failed
+    return made
+
+
+def _subject(
+    workdir: epath.Path, found: encoder.Encoder, config: ConfigDict, splits: Splits | None
+) -> tuple[Subject, list[str]]:
+    """(what is evaluated, lines for the user about it) of the encoder `found` and the config wanted."""
     use_compile_cache(config.compile_cache)
     mesh = sharding.make_mesh(config.mesh.devices)
     checks.check_divisible(config, ("eval.batch_size", "train.batch_size"), mesh.size)
@@ -86,25 +114,28 @@ def evaluate(
     changed += differences(found.config, config)
     with memory_error.explained(memory_error.evaluation, config):
         subject = Subject(workdir, config, mine, splits, mesh, changed, trained=found.config)
-    say = print if subject.first else lambda *_, **__: None
     tested = f", {splits.test.size:,} to test on" if splits.test else ""
     images = f"{splits.train.size:,} images to learn from ({splits.train.name}){tested}"
-    say(f"{workdir}, step {found.step}, {config.eval.endpoint}; {images}", flush=True)
-    for line in told:
-        say(line, flush=True)
-    if "transfer" in wanted:  # a mistake in their names is told before the rest begins
-        subject.sets = {source: learning.load(config, source) for source in transfer}
-        for source, data in subject.sets.items():
-            for line in notes.describe(data.splits):
-                say(f"--transfer={source}: {line}", flush=True)
-    chosen = [
-        name
-        for name in PROTOCOLS
-        if name in wanted or any(PROTOCOLS[other].after == name for other in wanted)
-    ]
-    unscorable = subject.unscorable(look=any("labels" in PROTOCOLS[name].needs for name in chosen))
-    if unscorable:
-        say(f"no classifier can be scored: {unscorable}")
+    return subject, [f"{workdir}, step {found.step}, {config.eval.endpoint}; {images}", *told]
+
+
+def _load_sets(subject: Subject, transfer: Sequence[str], say: Callable) -> None:
+    """Loads the sets of the protocol transfer, and tells about them."""
+    subject.sets = {source: learning.load(subject.config, source) for source in transfer}
+    for source, data in subject.sets.items():
+        for line in notes.describe(data.splits):
+            say(f"--transfer={source}: {line}", flush=True)
+
+
+def _found(
+    subject: Subject,
+    chosen: Sequence[str],
+    wanted: Sequence[str],
+    unscorable: str,
+    again: bool,
+    say: Callable,
+) -> tuple[dict[str, Any], SimclrError | None]:
+    """({protocol: what it found, now or earlier}, the first error of one)."""
     results, failed = _kept(subject), None
     subject.results = results
     signals = Signals()
@@ -126,13 +157,11 @@ def evaluate(
                 failed = failed or error
                 say(f"{name:<12} failed: {error}", flush=True)
             _stop_if_told(signals, name)
-    made = report.make(subject, {name: results[name] for name in PROTOCOLS if name in results}, unscorable)
-    if subject.first:
-        subject.write("report.json", made)
-        files.write(subject.folder / "report.html", page.render(made, subject.folder))
-    if failed:
-        raise failed
-    return made
+    return results, failed
+
+
+def _say_nothing(*_: Any, **__: Any) -> None:
+    """`print` of the processes that are not the first."""
 
 
 def _options(name: str, subject: Subject) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +144,7 @@ class Subject:
     @property
     def shown(self) -> Source:
         """The split that pictures are drawn from: test where there is one."""
-        return self.splits.test or self.splits.train
+        return cast(Source, self.splits.test or self.splits.train)  # by `lacks`
 
     def batch_size(self, examples: int) -> int:
         """That of the run, or what so few images allow: the same on one device and on eight.
@@ -187,7 +187,7 @@ class Subject:
     def train_labels(self) -> np.ndarray:
         """Of every training image, -1 for none; from its features where all have some."""
         found = self.features("simclr", "train").labels
-        return found if len(found) == self.splits.train.size else self.splits.train.labels()
+        return found if len(found) == self.splits.train.size else cast(Source, self.splits.train).labels()
 
     def rows(self, who: str, part: str) -> np.ndarray:
         """The numbers `[n]` in the split of the images that `features` holds."""
@@ -210,8 +210,8 @@ class Subject:
     def contenders(self) -> Iterator[Contender]:
         """The features of each, one by one."""
         for who in WHO:
-            parts = (self.labelled(who, part) for part in ("train", "test"))
-            yield Contender(who, *parts, self.groups(who))
+            train, test = (self.labelled(who, part) for part in ("train", "test"))
+            yield Contender(who, train, test, self.groups(who))
 
     def _limit(self, who: str) -> int:
         linear, knn = self.config.eval.linear, self.config.eval.knn
@@ -245,8 +245,9 @@ class Subject:
         if not self.first:
             return
         needs = sum(array.nbytes for array in arrays.values())
+        named: dict[str, Any] = dict(arrays)
         with files.replacing(path, needs) as half, half.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **named)
 
     @functools.cached_property
     def _endpoints(self) -> dict[str, str]:
@@ -336,7 +337,8 @@ class Subject:
 
     def endpoints(self, variables: Any, views: jax.Array) -> dict[str, jax.Array]:
         """All endpoints of evaluation views, differentiable."""
-        return self.encoder.model.apply(variables, self.feed.prepare(views), method="endpoints")
+        found = self.encoder.model.apply(variables, self.feed.prepare(views), method="endpoints")
+        return cast(dict[str, jax.Array], found)
 
     def augmented(self, views: np.ndarray, seed: int = 1, **fields: Any) -> np.ndarray:
         """One augmentation of every evaluation view; `fields` in the place of those of `config.augment`."""

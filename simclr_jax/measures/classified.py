@@ -83,7 +83,9 @@ def cell(measured: dict[str, Any]) -> Cell:
         return {"value": measured[key], **ends, "error": measured["standard_error"].get(key)}
 
     keys = {name: "mean_per_class" if name == "balanced_accuracy" else name for name in ALIKE}
-    found = {name: Cell(**one(key)) for name, key in keys.items() if measured[key] is not None}
+    found: dict[str, Any] = {
+        name: Cell(**one(key)) for name, key in keys.items() if measured[key] is not None
+    }
     return Cell(**one("top1"), **found)
 
 

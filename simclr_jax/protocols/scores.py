@@ -149,7 +149,7 @@ def _few_labels(
     draws = len(drawn)
     few = jax.device_put(pool.rows(np.stack(drawn)))  # once, for all penalties
     everyone = np.ones(few.labels.shape, bool)
-    fits = linear.fit(*few, everyone, L2, classes=classes, iterations=iterations)
+    fits = linear.fit(few.features, few.labels, everyone, L2, classes=classes, iterations=iterations)
     every = jax.tree.map(lambda w: w.reshape(-1, *w.shape[2:]), fits)
     losses = np.asarray(linear.evaluate(every, *pool.rows(held))[1])
     best = int(np.argmin(np.mean(losses.reshape(-1, draws), axis=1)))
