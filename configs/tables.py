@@ -6,8 +6,8 @@ Any other table: --config.data.source=table:/my/rows.csv (or .npz), --config.dat
 
 Hardware: 2 CPU cores. Time: about a minute.
 Expected (measured with 100 epochs, docs/tables.md): linear probe on 100 / all labels 87 / 96 %, kNN 91 %; raw
-columns 88 / 95 and 96 %. With --config.data.table.corruption=0.3 92 / 97 and 96 %. SCARF (arXiv 2106.15147) has
-no figure for this set: it fine-tunes, and reports how often pretraining wins on 69 sets.
+columns 88 / 95 and 96 %. With --config.data.table.corruption=0.3 92 / 97 and 96 %. SCARF (arXiv 2106.15147)
+has no figure for this set: it fine-tunes, and reports how often pretraining wins on 69 sets.
 
 As in the paper's section 4: 60 % of the features replaced, batch 128, Adam 1e-3, temperature 1, a head of two
 layers of 256. Unlike it: the head has BatchNorm as SimCLR's, the loss takes both views' negatives
