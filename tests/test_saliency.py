@@ -141,7 +141,3 @@ def test_pooled_last_maps_are_the_features(architecture):
     ends = endpoints(np.random.default_rng(0).random((2, 20, 20, 1), np.float32))
     found = model.encoder.pool(ends[model.encoder.last])
     np.testing.assert_allclose(found, ends["final_avg_pool"], rtol=1e-5, atol=1e-6)
-
-
-def test_last_of_more_than_nine_groups():
-    assert simclr.last_maps({f"block_group{g}": g for g in range(1, 12)} | {"final_avg_pool": 0}) == 11
