@@ -140,6 +140,8 @@ def test_frozen_by_stage(registered, tmp_path):
     train.run(everything, tmp_path / "linear", splits=splits)
     kept = checkpoint.read_parameters(tmp_path / "linear" / "checkpoints")[1]["encoder"]
     jax.tree.map(np.testing.assert_array_equal, kept, before)
+    _, learned, _ = checkpoint.read_parameters(tmp_path / "linear" / "checkpoints")
+    assert np.any(learned["probe"]["dense"]["kernel"])  # it starts at zero: the classifier learns
     with pytest.raises(ValueError, match="no parameter 'head/kernel'"):
         simclr.stage_of(toys.create(toy_config().model, dtype="float32", param_dtype="float32"),
                         "encoder/head/kernel")  # fmt: skip

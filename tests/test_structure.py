@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import encoder, sharding, train
+from simclr_jax import encoder, registry, sharding, train
 from simclr_jax.config import checks, default, microbatches, total_steps
 from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
+from simclr_jax.feeds import load_splits
 from simclr_jax.models import simclr
 from simclr_jax.tasks import create_task
 
@@ -121,7 +122,10 @@ def traced_step(config, n=100_000, devices=8):
         images = np.zeros((20, min(size, 64), min(size, 64), channels), np.uint8)
         source = sources.from_arrays(images, np.arange(20) % 10)
         shapes = {"index": shapes["label"], "position": shapes["position"]}
-    task = create_task(config, Splits(source, source), sharding.make_mesh(devices))
+    splits = Splits(source, source)
+    if registry.kind_of(config.data.source) != "images":  # that ships with a package
+        splits, shapes = load_splits(config), {"index": shapes["label"], "position": shapes["position"]}
+    task = create_task(config, splits, sharding.make_mesh(devices))
     optimizer, rate = train.build_optimizer(config, n, total_steps(config, n), task)
 
     def init():

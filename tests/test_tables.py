@@ -320,7 +320,7 @@ def test_no_such_table(tmp_path, where, line):
 
 def test_no_such_column_of_labels(tmp_path):
     with pytest.raises(
-        SimclrError, match=r"no column kind for the labels \(config\.data\.label\); there are age"
+        SimclrError, match=r"no column kind for the labels \(config\.data\.table\.label\); there are age"
     ):
         csv_table(tmp_path, CSV, label="kind")
 

@@ -12,6 +12,7 @@ from simclr_jax.errors import SimclrError
 from simclr_jax.models.encoder import Encoder
 from simclr_jax.models.projection import PROJECTIONS, Probe, Projection
 
+HEADS = 1 << 30  # stage of the projection head and the classifier: behind all stages of any encoder
 FEATURES = ("final_avg_pool", "features")  # names of any encoder's representation
 
 
@@ -92,7 +93,7 @@ def stage_of(encoder: Encoder, path: str) -> int:
       ValueError: the encoder has no such parameter.
     """
     inside = path.removeprefix("encoder/")
-    return len(encoder.stages) if inside == path else encoder.stage_of(inside)
+    return HEADS if inside == path else encoder.stage_of(inside)
 
 
 def trainable(encoder: Encoder, path: str, frozen: int = -1) -> bool:
