@@ -247,6 +247,7 @@ def test_bytes_of_the_arguments_are_those_of_arrays():
     assert memory.need(plan).state == 2 * share(state)
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_gets_a_microbatch_that_does(monkeypatch):
     config = tiny_config(train__batch_size=128, model__encoder="cnn", model__width=0.5)
     config.data.image_size = 24

@@ -506,9 +506,9 @@ def test_load_takes_rgba(tmp_path):
     config = tiny_config(data__channels=3, data__source="arrays", data__background="#ff0000")
     images = noise(4, 12, 12, 4)
     mine = encoder.Encoder(config, (), 0, {})
-    opaque = mine._opaque(mine._check(images))
+    opaque = mine.reader.host(mine.reader.check(images))
     assert np.abs(opaque - over(images, (255, 0, 0))).max() <= 1
-    floats = mine._opaque(mine._check(images.astype(np.float32) / 255))
+    floats = mine.reader.host(mine.reader.check(images.astype(np.float32) / 255))
     np.testing.assert_allclose(floats * 255, opaque, atol=1)
 
 
