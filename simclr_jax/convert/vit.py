@@ -24,7 +24,7 @@ class Scheme(NamedTuple):
     """One library's names of the layers."""
 
     patch: str
-    token: str
+    summary: str  # the class token
     positions: str
     block: str  # with {} for its number
     inside: tuple[tuple[str, str], ...]  # of a block: (ours, theirs)
@@ -35,7 +35,7 @@ class Scheme(NamedTuple):
 
 TIMM = Scheme(
     patch="patch_embed.proj",
-    token="cls_token",
+    summary="cls_token",
     positions="pos_embed",
     block="blocks.{}",
     inside=(
@@ -51,7 +51,7 @@ TIMM = Scheme(
 )
 TORCHVISION = Scheme(
     patch="conv_proj",
-    token="class_token",
+    summary="class_token",
     positions="encoder.pos_embedding",
     block="encoder.layers.encoder_layer_{}",
     inside=(
@@ -221,7 +221,7 @@ def _leaves(dims: Dims, scheme: Scheme) -> Iterator[Leaf]:
     yield Leaf("patch/kernel", f"{scheme.patch}.weight", (width, dims.channels, dims.patch, dims.patch))
     yield Leaf("patch/bias", f"{scheme.patch}.bias", (width,))
     if dims.token:
-        yield Leaf("class_token", scheme.token, (1, 1, width))
+        yield Leaf("class_token", scheme.summary, (1, 1, width))
     yield Leaf("positions", scheme.positions, (1, dims.tokens, width))
     kernels = {"attention/out": (width, width), "dense1": (mlp, width), "dense2": (width, mlp)}
     for i in range(dims.depth):
@@ -257,7 +257,7 @@ def _dims(state: Mapping[str, np.ndarray], scheme: Scheme, where: str) -> Dims:
     depth = len({match[1] for name in state if (match := numbers.match(name))})
     sizes = (width, depth, len(state[mlp]), patch, channels, state[scheme.positions].shape[1])
     scaled, biased = f"{first}.ls1.gamma" in state, f"{first}.{scheme.qkv[1]}" in state
-    return Dims(*sizes, scheme.token in state, scaled, biased)
+    return Dims(*sizes, scheme.summary in state, scaled, biased)
 
 
 def _fields(encoder: dict[str, Any], dims: Dims, heads: int, where: str) -> tuple[dict[str, Any], int]:
