@@ -78,7 +78,7 @@ def parse(argv: list[str], words: int = 0, tell: Callable[[], None] = show_help)
         if "config" not in names:
             raise SimclrError("--config is missing: for example --config=quickstart")
         fields = [name.removeprefix("config.") for name in names if name.startswith("config.")]
-        if not all(field in declared() for field in fields):
+        if not declared().keys() >= set(fields):
             _register(argv)
         for field in fields:
             check_field(field)

@@ -151,6 +151,20 @@ def facts(where: dict[str, Entry], name: str, field: str) -> Facts:
     return resolve(entry(where, name, field).facts)
 
 
+def load(where: dict[str, Entry], name: str, field: str) -> Any:
+    """The target of an entry, imported now.
+
+    Raises:
+      SimclrError: it is not registered; the line names `field`.
+    """
+    return resolve(entry(where, name, field).target)
+
+
+def encoder_facts(flat: Flat) -> Facts:
+    """The facts of the encoder that a config chooses."""
+    return facts(ENCODERS, flat["model.encoder"], "model.encoder")
+
+
 def fields() -> dict[str, Field]:
     """{'model.vit.patch': Field, ...} of everything that is registered."""
     find_installed()
@@ -172,3 +186,8 @@ def kind_of(source: str) -> str:
     """The kind of feed of a `config.data.source`: a name of FEEDS, or "images"."""
     kind = source.partition(":")[0]
     return kind if kind in FEEDS else "images"
+
+
+def of_images(source: str) -> bool:
+    """Whether a `config.data.source` holds images."""
+    return kind_of(source) == "images"

@@ -123,7 +123,7 @@ def traced_step(config, n=100_000, devices=8):
         source = sources.from_arrays(images, np.arange(20) % 10)
         shapes = {"index": shapes["label"], "position": shapes["position"]}
     splits = Splits(source, source)
-    if registry.kind_of(config.data.source) != "images":  # that ships with a package
+    if not registry.of_images(config.data.source):  # that ships with a package
         splits, shapes = load_splits(config), {"index": shapes["label"], "position": shapes["position"]}
     task = create_task(config, splits, sharding.make_mesh(devices))
     optimizer, rate = train.build_optimizer(config, n, total_steps(config, n), task)

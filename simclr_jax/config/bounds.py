@@ -41,12 +41,8 @@ def check(flat: dict[str, Any]) -> None:
 def check_together(flat: dict[str, Any]) -> None:
     """Raises SimclrError if numbers that are valid alone are together too large for any machine."""
     pixels = flat["data.image_size"] ** 2 * flat["data.channels"]
-    for field, views in (
-        ("train.batch_size", 2 if flat["task"] == "pretrain" else 1),
-        ("eval.batch_size", 1),
-    ):
-        if registry.kind_of(flat["data.source"]) != "images":
-            break
+    views_of = {"train.batch_size": 2 if flat["task"] == "pretrain" else 1, "eval.batch_size": 1}
+    for field, views in views_of.items() if registry.of_images(flat["data.source"]) else ():
         size = 4 * flat[field] * views * pixels
         if size > BYTES:
             raise SimclrError(
@@ -95,8 +91,7 @@ def layers_of(flat: dict[str, Any]) -> int:
 
 def parameters(flat: dict[str, Any]) -> float:
     """Approximate number of parameters of encoder and projection head, within a tenth."""
-    encoder = registry.facts(registry.ENCODERS, flat["model.encoder"], "model.encoder")
-    count, features = encoder.parameters(flat)
+    count, features = registry.encoder_facts(flat).parameters(flat)
     layers = layers_of(flat)
     head = max(layers - 1, 0) * features**2 + bool(layers) * features * flat["model.projection_dim"]
     return count + head

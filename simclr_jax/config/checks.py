@@ -98,7 +98,7 @@ def _takes(encoder: str) -> str:
 
 
 def _check_model(flat: dict[str, Any]) -> None:
-    encoder = registry.facts(registry.ENCODERS, flat["model.encoder"], "model.encoder")
+    encoder = registry.encoder_facts(flat)
     for field in ONLY_RESNET if flat["model.encoder"] != "resnet" else ():
         _require(not flat[field], flat, field, "left at its default: only a ResNet has it")
     encoder.check(flat)
@@ -124,7 +124,7 @@ def _check_microbatch(flat: dict[str, Any]) -> None:
 
 def _check_calls(flat: dict[str, Any]) -> None:
     calls, device = flat["train.steps_per_call"], flat["augment.device"]
-    images = registry.kind_of(flat["data.source"]) == "images"
+    images = registry.of_images(flat["data.source"])
     _require(
         calls < 2 or device == "all" or not images,
         flat,
@@ -202,8 +202,7 @@ def _check_secrets(flat: dict[str, Any]) -> None:
 
 def check_size(flat: dict[str, Any]) -> None:
     """Raises SimclrError if images are smaller than the encoder's stride."""
-    encoder = registry.facts(registry.ENCODERS, flat["model.encoder"], "model.encoder")
-    least, why = encoder.smallest(flat)
+    least, why = registry.encoder_facts(flat).smallest(flat)
     _require(flat["data.image_size"] >= least, flat, "data.image_size", f"{least} or more for {why}")
 
 

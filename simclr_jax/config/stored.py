@@ -209,7 +209,7 @@ def adopt_old_behaviour(config: ConfigDict, text: str) -> None:
 def _comparable(config: ConfigDict) -> dict[str, Any]:
     """The fields as they are compared: more frozen stages than the encoder has are all of them."""
     flat = flatten(config)
-    stages = registry.facts(registry.ENCODERS, flat["model.encoder"], "model.encoder").stages
+    stages = registry.encoder_facts(flat).stages
     if stages is not None:
         with contextlib.suppress(KeyError, TypeError):  # damaged by hand; told where it is validated
             flat["finetune.after_block"] = min(flat["finetune.after_block"], stages(flat))

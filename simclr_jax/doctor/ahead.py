@@ -155,7 +155,7 @@ def _share(tree: Any) -> int:
 
 def of_images(config: ConfigDict) -> bool:
     """Whether the examples are images; the task itself gives the shapes of others, which are small."""
-    return registry.kind_of(config.data.source) == "images"
+    return registry.of_images(config.data.source)
 
 
 def _first_batch(task: Any) -> dict[str, jax.ShapeDtypeStruct]:

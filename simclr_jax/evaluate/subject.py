@@ -255,7 +255,7 @@ class Subject:
         spec = self.feed.spec()
         sample = jax.ShapeDtypeStruct((2, *spec.shape), spec.dtype)
         model, variables = self.encoder.model, self.encoder.variables
-        ends = jax.eval_shape(lambda v, x: model.apply(v, x, method="endpoints"), variables, sample)
+        ends = jax.eval_shape(functools.partial(simclr.endpoints, model), variables, sample)
         names = {"encoder": simclr.endpoint_name(model.encoder, self.config.eval.endpoint)}
         if names["encoder"] not in ends:
             raise SimclrError(f"config.eval.endpoint={names['encoder']!r}: there are {', '.join(ends)}")
@@ -337,8 +337,7 @@ class Subject:
 
     def endpoints(self, variables: Any, views: jax.Array) -> dict[str, jax.Array]:
         """All endpoints of evaluation views, differentiable."""
-        found = self.encoder.model.apply(variables, self.feed.prepare(views), method="endpoints")
-        return cast(dict[str, jax.Array], found)
+        return simclr.endpoints(self.encoder.model, variables, self.feed.prepare(views))
 
     def augmented(self, views: np.ndarray, seed: int = 1, **fields: Any) -> np.ndarray:
         """One augmentation of every evaluation view; `fields` in the place of those of `config.augment`."""

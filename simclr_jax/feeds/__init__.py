@@ -15,8 +15,7 @@ __all__ = ["Feed", "Kind", "Reader", "create_feed", "hold", "kind", "load_splits
 
 def kind(config: ConfigDict) -> Kind:
     """The kind of examples that `config.data.source` names."""
-    name = registry.kind_of(config.data.source)
-    return registry.resolve(registry.entry(registry.FEEDS, name, "data.source").target)
+    return registry.load(registry.FEEDS, registry.kind_of(config.data.source), "data.source")
 
 
 def load_splits(config: ConfigDict, stored: Mapping[str, Any] | None = None) -> Splits:

@@ -104,7 +104,6 @@ def _nothing_more(splits: Splits) -> dict[str, Any]:
 class Kind(NamedTuple):
     """A kind of examples."""
 
-    name: str  # plural noun for messages: "images"
     load: Callable[..., Splits]  # the fields of config.data -> Splits
     check: Callable[..., None]  # (config, splits): raises SimclrError if they do not fit together
     hold: Callable[..., Splits]  # (config, splits) -> the splits as a run keeps them in memory

@@ -231,4 +231,4 @@ def check(config: ConfigDict, splits: Splits) -> None:
     data_splits.check_channels(splits, config.data.channels)
 
 
-KIND = Kind("images", data_splits.load, check, hold, Images, reader)
+KIND = Kind(data_splits.load, check, hold, Images, reader)

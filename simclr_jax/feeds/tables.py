@@ -164,4 +164,4 @@ def check(config: ConfigDict, splits: Splits) -> None:
     """Nothing else has to fit."""
 
 
-KIND = Kind("rows", load, check, as_they_are, Rows, reader, identity)
+KIND = Kind(load, check, as_they_are, Rows, reader, identity)

@@ -41,7 +41,6 @@ def create(name: str, options: Mapping[str, Any], sizes: Sizes) -> Objective:
 
     def loss(outputs: Any, batch: Any, step: jax.Array) -> losses.Result:
         value, metrics = contrast(outputs["projection"], batch["label"])
-        total = value * scale
-        return total, metrics | {"loss": total}
+        return value * scale, metrics
 
     return of_outputs(loss, "projection")

@@ -27,14 +27,9 @@ class CNN(Convolutional, nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @property
-    def stages(self) -> tuple[str, ...]:
-        """The convolutions, after a placeholder for stage 0, so that convolution i is stage i."""
-        return ("stem", *(f"block_group{i}" for i in range(1, len(self.widths) + 1)))
-
-    @property
-    def last(self) -> str:
-        """The last convolution."""
-        return self.stages[-1]
+    def groups(self) -> int:
+        """The convolutions, each a block group; no parameter belongs to stage 0."""
+        return len(self.widths)
 
     def stage_of(self, path: str) -> int:
         """i for convolution i and its BatchNorm.

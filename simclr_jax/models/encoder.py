@@ -69,19 +69,38 @@ class Encoder(Protocol):
         ...
 
 
-class Convolutional:
-    """Base of the convolutional encoders: every endpoint except the features is a map."""
-
-    features = "final_avg_pool"
+class Plain:
+    """Base of encoders that train all parameters and convert none for examples of another size."""
 
     def trainable(self, path: str) -> bool:
         """All parameters are trained."""
         return True
 
+    def adapt(self, params: Any, old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> Any:
+        """The same parameters."""
+        return params
+
+
+class Convolutional(Plain):
+    """Base of the convolutional encoders: a stem, block groups, and every endpoint but the features a map."""
+
+    features = "final_avg_pool"
+
+    @property
+    def groups(self) -> int:
+        """How many block groups there are."""
+        raise NotImplementedError
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stem, stage 0, and the block groups."""
+        return ("stem", *(f"block_group{g}" for g in range(1, self.groups + 1)))
+
+    @property
+    def last(self) -> str:
+        """The last block group."""
+        return self.stages[-1]
+
     def maps(self, name: str, x: jax.Array) -> jax.Array | None:
         """The endpoint itself if it is a map."""
         return x if x.ndim == 4 else None
-
-    def adapt(self, params: Any, old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> Any:
-        """Convolutions take images of any size."""
-        return params

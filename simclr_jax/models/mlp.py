@@ -7,8 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simclr_jax.models.encoder import Plain
 
-class MLP(nn.Module):
+
+class MLP(Plain, nn.Module):
     """Rows `[n, d]` to endpoints: layer1, layer2, ... and features, the last of them, `[n, hidden]` each.
 
     Every layer is Dense and ReLU (section 4: four of 256, without BatchNorm), then dropout, which is not in
@@ -70,16 +72,6 @@ class MLP(nn.Module):
     @staticmethod
     def pool(maps: jax.Array) -> None:
         """None: there are no maps."""
-
-    @staticmethod
-    def adapt(params: Any, old: jax.ShapeDtypeStruct, new: jax.ShapeDtypeStruct) -> Any:
-        """Returns the parameters unchanged: weights of other columns cannot be converted."""
-        return params
-
-    @staticmethod
-    def trainable(path: str) -> bool:
-        """True: all parameters are trained."""
-        return True
 
 
 def create(model: Mapping[str, Any], *, dtype: jnp.dtype, param_dtype: jnp.dtype) -> MLP:

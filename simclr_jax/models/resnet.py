@@ -172,14 +172,9 @@ class ResNet(Convolutional, nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @property
-    def stages(self) -> tuple[str, ...]:
-        """The stem and the block groups."""
-        return ("stem", *(f"block_group{g}" for g in range(1, len(self.blocks) + 1)))
-
-    @property
-    def last(self) -> str:
-        """The last block group."""
-        return self.stages[-1]
+    def groups(self) -> int:
+        """The block groups behind the stem."""
+        return len(self.blocks)
 
     def stage_of(self, path: str) -> int:
         """0 for the stem, g for block group g.

@@ -145,7 +145,7 @@ def create(config: Mapping[str, Any], *, classes: int = 0, probe_zero: bool = Fa
     """
     dtype = jnp.dtype(config["dtype"])
     dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
-    encoder = registry.resolve(registry.entry(registry.ENCODERS, config["encoder"], "model.encoder").target)
+    encoder = registry.load(registry.ENCODERS, config["encoder"], "model.encoder")
     layers = PROJECTIONS[config["projection"]](config["projection_layers"])
     return SimCLR(
         encoder(config, **dtypes),

@@ -16,4 +16,4 @@ def create_task(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     Raises:
       SimclrError: the examples are not what the task needs.
     """
-    return registry.resolve(registry.TASKS[config.task].target)(config, splits, mesh)
+    return registry.load(registry.TASKS, config.task, "task")(config, splits, mesh)

@@ -88,7 +88,7 @@ def _contrast(config: ConfigDict, mesh: Mesh, model: simclr.SimCLR, feed: Feed) 
     if config.model.projection == "none":  # z is h
         dim = jax.eval_shape(lambda: _features_of(model, feed)).shape[-1]
     sizes = Sizes(config.train.batch_size, 2, dim, mesh)
-    create = registry.resolve(registry.entry(registry.OBJECTIVES, name, "loss.name").target)
+    create = registry.load(registry.OBJECTIVES, name, "loss.name")
     objective = create(name, config.loss, sizes)
     if objective.update is None:
         return objective

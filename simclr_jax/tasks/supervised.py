@@ -18,7 +18,7 @@ from simclr_jax import encoder
 from simclr_jax.config import duration, every_steps
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
-from simclr_jax.feeds import Feed, create_feed, kind
+from simclr_jax.feeds import Feed, create_feed
 from simclr_jax.losses.classification import classification
 from simclr_jax.losses.objective import of_outputs
 from simclr_jax.measures.features import extract
@@ -142,7 +142,7 @@ def _evals(config: ConfigDict, splits: Splits, mesh: Mesh, model: simclr.SimCLR,
         if not n:
             return {}
         found = classified.cell(classified.evaluate(np.asarray(jax.nn.softmax(scores, axis=1)), labels))
-        row = Row("test", f"test, {n:,} {kind(config).name}", {"simclr": found})
+        row = Row("test", f"test, {n:,} {splits.train.noun}", {"simclr": found})
         results: dict[str, Any] = {"test/images": n, "rows": plain([row])}
         for k, p in accuracy(scores, labels).items():
             results |= {f"test/top{k}": p, f"test/top{k}_standard_error": math.sqrt(p * (1 - p) / n)}
