@@ -151,7 +151,7 @@ def follow(name, options, sizes):
 
 
 def hidden(name, options, sizes):
-    """Guesses the mean of hidden pixels from the tokens, by a layer of its own; reads everything there is."""
+    """Guesses the share of hidden dark pixels from the tokens, by a layer of its own; reads everything there is."""
     width = sizes.ends["tokens"].shape[-1]
 
     def init(rng):
