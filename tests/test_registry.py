@@ -27,7 +27,7 @@ def registered(monkeypatch):
     """The toys, until the test ends."""
     for name in ("ENCODERS", "OBJECTIVES"):
         where = getattr(registry, name)
-        for toy in ("toy", "toy_nce", "toy_energy"):
+        for toy in ("toy", "toy_nce", "toy_energy", "toy_follow", "toy_hidden"):
             monkeypatch.setitem(where, toy, None)
             del where[toy]
     toys.register()
@@ -70,9 +70,9 @@ def test_trained_evaluated_and_loaded(registered, tmp_path):
     summary = train.run(config, tmp_path / "run", splits=splits)
     assert "knn" in summary["scores"]
     _, params, _ = checkpoint.read_parameters(tmp_path / "run" / "checkpoints")
-    assert params["objectives"]["contrast"]["log_temperature"] != np.log(np.float32(0.2))
+    assert params["objectives"]["toy_nce"]["log_temperature"] != np.log(np.float32(0.2))
     saved = checkpoint.read(tmp_path / "run" / "checkpoints", 12)
-    assert saved.arrays["extra/contrast/count"] == 12
+    assert saved.arrays["extra/toy_nce/count"] == 12
 
     encoder = simclr_jax.load(tmp_path / "run")
     images, _ = tiny_arrays()
@@ -100,20 +100,22 @@ def test_the_same_after_a_stop_and_by_microbatches_is_exact(registered, tmp_path
 def test_a_checkpoint_without_the_state_that_an_objective_needs_is_refused(registered, tmp_path):
     splits = tiny_splits()
     train.run(tiny_config(model__encoder="toy"), tmp_path, splits=splits)
-    with pytest.raises(SimclrError, match=r"extra/contrast/count: missing there"):
+    with pytest.raises(SimclrError, match=r"extra/toy_nce/count: missing there"):
         train.run(toy_config(train__steps=16), tmp_path, splits=splits, force=True)
 
 
-@pytest.mark.parametrize("name", ["toy_nce", "toy_energy"])
+@pytest.mark.parametrize("name", ["toy_nce", "toy_energy", "nt_xent+toy_follow+toy_hidden"])
 def test_microbatches_have_the_gradient_of_the_whole(registered, name):
     """In float64; the encoder has no BatchNorm, so that nothing but the sums differs. Weights are unequal."""
     with jax.enable_x64(True):
-        config = toy_config(model__dtype="float64", model__projection="none", loss__name=name)
+        fields = {"model__dtype": "float64", "model__projection": "none", "augment__device": "photometric"}
+        fields |= {"augment__jitter": 0.0, "augment__blur": 0.0}  # in float32, whose rounding differs
+        config = toy_config(**fields, loss__name=name)
         mesh = sharding.make_mesh(1)
         task = create_task(config, tiny_splits(), mesh)
         optimizer, _ = train.build_optimizer(config, 80, 12, task)
         state = train.init_state(task, optimizer, 0, mesh)
-        batch = sharding.put_batch(next(task.input(0)), mesh)
+        batch = task.fetch(state.fixed, sharding.put_batch(next(task.input(0)), mesh))
         rng = jax.random.key(0)
         whole = jax.jit(lambda s, b: step.whole_gradient(task, s, b, rng))(state, batch)
         parts = jax.jit(lambda s, b: step.cached_gradient(task, s, b, rng, 4))(state, batch)
@@ -123,6 +125,37 @@ def test_microbatches_have_the_gradient_of_the_whole(registered, name):
         extra = step.updated(task, state.params, state.extra, whole[3])
         again = step.updated(task, state.params, state.extra, parts[3])
         jax.tree.map(np.testing.assert_allclose, extra, again)
+
+
+def test_terms_are_joined(registered, tmp_path):
+    """Their losses add up, each with a state of its own; a run goes on to the bit; 8 devices as 1."""
+    splits, name = tiny_splits(), "nt_xent+toy_follow+toy_hidden"
+    config = toy_config(loss__name=name, augment__device="all")
+    last = train.run(config, tmp_path / "whole", splits=splits)["last"]
+    terms = [last[f"{term}_loss"] for term in registry.terms(name)]
+    assert last["loss"] == pytest.approx(sum(terms), rel=1e-6)
+    train.run(config, tmp_path / "cut", splits=splits)
+    for later in (8, 12):
+        (tmp_path / "cut" / "checkpoints" / str(later)).rename(tmp_path / f"gone{later}")
+    assert train.run(config, tmp_path / "cut", splits=splits)["resumed_from"] == 4
+    a, b = (checkpoint.read(tmp_path / name / "checkpoints", 12).arrays for name in ("whole", "cut"))
+    assert a.keys() == b.keys()
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    moved, now = (a[f"{where}/encoder/body/kernel"] for where in ("extra/average", "params"))
+    assert 0 < np.abs(moved - now).max() < 0.1
+    many = toy_config(loss__name=name, augment__device="all", mesh__devices=8)
+    eight = train.run(many, tmp_path / "eight", splits=splits)["last"]
+    assert eight["loss"] == pytest.approx(last["loss"], rel=1e-4)
+
+
+def test_terms_that_do_not_go_together(registered, tmp_path):
+    with pytest.raises(SimclrError, match=r"loss\.name='nt_xent\+nt_xent': must be terms joined by \+"):
+        checks.validate(toy_config(loss__name="nt_xent+nt_xent"))
+    with pytest.raises(SimclrError, match=r"loss\.name='nothing': must be one of nt_xent, .*"):
+        checks.validate(toy_config(loss__name="nt_xent+nothing"))
+    config = toy_config(loss__name="toy_hidden", augment__device="none")
+    with pytest.raises(SimclrError, match=r"augment\.device='none': must be photometric or all"):
+        train.run(config, tmp_path, splits=tiny_splits())
 
 
 def test_frozen_by_stage(registered, tmp_path):
@@ -188,16 +221,16 @@ def test_a_queue_stays_whole_on_every_device(registered, tmp_path, monkeypatch, 
     monkeypatch.setitem(registry.OBJECTIVES, "toy_queue", registry.Entry("toys:queue"))
     train.run(toy_config(loss__name="toy_queue", mesh__devices=devices), tmp_path, splits=tiny_splits())
     saved = checkpoint.read(tmp_path / "checkpoints", 12).arrays
-    assert saved["extra/contrast/queue"].shape == (48, 8)
-    assert np.all(np.any(saved["extra/contrast/queue"], axis=1))
+    assert saved["extra/toy_queue/queue"].shape == (48, 8)
+    assert np.all(np.any(saved["extra/toy_queue/queue"], axis=1))
 
 
 def test_a_batch_without_weight_adds_nothing(registered):
     task = create_task(toy_config(loss__name="toy_energy"), tiny_splits(), sharding.make_mesh(1))
-    energy = task.objectives["contrast"]._replace(weight=lambda batch: jnp.zeros(len(batch["label"])))
-    task = task._replace(objectives={"contrast": energy})
+    energy = task.objectives["toy_energy"]._replace(weight=lambda batch: jnp.zeros(len(batch["label"])))
+    task = task._replace(objectives={"toy_energy": energy})
     batch, outputs = {"label": np.zeros(4, int)}, {"projection": jnp.ones((4, 2, 8))}
-    (value,), _ = step.row_loss(task, {}, {}, outputs, batch, 0, {"contrast": jnp.float32(0)})
+    (value,), _ = step.row_loss(task, {}, {}, outputs, batch, 0, {"toy_energy": jnp.float32(0)})
     assert value == 0
 
 
