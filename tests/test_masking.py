@@ -213,7 +213,10 @@ def test_the_loss_of_can(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "fields", "apart"),
-    [("nt_xent+reconstruction+masked", TOY, (1e-10, 1e-13)), ("nt_xent+masked", VIT, (1e-5, 1e-8))],
+    [
+        ("nt_xent+reconstruction+masked", TOY, (1e-10, 1e-13)),
+        pytest.param("nt_xent+masked", VIT, (1e-5, 1e-8), marks=pytest.mark.slow),
+    ],
     ids=["blocks", "patches"],
 )
 def test_microbatches_on_eight_devices_have_the_gradient_of_the_whole_on_one(toy, name, fields, apart):
