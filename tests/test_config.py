@@ -12,6 +12,7 @@ from simclr_jax.config import checks, fields, stored
 from simclr_jax.data import host_augment
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import images
+from simclr_jax.losses import reconstruction, reconstruction_fields
 from simclr_jax.models import projection, resnet, resnet_fields
 
 BAD = {
