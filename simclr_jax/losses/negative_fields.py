@@ -14,8 +14,7 @@ TAU_PLUS = Field(
 def _cosines_only(flat: Flat) -> None:
     if not flat["loss.normalize"]:
         raise SimclrError(
-            f"config.loss.normalize=False: must be True for {flat['loss.name']!r}, whose bound e^(-1/temperature) "
-            "holds for cosines"
+            "config.loss.normalize=False: must be True for debiased and hcl, whose bound holds for cosines"
         )
 
 
@@ -23,8 +22,8 @@ def _on_the_sphere(flat: Flat) -> None:
     radius = flat["loss.adversarial.radius"]
     if flat["loss.normalize"] and radius > 2:
         raise SimclrError(
-            f"config.loss.adversarial.radius={radius}: must be at most 2, the diameter of the unit sphere, or "
-            "config.loss.normalize=False"
+            f"config.loss.adversarial.radius={radius}: must be at most 2, the diameter of the unit sphere, "
+            "or config.loss.normalize=False"
         )
 
 
@@ -32,11 +31,7 @@ DEBIASED = Facts(fields={"tau_plus": TAU_PLUS}, check=_cosines_only)
 HCL = Facts(
     fields={
         "beta": Field(
-            1.0,
-            "weight e^(beta · logit) of a negative; 0: debiased",
-            NOT_NEGATIVE,
-            1e4,
-            "float32 has 7 digits",
+            1.0, "a negative weighs e^(beta · logit); 0: debiased", NOT_NEGATIVE, 1e4, "one weight is left"
         ),
         "tau_plus": TAU_PLUS,
     },
@@ -44,15 +39,20 @@ HCL = Facts(
 )
 ADVERSARIAL = Facts(
     fields={
-        "steps": Field(3, "of gradient ascent on the negatives", NOT_NEGATIVE, 1000, "each takes a product of "
-            "all rows and columns"),
-        "step": Field(0.05, "length of one; embeddings have length 1", POSITIVE, 1e6, "products with it leave "
-            "float32"),
-        "radius": Field(0.1, "how far a negative may move", NOT_NEGATIVE, 1e6, "products with it leave "
-            "float32"),
+        "steps": Field(3, "of gradient ascent", NOT_NEGATIVE, 1000, "each compares all pairs again"),
+        "step": Field(
+            0.05,
+            "its length, where embeddings have length 1",
+            POSITIVE,
+            1e6,
+            "products with it leave float32",
+        ),
+        "radius": Field(
+            0.1, "how far a negative may move", NOT_NEGATIVE, 1e6, "products with it leave float32"
+        ),
     },
     check=_on_the_sphere,
-)  # fmt: skip
+)
 FNC = Facts(
     fields={
         "threshold": Field(0.7, "cosine above which a negative may be false", COSINE, 1.0, "it is a cosine"),
@@ -62,9 +62,15 @@ FNC = Facts(
 )
 QUEUE = Facts(
     fields={
-        "length": Field(16384, "projections that the queue holds, two an image", POSITIVE, 2**24, "they lie on "
-            "every device"),
-        "decay": Field(0.999, "of the moving average of encoder and head, a step", DECAY, 1.0,
-            "it is a share"),
+        "length": Field(
+            16384,
+            "projections that the queue holds, two an image",
+            POSITIVE,
+            2**24,
+            "every device holds them",
+        ),
+        "decay": Field(
+            0.999, "of the moving average of encoder and head, a step", DECAY, 1.0, "it is a share"
+        ),
     }
-)  # fmt: skip
+)
