@@ -6,7 +6,8 @@ import pytest
 from test_losses import embeddings
 
 from simclr_jax import sharding
-from simclr_jax.losses import multi_crop, nt_xent
+from simclr_jax.losses import multi_crop
+from simclr_jax.losses.contrastive import nt_xent
 
 
 def views(n, v, d=3, seed=0):
@@ -34,7 +35,7 @@ def slow(z, temperature, normalize=True, one_view=False):
 
 
 @pytest.mark.parametrize("options", [{}, {"one_view": True}, {"normalize": False}], ids=str)
-@pytest.mark.parametrize("v", [2, 3, 5])
+@pytest.mark.parametrize("v", [2, 5])
 def test_value_and_gradient(v, options):
     z = views(4, v).astype(np.float64)
     with jax.enable_x64(True):

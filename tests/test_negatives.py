@@ -7,7 +7,8 @@ import pytest
 from test_losses import cosine, embeddings
 
 from simclr_jax import sharding
-from simclr_jax.losses import nt_xent, queue
+from simclr_jax.losses import queue
+from simclr_jax.losses.contrastive import nt_xent
 from simclr_jax.losses.negative import LOSSES
 
 TEMPERATURE = 0.3
@@ -117,7 +118,7 @@ def slow(name, z, still, *, one_view=False, normalize=True, **own):
     return np.mean(losses)
 
 
-@pytest.mark.parametrize("n", [2, 3, 12])
+@pytest.mark.parametrize("n", [2, 12])
 @CASE
 def test_values(name, changes, n):
     z = embeddings(n, d=3, noise=1.0, seed=n)
@@ -193,12 +194,8 @@ def test_where_the_estimate_is_below_its_bound_the_negatives_have_no_gradient():
 @pytest.mark.parametrize("normalize", [True, False])
 def test_adversarial_negatives_make_the_loss_larger_and_stay_near(normalize):
     z = embeddings(9, d=5, noise=1.0)
-    losses = [
-        float(
-            both(lambda z, k=k: LOSSES["adversarial"](z, 0.2, steps=k, radius=0.3, normalize=normalize), z)[0]
-        )
-        for k in range(6)
-    ]
+    how = {"radius": 0.3, "normalize": normalize}
+    losses = [both(lambda z, k=k: LOSSES["adversarial"](z, 0.2, steps=k, **how), z)[0] for k in (0, 1, 4)]
     assert all(np.diff(losses) > 0)
     # No row can lose more than if each of its negatives came nearer by the radius.
     length = 1.0 if normalize else np.linalg.norm(z, axis=-1).max()
@@ -214,16 +211,14 @@ def test_false_negatives_by_hand():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("temperature", [0.01, 0.5])
-def test_finite_at_low_temperature_and_zero_rows(name, temperature):
+def test_finite_at_low_temperature_zero_rows_and_without_negatives(name):
     z = embeddings(4, noise=0.0)
     z[1, 0] = z[2] = 0
-    value, gradient = both(lambda z: LOSSES[name](z, temperature), z)
-    assert np.isfinite(value)
-    assert np.isfinite(gradient).all()
-    one = both(lambda z: LOSSES[name](z, temperature), z[:1])  # it has no negatives
-    assert one[0] == 0
-    assert np.isfinite(one[1]).all()
+    for some in (z, z[:1]):
+        value, gradient = both(lambda z: LOSSES[name](z, 0.01), some)
+        assert np.isfinite(value)
+        assert np.isfinite(gradient).all()
+    assert value == 0  # of the one image, which has no negatives
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -260,7 +255,7 @@ def memory_of(rows, length):
 
 
 @pytest.mark.parametrize("options", [{}, {"one_view": True}, {"normalize": False}], ids=str)
-@pytest.mark.parametrize("filled", [0, 5, 7])
+@pytest.mark.parametrize("filled", [0, 5])
 def test_queue_value_and_gradient(options, filled):
     z, rows = (
         embeddings(4, d=3, noise=1.5).astype(np.float64),

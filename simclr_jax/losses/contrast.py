@@ -6,10 +6,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from simclr_jax import losses
 from simclr_jax.errors import SimclrError
-from simclr_jax.losses import multi_crop, tiled
-from simclr_jax.losses.contrastive import Gather
+from simclr_jax.losses import dense, multi_crop, tiled
+from simclr_jax.losses.contrastive import Gather, Result
 from simclr_jax.losses.objective import Objective, Sizes, of_outputs
 
 OPTIONS = ("temperature", "normalize", "one_view", "semi_hard", "margin", "sigma")
@@ -48,7 +47,7 @@ def create(name: str, options: Mapping[str, Any], sizes: Sizes) -> Objective:
     rows = sizes.images * sizes.views
     if name == "nt_xent" and sizes.views > 2:
 
-        def contrast(z: jax.Array, label: jax.Array) -> losses.Result:
+        def contrast(z: jax.Array, label: jax.Array) -> Result:
             how = {option: options[option] for option in ("normalize", "one_view")}
             return multi_crop.nt_xent(z, options["temperature"], gather=gather_over(mesh), **how)
 
@@ -57,17 +56,17 @@ def create(name: str, options: Mapping[str, Any], sizes: Sizes) -> Objective:
         how = {"mesh": mesh, "axis": mesh.axis_names[0], "ring": ring}
         how |= {option: options[option] for option in ("normalize", "one_view")}
 
-        def contrast(z: jax.Array, label: jax.Array) -> losses.Result:
+        def contrast(z: jax.Array, label: jax.Array) -> Result:
             return tiled.nt_xent(z, options["temperature"], **how)
 
     else:
-        dense = losses.create(name, **{option: options[option] for option in OPTIONS})
+        pairwise = dense.create(name, **{option: options[option] for option in OPTIONS})
         gather = gather_over(mesh)
 
-        def contrast(z: jax.Array, label: jax.Array) -> losses.Result:
-            return dense(z, label, gather=gather)
+        def contrast(z: jax.Array, label: jax.Array) -> Result:
+            return pairwise(z, label, gather=gather)
 
-    def loss(outputs: Any, batch: Any, step: jax.Array) -> losses.Result:
+    def loss(outputs: Any, batch: Any, step: jax.Array) -> Result:
         value, metrics = contrast(outputs["projection"], batch["label"])
         return value * scale, metrics
 

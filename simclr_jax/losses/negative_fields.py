@@ -42,7 +42,7 @@ ADVERSARIAL = Facts(
         "steps": Field(3, "of gradient ascent", NOT_NEGATIVE, 1000, "each compares all pairs again"),
         "step": Field(
             0.05,
-            "its length, where embeddings have length 1",
+            "its length; embeddings have length 1",
             POSITIVE,
             1e6,
             "products with it leave float32",
@@ -64,7 +64,7 @@ QUEUE = Facts(
     fields={
         "length": Field(
             16384,
-            "projections that the queue holds, two an image",
+            "projections in the queue, two an image",
             POSITIVE,
             2**24,
             "every device holds them",
