@@ -4,12 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
+from conftest import tiny_config, tiny_splits
 from test_losses import cosine, embeddings
 
-from simclr_jax import sharding
-from simclr_jax.losses import queue
+from simclr_jax import checkpoint, registry, sharding, step, train
+from simclr_jax import metrics as logs
+from simclr_jax.config import checks
+from simclr_jax.errors import SimclrError
+from simclr_jax.losses import negative, queue
 from simclr_jax.losses.contrastive import nt_xent
 from simclr_jax.losses.negative import LOSSES
+from simclr_jax.losses.objective import Sizes
+from simclr_jax.tasks import create_task
 
 TEMPERATURE = 0.3
 CASES = [
@@ -286,10 +293,106 @@ def test_queue_is_finite_at_zero_rows():
 def test_the_oldest_leave_the_queue(length):
     memory = {"rows": jnp.zeros((length, 2)), "filled": jnp.int32(0)}
     came = []
-    for step in range(4):
-        keys = np.random.default_rng(step).normal(size=(2, 2, 2)).astype(np.float32)
+    for number in range(4):
+        keys = np.random.default_rng(number).normal(size=(2, 2, 2)).astype(np.float32)
         memory = jax.jit(queue.enqueue, static_argnums=2)(memory, keys, True)
         came = [*map(unit, keys.reshape(4, 2)), *came]
         assert int(memory["filled"]) == min(len(came), length)
         expected = np.stack(came[:length])
         np.testing.assert_allclose(memory["rows"][: len(expected)], expected, rtol=1e-6)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """An encoder without BatchNorm, which takes each microbatch apart."""
+    monkeypatch.setitem(registry.ENCODERS, "toy", registry.Entry("toys:create", toys.ENCODER_FACTS))
+    return {"model__encoder": "toy", "model__projection": "none", "loss__name": "queue",
+            "loss__queue__length": 80, "loss__queue__decay": 0.8}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_with_a_queue_is_the_same_on_eight_devices_in_microbatches(toy, tmp_path):
+    with jax.enable_x64(True):
+        for name, more in (("one", {}), ("eight", {"mesh__devices": 8, "train__microbatch": 8})):
+            config = tiny_config(**toy, **more, model__dtype="float64", train__steps=5)
+            train.run(config, tmp_path / name, splits=tiny_splits())
+    one, eight = (logs.read_rows(tmp_path / name) for name in ("one", "eight"))
+    for a, b in zip(one, eight, strict=True):
+        for key in ("loss", "grad_norm", "contrast_entropy"):
+            assert a[key] == pytest.approx(b[key], rel=1e-9)
+    queues = [checkpoint.read(tmp_path / name / "checkpoints", 5).arrays for name in ("one", "eight")]
+    assert queues[0]["extra/queue/filled"] == 80
+    for array in ("extra/queue/rows", "extra/average/encoder/body/kernel"):
+        np.testing.assert_allclose(queues[0][array], queues[1][array], rtol=1e-9, atol=1e-12)
+
+
+def test_a_queue_is_the_same_after_a_stop_to_the_bit(toy, tmp_path):
+    splits = tiny_splits()
+    train.run(tiny_config(**toy), tmp_path / "whole", splits=splits)
+    train.run(tiny_config(**toy), tmp_path / "cut", splits=splits)
+    for later in (8, 12):
+        (tmp_path / "cut" / "checkpoints" / str(later)).rename(tmp_path / f"gone{later}")
+    assert train.run(tiny_config(**toy), tmp_path / "cut", splits=splits)["resumed_from"] == 4
+    a, b = (checkpoint.read(tmp_path / name / "checkpoints", 12).arrays for name in ("whole", "cut"))
+    assert a.keys() == b.keys() >= {"extra/queue/rows", "extra/queue/filled"}
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_the_queue_gets_the_averages_projections_once_a_step(toy):
+    """At first the average is the model itself, so that the queue gets the projections of the batch."""
+    config, mesh = tiny_config(**toy), sharding.make_mesh(1)
+    task = create_task(config, tiny_splits(), mesh)
+    optimizer, _ = train.build_optimizer(config, 80, 12, task)
+    state = train.init_state(task, optimizer, 0, mesh)
+    batch = sharding.put_batch(next(task.input(0)), mesh)
+    gradient = jax.jit(step.make_gradient(task, 0))
+    *_, outputs = gradient(state, batch)
+    z = np.asarray(outputs["projection"], np.float64).reshape(32, -1)
+    memory = step.updated(task, state.params, state.extra, outputs)["queue"]
+    assert int(memory["filled"]) == 32
+    np.testing.assert_allclose(memory["rows"][:32], [unit(v) for v in z], atol=1e-6)
+    np.testing.assert_array_equal(memory["rows"][32:], 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {"loss__name": "hcl", "loss__normalize": False},
+            "normalize=False: must be True for deb",
+        ),
+        (
+            {"loss__name": "hcl", "loss__hcl__tau_plus": 1.0},
+            r"hcl\.tau_plus=1\.0: must be at least 0",
+        ),
+        (
+            {"loss__name": "adversarial", "loss__adversarial__radius": 3.0},
+            r"adversarial\.radius=3\.0: must",
+        ),
+        ({"loss__name": "fnc", "loss__fnc__threshold": 1.5}, r"fnc\.threshold=1\.5: must be"),
+        (
+            {"loss__name": "queue", "loss__queue__decay": 1.0},
+            r"queue\.decay=1\.0: must be above 0",
+        ),
+    ],
+    ids=["normalize", "tau_plus", "radius", "threshold", "decay"],
+)
+def test_what_does_not_fit_is_told(fields, told):
+    with pytest.raises(SimclrError, match=rf"^config\.loss\.{told}"):
+        checks.validate(tiny_config(**fields))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_objective_is_the_loss_with_the_fields_of_the_config(name):
+    """Two fields off their defaults, the scale, and a mesh of one."""
+    own = {"debiased": {"tau_plus": 0.3}, "hcl": {"beta": 0.5}, "adversarial": {"radius": 0.2, "step": 0.1},
+           "fnc": {"threshold": 0.1, "most": 3}}[name]  # fmt: skip
+    fields = {f"loss__{name}__{field}": value for field, value in own.items()}
+    config = tiny_config(loss__name=name, loss__scale=2.0, loss__one_view=True, **fields)
+    sizes = Sizes(9, 2, 5, sharding.make_mesh(1), None, {}, None, {})
+    objective = negative.create(name, config.loss, sizes)
+    z = embeddings(9, d=5)
+    found = jax.jit(lambda z: objective.loss({}, {}, {"projection": z}, {}, 0)[0])(z)
+    expected = jax.jit(lambda z: LOSSES[name](z, 0.5, one_view=True, **own)[0])(z)
+    assert float(found) == pytest.approx(2 * float(expected), rel=1e-6)
