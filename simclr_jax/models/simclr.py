@@ -50,7 +50,7 @@ class SimCLR(nn.Module):
           kept: `[n, t]` the patches that an encoder of tokens is to see.
           small: `[m, k, s, s, c]` k small views of each of m examples, of which `images` has n/m each.
         """
-        some = {} if kept is None else {"kept": kept}
+        some: dict[str, Any] = {} if kept is None else {"kept": kept}
         ends = self.encoder(images, train, **some)
         h = ends[self.encoder.features]
         if small is not None:
