@@ -30,7 +30,7 @@ FLOORS = (
     ("registry",),
     ("storage",),
     ("files", "memory_error", "command"),
-    ("geometry", "draws", "sharding", "distributed", "lock", "results"),
+    ("geometry", "draws", "masking", "sharding", "distributed", "lock", "results"),
     ("wandb_run",),
     ("state", "models", "optim", "augment", "corruption", "data", "metrics", "figures", "run_summary"),
     ("losses",),
@@ -47,7 +47,7 @@ FLOORS = (
 )  # fmt: skip
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # Never TensorFlow, flags or the config.
-PURE = ("losses", "models", "optim", "augment", "corruption", "geometry", "draws")
+PURE = ("losses", "models", "optim", "augment", "corruption", "geometry", "draws", "masking")
 TENSORFLOW = ("data/tf.py", "data/tfds.py", "data/multilabel.py", "convert/google_tf.py")
 
 
