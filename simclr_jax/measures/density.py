@@ -1,7 +1,7 @@
 """Densities of latents `[n, d]` that can be sampled: a Gaussian mixture, and a normalising flow.
 
-Both see the latents along their principal axes, each scaled to variance 1 (`Axes`), so their log-likelihoods can be
-compared. Neither sees the rows that its log-likelihood is reported on.
+Both see the latents along their principal axes, each scaled to variance 1 (`Axes`), so their log-likelihoods
+can be compared.
 """
 
 import math
@@ -121,7 +121,7 @@ def mixtures(x: np.ndarray, axes: Axes, components: int, seed: int = 0) -> list[
     """A mixture by expectation maximisation (scikit-learn) for each of SHRINKAGE.
 
     Shrinkage λ makes of every covariance (1 - λ) Σ + λ tr(Σ) / r I. Along the axes I is the covariance of all
-    rows: what few rows tell of a component is mixed with what all rows tell (Friedman, Regularized Discriminant
+    rows: what few rows tell of a component is mixed with what all tell (Friedman, Regularized Discriminant
     Analysis, 1989).
     """
     from sklearn.mixture import GaussianMixture
