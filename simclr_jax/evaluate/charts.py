@@ -1,5 +1,6 @@
 """The figures of an evaluation, drawn from plain numbers and arrays."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -235,6 +236,22 @@ def pairs(path: epath.PathLike, images: np.ndarray, titles: Sequence[str], title
             show(axis, image)
         rows[0, i].set_title(text(name, BRIEF), color=INK, fontsize=9)
     figure.suptitle(text(title, SENTENCE), color=INK)
+    save(figure, path)
+
+
+def rows(
+    path: epath.PathLike, images: Sequence[Sequence[np.ndarray | None]], names: Sequence[str], title: str = ""
+) -> None:
+    """Rows of images `[h, w, c]`, each row with a name; None leaves a place empty."""
+    columns = max(map(len, images))
+    figure = new(figsize=(0.9 * columns + 1.1, 0.95 * len(images) + 0.5))
+    grid = figure.subplots(len(images), columns, squeeze=False)
+    for row, name, some in zip(grid, names, images, strict=True):
+        row[0].set_ylabel(text(name, BRIEF), color=INK, fontsize=9)
+        for axes, image in itertools.zip_longest(row, some):
+            show(axes, np.ones((1, 1, 1)) if image is None else image)
+    if title:
+        figure.suptitle(text(title, SENTENCE), color=INK)
     save(figure, path)
 
 

@@ -37,6 +37,10 @@ class Density(Protocol):
         """Draws `[count, d]`; row i depends on the seed and i alone."""
         ...
 
+    def about(self) -> dict[str, Any]:
+        """What was chosen, as JSON takes it."""
+        ...
+
 
 class Axes(NamedTuple):
     """The principal axes of latents, and the deviation along each.
@@ -114,7 +118,14 @@ class Mixture(NamedTuple):
         drawn = normal(count, 1 + self.means.shape[1], seed)
         below = np.cumsum(self.weights)[:-1]
         which = np.searchsorted(below, ndtr(drawn[:, 0]), side="right")
-        return self.axes.back(self.means[which] + np.einsum("nij,nj->ni", self.roots[which], drawn[:, 1:]))
+        away = np.empty_like(drawn[:, 1:])
+        for i, root in enumerate(self.roots):
+            away[which == i] = drawn[which == i, 1:] @ root.T
+        return self.axes.back(self.means[which] + away)
+
+    def about(self) -> dict[str, Any]:
+        """Its components and their shrinkage."""
+        return {"components": len(self.weights), "shrinkage": self.shrinkage}
 
 
 def mixtures(x: np.ndarray, axes: Axes, components: int, seed: int = 0) -> list[Mixture]:
@@ -146,8 +157,12 @@ def fit_mixture(
     Args:
       components: numbers to try; of those with fewer than ROWS rows for each component only the first.
     """
-    tried = [k for i, k in enumerate(components) if not i or k * ROWS <= len(x)]
-    made = (one for k in tried for one in mixtures(x, axes, k, seed))
+    made = (
+        one
+        for i, k in enumerate(components)
+        if not i or k * ROWS <= len(x)
+        for one in mixtures(x, axes, k, seed)
+    )
     return max(made, key=lambda one: float(np.mean(one.log_prob(choice))))
 
 
@@ -249,6 +264,10 @@ class Flow(NamedTuple):
         """Latents `[count, d]`; row i depends on the seed and i alone."""
         z = jnp.asarray(normal(count, self.module.width, seed), jnp.result_type(float))
         return self.axes.back(np.asarray(jax.jit(self.module.inverse)(self.params, z)))
+
+    def about(self) -> dict[str, Any]:
+        """Its couplings, and after how many epochs it was best."""
+        return {"couplings": self.module.layers, "epochs": self.epochs}
 
 
 def fit_flow(
