@@ -14,7 +14,7 @@ WHAT = (
     "trained, and its decoder. The density learned which latents the training images have; the decoder was "
     "trained to undo the encoder, not to make images that look real.",
     "Expect blur. A squared or absolute error averages over all that the latents leave open, and contrast "
-    "teaches the encoder to leave open what augmentation changes. No sample can be better than reconstructions.",
+    "teaches the encoder to leave open what augmentation changes. No sample is sharper than reconstructions.",
     "The Fréchet distances are between features of this very encoder, on which the decoder was trained: they "
     "favour it, are no FID, and cannot be compared with published numbers, nor between two runs. Nothing on "
     "this page tells how accurate the encoder is.",

@@ -168,7 +168,7 @@ def _fit(autoencoder: Autoencoder, splits: Splits, seed: int, workdir: epath.Pat
 
 
 def _watch(epochs: range) -> Iterator[int]:
-    return metrics.watched(epochs, len(epochs), "epoch")
+    return metrics.watched(epochs, len(epochs), "round")
 
 
 def _rows(split: Source, most: int) -> np.ndarray:
@@ -250,7 +250,7 @@ def _drawn(
         for way, order in (("pixels", near[name].away), ("features", -near[name].alike)):
             sheet = f"{name}_nearest_by_{way}"
             captions[sheet] = (
-                f"Of {len(order):,} samples of the {title} the nearest to a training image by {way}"
+                f"Those of {len(order):,} samples that come nearest to a training image: {title}, {way}"
             )
             rows[sheet] = _beside(found, drawn[name], near[name], np.argsort(order)[:COLUMNS])
     captions["between"] = "From one held-out image to another: the straight way, and around the mean latent"
