@@ -30,6 +30,7 @@ class Autoencoder:
 
     Attributes:
       encoder: the encoder alone.
+      decoder: the Flax module; `to_images` calls it.
       variables: of both, NumPy.
       shapes: {endpoint: its shape} of what the decoder reads, in the order of a row.
     """
@@ -43,7 +44,7 @@ class Autoencoder:
         sizes = Sizes(
             1, 1, 0, sharding.make_mesh(1), encoder.model.encoder, ends, spec, config.model.to_dict()
         )
-        self._decoder, reads = reconstruction.decoder_of(sizes, "logits" if self._logits else "unit")
+        self.decoder, reads = reconstruction.decoder_of(sizes, "logits" if self._logits else "unit")
         self.shapes = {name: ends[name].shape[1:] for name in reads}
 
     @property
@@ -75,7 +76,7 @@ class Autoencoder:
         named = zip(self.shapes.items(), parts, strict=True)
         ends = {name: part.reshape(len(part), *shape) for (name, shape), part in named}
         params = {"params": variables["params"]["objectives"][TERM]}
-        images = cast(jax.Array, self._decoder.apply(params, ends))
+        images = cast(jax.Array, self.decoder.apply(params, ends))
         return jax.nn.sigmoid(images) if self._logits else images
 
     # ---- of arrays -------------------------------------------------------------------------------------

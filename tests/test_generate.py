@@ -1,12 +1,22 @@
 """Densities and the Fréchet distance against formulas; the command that generates images."""
 
+import json
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_arrays, tiny_config, tiny_splits, untrained_run
+from PIL import Image
 from scipy.linalg import sqrtm
 from scipy.stats import multivariate_normal
 
+from simclr_jax import decoding
+from simclr_jax.errors import SimclrError
+from simclr_jax.generate import __main__ as command
+from simclr_jax.generate import between, page, run
 from simclr_jax.measures import density, frechet
 
 # ---- densities ------------------------------------------------------------------------------------------
@@ -158,3 +168,182 @@ def test_frechet_against_the_root_of_a_matrix(rows):
 def test_frechet_needs_two_rows():
     with pytest.raises(ValueError, match="two rows"):
         frechet.distance(np.zeros((1, 3)), np.zeros((4, 3)))
+
+
+# ---- the way between two latents ------------------------------------------------------------------------
+
+
+def test_ways_between_latents():
+    rng = np.random.default_rng(0)
+    a, b, centre = rng.standard_normal((3, 6))
+    t = np.linspace(0, 1, 5)
+    for way in (between.line(a, b, t), between.arc(a, b, t, centre)):
+        np.testing.assert_allclose(way[[0, -1]], [a, b], atol=1e-12)
+    np.testing.assert_allclose(between.line(a, b, t)[2], (a + b) / 2)
+    arc = between.arc(a, b, t, centre) - centre
+    lengths = np.linalg.norm(arc, axis=1)
+    np.testing.assert_allclose(lengths, np.linspace(lengths[0], lengths[-1], 5))
+    unit = arc / lengths[:, None]
+    steps = np.arccos(np.sum(unit[1:] * unit[:-1], axis=1))
+    np.testing.assert_allclose(steps, steps[0])
+    for other in (2 * a, np.zeros(6)):  # directions that are parallel, or none
+        np.testing.assert_allclose(between.arc(a, other, t, np.zeros(6)), between.line(a, other, t))
+
+
+# ---- encoder and decoder of a run -----------------------------------------------------------------------
+
+JOINT = {"loss__name": "nt_xent+reconstruction", "model__decoder__start": "features"}
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory):
+    """A run that has learned nothing, with a decoder, on images in a file."""
+    folder = tmp_path_factory.mktemp("joint")
+    (x, y), (test_x, test_y) = tiny_arrays(n=96), tiny_arrays(n=40, seed=7)
+    np.savez(folder / "tiny.npz", x_train=x, y_train=y, x_test=test_x, y_test=test_y)
+    config = tiny_config(**JOINT, data__source=f"npz:{folder / 'tiny.npz'}", augment__device="all")
+    return untrained_run(folder / "run", config)
+
+
+@pytest.fixture(scope="module")
+def generated(joint, tmp_path_factory):
+    """(folder, what was printed) of the command."""
+    out = tmp_path_factory.mktemp("generated") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(density, "COMPONENTS", (1, 2))
+        patch.setattr(density, "PATIENCE", 2)
+        command.main([f"--workdir={joint}", f"--out={out}", "--samples=13", "--seed=3"])
+    return out
+
+
+def images_of(size=12):
+    return tiny_arrays(n=5, size=size)[0].astype(np.float32) / 255
+
+
+def test_an_autoencoder_is_encoder_and_decoder(joint):
+    found = decoding.load(joint)
+    images = images_of()
+    latents = found.encode(images, batch_size=3)
+    np.testing.assert_allclose(latents, found.encoder(images), atol=1e-6)
+    assert latents.shape == (5, found.dim)
+    again = found.decode(latents)
+    assert again.shape == images.shape
+    assert 0 <= again.min() < again.max() <= 1
+    np.testing.assert_allclose(found.reconstruct(images), again, atol=1e-6)
+    np.testing.assert_allclose(found.decode(found.encode((images * 255).astype(np.uint8))), again, atol=1e-2)
+    with pytest.raises(SimclrError, match="images must be"):
+        found.encode(images[..., 0])
+
+
+@pytest.mark.parametrize("fields", [
+    {"model__decoder__start": "last", "model__decoder__skips": True},
+    {"model__decoder__start": "features", "loss__reconstruction__loss": "bernoulli"},
+], ids=["maps of several sizes", "logits"])  # fmt: skip
+def test_latents_hold_all_that_a_decoder_reads(fields, tmp_path):
+    """They are the endpoints in a row: decoded like these, by the decoder's own call."""
+    found = decoding.load(untrained_run(tmp_path / "run", tiny_config(**{**JOINT, **fields})))
+    images = images_of()
+    ends = {name: found.encoder(images, endpoint=name) for name in found.shapes}
+    assert {name: end.shape[1:] for name, end in ends.items()} == found.shapes
+    own = {"params": found.variables["params"]["objectives"]["reconstruction"]}
+    expected = found.decoder.apply(own, ends)
+    if "loss__reconstruction__loss" in fields:
+        assert float(jnp.min(expected)) < 0
+        expected = jax.nn.sigmoid(expected)
+    np.testing.assert_allclose(found.reconstruct(images), expected, atol=1e-5)
+
+
+def test_a_run_without_a_decoder_says_which_config_makes_one(tmp_path):
+    workdir = untrained_run(tmp_path / "run", tiny_config())
+    with pytest.raises(SimclrError, match=r"has no decoder .*'nt_xent'.* --config\.loss\.name=nt_xent\+rec"):
+        decoding.load(workdir)
+
+
+# ---- the command ----------------------------------------------------------------------------------------
+
+
+def test_the_page_and_its_files(generated):
+    made = json.loads((generated / "generate.json").read_text())
+    text = (generated / "generate.html").read_text()
+    assert made["images"]["held_out"] == 40
+    assert set(made["frechet"]) == {"held_out", "reconstructions", "gaussian", "mixture", "flow"}
+    assert text.count("data:image/png;base64,") == len(made["figures"]) == 8
+    assert "no FID" in text
+    assert "Expect blur" in text
+    for name in ("mixture", "flow"):
+        assert len(made["samples"][name]) == len(list((generated / name).iterdir())) == 13
+        assert Image.open(generated / made["samples"][name][0]["file"]).size == (12, 12)
+    assert page.lines(made)[0] == "Likelihood of held-out latents"
+
+
+def test_neighbours_of_samples_are_the_nearest(generated, joint):
+    """Of the PNG files, by brute force."""
+    made, found = json.loads((generated / "generate.json").read_text()), decoding.load(joint)
+    train = tiny_arrays(n=96)[0] / 255
+    for one in made["samples"]["flow"]:
+        sample = np.asarray(Image.open(generated / one["file"]), np.float32)[..., None] / 255
+        away = np.sqrt(np.mean((train - sample) ** 2, axis=(1, 2, 3)))
+        assert one["away"] == pytest.approx(away.min(), abs=2e-3)
+        assert away[one["nearest_by_pixels"]] == pytest.approx(away.min(), abs=2e-3)
+        h = [found.encoder(x.astype(np.float32)) for x in (train, sample[None])]
+        alike = np.sum(h[0] * h[1], axis=1) / np.prod([np.linalg.norm(x, axis=1) for x in h])
+        assert alike[one["nearest_by_features"]] == pytest.approx(alike.max(), abs=2e-3)
+        assert one["alike"] == pytest.approx(alike.max(), abs=2e-3)
+
+
+def test_copies_are_seen():
+    """Samples that are training images are nearer than reconstructions of held-out images."""
+    rng = np.random.default_rng(0)
+
+    def near(away, alike):
+        none = np.zeros(len(away), int)
+        return run.Near(away, none, alike, none)
+
+    plain = near(rng.uniform(0.1, 0.3, 500), rng.uniform(0.5, 0.9, 500))
+    copies = near(np.full(500, 0.01), np.full(500, 0.999))
+    found = run._copies({"reconstructions": plain, "copies": copies})
+    assert found["copies"]["near"] == found["copies"]["similar"] == 1
+    assert found["reconstructions"]["near"] == pytest.approx(0.01, abs=0.003)
+
+
+WRONG = {
+    (): "--workdir is missing",
+    ("--workdir=no/such",): "no config.json there",
+    ("--workdir=RUN", "--samples=0"): "--samples=0: must be 1 or more",
+    ("--workdir=RUN", "--seed=-1"): "--seed=-1: must be 0 or more",
+    ("--workdir=RUN", "nonsense"): "'nonsense': not understood",
+    ("--workdir=RUN", "--config.data.sourc=x"): "no such field",
+    ("--workdir=RUN", "--config.data.source=npz:no/such.npz"): "no/such.npz",
+    ("--workdir=RUN", "--config.data.source="): "does not say where images are",
+    ("--workdir=RUN", "--step=3"): "no checkpoint 3",
+}
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
+def test_mistakes_are_one_line(words, joint, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        command.main([word.replace("RUN", str(joint)) for word in words])
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.startswith("error: ")
+    assert WRONG[words] in error
+    assert error.count("\n") == 1
+
+
+def test_too_few_images_and_too_many_numbers(joint, tmp_path):
+    few = tiny_splits(n=12)._replace(test=None)
+    with pytest.raises(SimclrError, match="11 training and 1 other images; needs 8 each"):
+        run.generate(joint, tmp_path, splits=few)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SimclrError, match="reads 128 numbers"):
+        patch.setattr(run, "LATENT", 100)
+        run.generate(joint, tmp_path)
+
+
+def test_help_imports_no_jax():
+    code = (
+        "import sys; import simclr_jax.generate.__main__ as m\n"
+        "try: m.main(['--help'])\nexcept SystemExit: sys.exit('jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "no claim about accuracy" in done.stdout
