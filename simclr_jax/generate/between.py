@@ -16,14 +16,16 @@ def arc(a: np.ndarray, b: np.ndarray, t: np.ndarray, centre: np.ndarray) -> np.n
 
     Directions seen from the centre turn by equal angles (Shoemake, Animating Rotation with Quaternion Curves,
     1985; of latents: White, arXiv 1609.04468, section 2.1); lengths change evenly. Where the directions are
-    parallel it is the line.
+    parallel, or one of the ends is the centre, it is the line.
     """
     t = np.asarray(t, np.float64)[:, None]
     a, b = np.asarray(a, np.float64) - centre, np.asarray(b, np.float64) - centre
     lengths = np.linalg.norm(a), np.linalg.norm(b)
-    u, v = (x / max(length, np.finfo(np.float64).tiny) for x, length in zip((a, b), lengths, strict=True))
+    if not min(lengths):
+        return centre + line(a, b, t[:, 0])
+    u, v = a / lengths[0], b / lengths[1]
     angle = np.arccos(np.clip(u @ v, -1, 1))
     if np.sin(angle) < PARALLEL:
-        return centre + (1 - t) * a + t * b
+        return centre + line(a, b, t[:, 0])
     turned = (np.sin((1 - t) * angle) * u + np.sin(t * angle) * v) / np.sin(angle)
     return centre + ((1 - t) * lengths[0] + t * lengths[1]) * turned
