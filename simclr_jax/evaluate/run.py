@@ -70,7 +70,7 @@ def evaluate(
     workdir = paths.expand(workdir)
     wanted = ["transfer"] * bool(transfer) + _check(protocols)
     found = encoder.load(workdir, step)
-    config = _complete(found.config, config, workdir)
+    config = complete(found.config, config, workdir)
     subject, told = _subject(workdir, found, config, splits)
     say = print if subject.first else _say_nothing
     for line in told:
@@ -104,7 +104,7 @@ def _subject(
     checks.check_divisible(config, ("eval.batch_size", "train.batch_size"), mesh.size)
     if config.data.percentiles != found.config.data.percentiles:  # the window is measured again
         config.data.window = ()
-    splits = splits or _load(config, found.data)
+    splits = splits or load_images(config, found.data)
     if reading := splits.train.reading:
         config.data.window = reading.window
     told = notes.describe(splits)  # now: in memory the images are another source
@@ -208,7 +208,7 @@ def _check(protocols: Sequence[str]) -> list[str]:
     return list(protocols)
 
 
-def _complete(own: ConfigDict, wanted: ConfigDict | None, workdir: epath.Path) -> ConfigDict:
+def complete(own: ConfigDict, wanted: ConfigDict | None, workdir: epath.Path) -> ConfigDict:
     """The config of the evaluation; a model other than the run's is refused."""
     config = wanted or own
     mine, theirs = flatten(own), flatten(config)
@@ -224,7 +224,8 @@ def _complete(own: ConfigDict, wanted: ConfigDict | None, workdir: epath.Path) -
     return config
 
 
-def _load(config: ConfigDict, stored: dict[str, Any]) -> Splits:
+def load_images(config: ConfigDict, stored: dict[str, Any]) -> Splits:
+    """The images of the config of an evaluation; one that names none is refused."""
     if config.data.source in ("", "arrays"):
         raise SimclrError(
             "the run does not say where images are: name those to evaluate on, for example "
