@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
 
+from simclr_jax.errors import SimclrError
 from simclr_jax.losses.objective import ROWS, Metrics, Objective, Sizes
 from simclr_jax.models import decoder as decoders
 
@@ -182,6 +183,9 @@ def create(name: str, options: Mapping[str, Any], sizes: Sizes) -> Objective:
 
     Its parameters are the decoder's. Fields: `options["reconstruction"]` (reconstruction_fields.py) and
     `config.model.decoder`; whatever its `output` is, loss bernoulli compares logits and all others images.
+
+    Raises:
+      SimclrError: another term hides patches from the encoder.
     """
     mine = options["reconstruction"]
     logits = mine["loss"] == "bernoulli"
@@ -191,9 +195,13 @@ def create(name: str, options: Mapping[str, Any], sizes: Sizes) -> Objective:
         return decoder.init(rng, zeros(sizes, ends))["params"], {}
 
     def loss(params: Any, extra: Any, outputs: Any, batch: Any, step: Any) -> tuple[jax.Array, Metrics]:
-        target, kept = outputs[mine["target"]], outputs.get("kept")
-        seen = {name: rows(outputs[name]) for name in ends}
-        predicted = decoder.apply({"params": params}, seen, kept=None if kept is None else rows(kept))
+        if "kept" in outputs:
+            raise SimclrError(
+                "config.loss.name: reconstruction must not be beside a term that hides patches, as masked with "
+                "config.model.decoder.variant=tokens, which reconstructs by itself"
+            )
+        target = outputs[mine["target"]]
+        predicted = decoder.apply({"params": params}, {name: rows(outputs[name]) for name in ends})
         value = LOSSES[mine["loss"]](predicted, rows(target))
         decibels = psnr(jax.nn.sigmoid(predicted) if logits else predicted, rows(target))
         value, decibels = (of_views(each, target) for each in (value, decibels))
