@@ -68,9 +68,9 @@ def adversarial(
         δ_k ← Π( δ_k + step · ∇ / ‖∇‖ ),   ∇ = ∂ Σᵢ ℓ(i) / ∂ δ_k.
 
     Unit embeddings stay on the sphere: ∇ is its tangent part, and Π projects onto the cap whose chord is
-    `radius`. Otherwise Π projects onto the ball ‖δ_k‖ ≤ radius. δ has no gradient; z_k has. The idea to
-    train against negatives that maximise the loss is that of AdCo (Hu et al., arXiv 2011.08435), which
-    learns them instead; this form of it is ours.
+    `radius`. Otherwise Π projects onto the ball ‖δ_k‖ ≤ radius. δ has no gradient; z_k has. To train
+    against negatives that maximise the loss is the idea of AdCo (Hu et al., arXiv 2011.08435), which learns
+    them instead; steps on the embeddings are the "TAN" of tutorials, and their details here are ours.
 
     Args:
       z, temperature, normalize, one_view, gather: as for `nt_xent`.

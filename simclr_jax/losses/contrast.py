@@ -45,7 +45,7 @@ def create(name: str, options: Mapping[str, Any], sizes: Sizes) -> Objective:
         two_views(name, sizes)
     scale, mesh = options["scale"], sizes.mesh
     rows = sizes.images * sizes.views
-    if name == "nt_xent" and sizes.views > 2:
+    if sizes.views > 2:
 
         def contrast(z: jax.Array, label: jax.Array) -> Result:
             how = {option: options[option] for option in ("normalize", "one_view")}
