@@ -61,6 +61,9 @@ OBJECTIVES: dict[str, Entry] = {  # target: create(name, options, sizes) -> loss
     name: Entry("simclr_jax.losses.contrast:create")
     for name in ("nt_xent", "nt_logistic", "margin", "supcon", "dcl", "dclw")
 }
+for _name in ("reconstruction", "masked"):
+    _module = f"simclr_jax.losses.{_name}"
+    OBJECTIVES[_name] = Entry(f"{_module}:create", f"{_module}_fields:FACTS")
 FEEDS: dict[str, Entry] = {  # by the part of config.data.source before the colon; all others are images
     "images": Entry("simclr_jax.feeds.images:KIND"),
     "table": Entry("simclr_jax.feeds.tables:KIND", "simclr_jax.data.table_fields:FACTS"),

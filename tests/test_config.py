@@ -12,6 +12,7 @@ from simclr_jax.config import checks, fields, stored
 from simclr_jax.data import host_augment
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import images
+from simclr_jax.losses import reconstruction, reconstruction_fields
 from simclr_jax.models import projection, resnet, resnet_fields
 
 BAD = {
@@ -111,7 +112,9 @@ def test_names_are_those_of_the_constructors():
     assert set(fields.PROJECTIONS) == set(projection.PROJECTIONS)
     assert set(fields.RESIZES) == set(geometry.RESIZES)
     assert set(resnet_fields.REMAT_KEEPS) == set(resnet.REMAT_POLICIES)
-    assert set(registry.OBJECTIVES) == set(losses.LOSSES)
+    decoding = {"reconstruction", "masked"}
+    assert set(registry.OBJECTIVES) == set(losses.LOSSES) | decoding
+    assert set(reconstruction_fields.LOSSES) == set(reconstruction.LOSSES)
     assert set(fields.OPTIMIZERS) == set(optim.OPTIMIZERS)
     for where in (registry.ENCODERS, registry.OBJECTIVES, registry.TASKS):
         for one in where.values():
