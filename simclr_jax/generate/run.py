@@ -2,8 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from etils import epath
@@ -39,7 +39,7 @@ DRAWN = ("mixture", "flow")  # those that are shown
 COLUMNS, PAIRS, WAY = 12, 5, 8  # of the figures: images in a row, pairs, images from one to the other
 
 
-Rows = tuple[Sequence[Sequence[np.ndarray]], Sequence[str]]  # of images, and their names
+Rows = tuple[list[list[np.ndarray]], list[str]]  # of images, and their names
 
 
 class Found(NamedTuple):
@@ -135,7 +135,8 @@ def _opened(
 
 def _fit(autoencoder: Autoencoder, splits: Splits, seed: int, workdir: epath.Path) -> Found:
     """The densities of the latents of training images, and how likely held-out latents are."""
-    train, test, eyes = splits.train, splits.test, Eyes(autoencoder, splits)
+    train, test = cast(Source, splits.train), cast(Source | None, splits.test)  # by `_opened`
+    eyes = Eyes(autoencoder, splits)
     print(f"latents of {train.name}", flush=True)
     rows = np.random.default_rng(seed).permutation(_rows(train, RAW_EXAMPLES))
     held = np.random.default_rng(seed).permutation(_rows(test, HELD)) if test else rows[: len(rows) // SHARE]
@@ -242,7 +243,9 @@ def _drawn(
     some = figures.spread(found.held.labels, COLUMNS)
     real = found.eyes.pictures(found.test, found.held.rows[some])
     captions = {"reconstructions": "Held-out images, and what the decoder makes of their latents"}
-    rows: dict[str, Rows] = {"reconstructions": ([real, again.images[some]], ["image", "decoded"])}
+    rows: dict[str, Rows] = {
+        "reconstructions": ([list(real), list(again.images[some])], ["image", "decoded"])
+    }
     for name in DRAWN:
         sheet, title = f"{name}_samples", NAMES[name]
         captions[sheet] = f"The first {samples} samples of the {title}, each with its nearest training images"
