@@ -1,6 +1,7 @@
 """Fits densities to the latents of a run, draws from them, and tells how near that comes to real images."""
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
@@ -30,6 +31,7 @@ from simclr_jax.train import use_compile_cache
 KEEP = 0.99  # of the variance of latents, along the axes that a density sees
 FIT = 20_000  # training images whose latents a density learns from, at most
 HELD, SHARE = 10_000, 10  # held-out images, at most; of training images a tenth where there is no test split
+BYTES = 2 << 30  # of the images that the decoder makes of held-out ones, at most
 LATENT = 4096  # numbers in a latent, at most
 LEAST = 8  # images of each kind
 COPIES = 1000  # images whose nearest training images are looked for, at most
@@ -37,7 +39,6 @@ RARE = 1  # percent of reconstructions that are nearer to a training image than 
 NAMES = {"gaussian": "one Gaussian", "mixture": "Gaussian mixture", "flow": "normalising flow"}
 DRAWN = ("mixture", "flow")  # those that are shown
 COLUMNS, PAIRS, WAY = 12, 5, 8  # of the figures: images in a row, pairs, images from one to the other
-
 
 Rows = tuple[list[list[np.ndarray]], list[str]]  # of images, and their names
 
@@ -139,7 +140,10 @@ def _fit(autoencoder: Autoencoder, splits: Splits, seed: int, workdir: epath.Pat
     eyes = Eyes(autoencoder, splits)
     print(f"latents of {train.name}", flush=True)
     rows = np.random.default_rng(seed).permutation(_rows(train, RAW_EXAMPLES))
-    held = np.random.default_rng(seed).permutation(_rows(test, HELD)) if test else rows[: len(rows) // SHARE]
+    most = max(LEAST, min(HELD, BYTES // (4 * math.prod(autoencoder.example(1).shape))))
+    held = rows[: min(len(rows) // SHARE, most)]
+    if test:
+        held = np.random.default_rng(seed).permutation(_rows(test, most))
     rows = rows if test else rows[len(held) :]
     if min(len(rows), len(held)) < LEAST:
         raise SimclrError(
