@@ -276,17 +276,22 @@ def test_the_page_and_its_files(generated):
     assert page.lines(made)[0] == "Likelihood of held-out latents"
 
 
+def unit(found, images):
+    h = found.encoder(images)
+    return h / np.linalg.norm(h, axis=1, keepdims=True)
+
+
 def test_neighbours_of_samples_are_the_nearest(generated, joint):
     """Of the PNG files, by brute force."""
     made, found = json.loads((generated / "generate.json").read_text()), decoding.load(joint)
-    train = tiny_arrays(n=96)[0] / 255
+    train = tiny_arrays(n=96)[0].astype(np.float32) / 255
+    bank = unit(found, train)
     for one in made["samples"]["flow"]:
         sample = np.asarray(Image.open(generated / one["file"]), np.float32)[..., None] / 255
         away = np.sqrt(np.mean((train - sample) ** 2, axis=(1, 2, 3)))
         assert one["away"] == pytest.approx(away.min(), abs=2e-3)
         assert away[one["nearest_by_pixels"]] == pytest.approx(away.min(), abs=2e-3)
-        h = [found.encoder(x.astype(np.float32)) for x in (train, sample[None])]
-        alike = np.sum(h[0] * h[1], axis=1) / np.prod([np.linalg.norm(x, axis=1) for x in h])
+        alike = bank @ unit(found, sample[None])[0]
         assert alike[one["nearest_by_features"]] == pytest.approx(alike.max(), abs=2e-3)
         assert one["alike"] == pytest.approx(alike.max(), abs=2e-3)
 
@@ -332,7 +337,7 @@ def test_mistakes_are_one_line(words, joint, tmp_path, capsys):
 
 def test_too_few_images_and_too_many_numbers(joint, tmp_path, monkeypatch):
     few = tiny_splits(n=12)._replace(test=None)
-    with pytest.raises(SimclrError, match="11 training and 1 other images; needs 8 each"):
+    with pytest.raises(SimclrError, match="11 training images and 1 others: needs 8"):
         run.generate(joint, tmp_path, splits=few)
     monkeypatch.setattr(run, "LATENT", 100)
     with pytest.raises(SimclrError, match="reads 128 numbers"):

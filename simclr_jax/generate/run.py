@@ -1,9 +1,10 @@
 """Fits densities to the latents of a run, draws from them, and tells how near that comes to real images."""
 
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from etils import epath
@@ -30,6 +31,7 @@ from simclr_jax.train import use_compile_cache
 KEEP = 0.99  # of the variance of latents, along the axes that a density sees
 FIT = 20_000  # training images whose latents a density learns from, at most
 HELD, SHARE = 10_000, 10  # held-out images, at most; of training images a tenth where there is no test split
+BYTES = 2 << 30  # of the images that the decoder makes of held-out ones, at most
 LATENT = 4096  # numbers in a latent, at most
 LEAST = 8  # images of each kind
 COPIES = 1000  # images whose nearest training images are looked for, at most
@@ -38,8 +40,7 @@ NAMES = {"gaussian": "one Gaussian", "mixture": "Gaussian mixture", "flow": "nor
 DRAWN = ("mixture", "flow")  # those that are shown
 COLUMNS, PAIRS, WAY = 12, 5, 8  # of the figures: images in a row, pairs, images from one to the other
 
-
-Rows = tuple[Sequence[Sequence[np.ndarray]], Sequence[str]]  # of images, and their names
+Rows = tuple[list[list[np.ndarray]], list[str]]  # of images, and their names
 
 
 class Found(NamedTuple):
@@ -135,10 +136,14 @@ def _opened(
 
 def _fit(autoencoder: Autoencoder, splits: Splits, seed: int, workdir: epath.Path) -> Found:
     """The densities of the latents of training images, and how likely held-out latents are."""
-    train, test, eyes = splits.train, splits.test, Eyes(autoencoder, splits)
+    train, test = cast(Source, splits.train), cast(Source | None, splits.test)  # by `_opened`
+    eyes = Eyes(autoencoder, splits)
     print(f"latents of {train.name}", flush=True)
     rows = np.random.default_rng(seed).permutation(_rows(train, RAW_EXAMPLES))
-    held = np.random.default_rng(seed).permutation(_rows(test, HELD)) if test else rows[: len(rows) // SHARE]
+    most = max(LEAST, min(HELD, BYTES // (4 * math.prod(autoencoder.example(1).shape))))
+    held = rows[: min(len(rows) // SHARE, most)]
+    if test:
+        held = np.random.default_rng(seed).permutation(_rows(test, most))
     rows = rows if test else rows[len(held) :]
     if min(len(rows), len(held)) < LEAST:
         raise SimclrError(
@@ -242,7 +247,9 @@ def _drawn(
     some = figures.spread(found.held.labels, COLUMNS)
     real = found.eyes.pictures(found.test, found.held.rows[some])
     captions = {"reconstructions": "Held-out images, and what the decoder makes of their latents"}
-    rows: dict[str, Rows] = {"reconstructions": ([real, again.images[some]], ["image", "decoded"])}
+    rows: dict[str, Rows] = {
+        "reconstructions": ([list(real), list(again.images[some])], ["image", "decoded"])
+    }
     for name in DRAWN:
         sheet, title = f"{name}_samples", NAMES[name]
         captions[sheet] = f"The first {samples} samples of the {title}, each with its nearest training images"

@@ -303,7 +303,7 @@ def fit_flow(
         return (optax.apply_updates(params, changes), state), None
 
     @jax.jit
-    def epoch(carry: Any, order: np.ndarray) -> tuple[Any, jax.Array]:
+    def epoch(carry: Any, order: jax.Array) -> tuple[Any, jax.Array]:
         carry, _ = jax.lax.scan(update, carry, order)
         return carry, jnp.mean(module.log_prob(carry[0], held))
 
@@ -311,7 +311,7 @@ def fit_flow(
     best, since, carry = (-math.inf, params, 0), 0, (params, optimizer.init(params))
     for number in watch(range(epochs)):
         order = np.random.default_rng((seed, number)).permutation(len(rows))[: steps * batch]
-        carry, found = epoch(carry, order.reshape(steps, batch))
+        carry, found = epoch(carry, jnp.asarray(order.reshape(steps, batch)))
         since += 1
         if float(found) > best[0]:
             best, since = (float(found), carry[0], number + 1), 0
