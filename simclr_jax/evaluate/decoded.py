@@ -27,7 +27,7 @@ def reconstructions(subject: Subject) -> Result:
 
     Intervals are of the bootstrap over images. No accuracy follows from them: a decoder rewards pixels.
     """
-    if decoding.TERM not in subject.encoder.variables["params"].get("objectives", {}):
+    if decoding.term_of(subject.encoder) is None:
         return Result(skipped="the run has no decoder")
     autoencoder = decoding.Autoencoder(subject.encoder)
 

@@ -197,8 +197,8 @@ def create(name: str, options: Mapping[str, Any], sizes: Sizes) -> Objective:
     def loss(params: Any, extra: Any, outputs: Any, batch: Any, step: Any) -> tuple[jax.Array, Metrics]:
         if "kept" in outputs:
             raise SimclrError(
-                "config.loss.name: reconstruction must not be beside a term that hides patches, as masked with "
-                "config.model.decoder.variant=tokens, which reconstructs by itself"
+                "config.loss.name: reconstruction must not be beside a term that hides patches, as masked "
+                "with config.model.decoder.variant=tokens, which reconstructs by itself"
             )
         target = outputs[mine["target"]]
         predicted = decoder.apply({"params": params}, {name: rows(outputs[name]) for name in ends})
