@@ -3,8 +3,9 @@
     python tools/decoder_table.py --out=/tmp/decoder --data=builtin:mnist5k
     python tools/decoder_table.py --out=/tmp/decoder --data=npz:/my/fashion10k.npz --steps=312
 
-Each row has the same encoder, images, augmentation and number of steps; the probes and kNN are those that end
-every run, PSNR is of test images (protocol reconstructions). Finished runs are kept: the same command goes on.
+Each row has the same encoder, images, augmentation and number of steps; the probes and kNN are those that
+end every run, PSNR is of test images (protocol reconstructions). Finished runs are kept: the same command
+goes on.
 `docs/decoder.md` shows the result.
 """
 
