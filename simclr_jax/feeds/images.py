@@ -100,7 +100,8 @@ class Images:
 
     def _views(self, batch: Batch, of: Crops, **changes: float) -> jax.Array:
         """These views, by their options but for the `changes`."""
-        device, fields = self.config.augment.device, of.options._asdict() | changes
+        device = self.config.augment.device
+        fields: dict[str, Any] = {**of.options._asdict(), **changes}
         if device == "none":
             return batch[of.name]
         where = {"position": batch["position"], "seed": self.config.seed, "first": of.first}
