@@ -38,13 +38,14 @@ FLOORS = (
     ("config", "checkpoint", "measures"),
     ("workdir", "recipe", "feeds", "protocols"),
     ("encoder",),
+    ("decoding",),
     ("tasks", "convert", "resolve"),
     ("nonfinite",),
     ("step", "announce"),
     ("loop",),
     ("train",),
     ("main", "evaluate"),
-    ("sweep", "doctor"),
+    ("sweep", "doctor", "generate"),
 )  # fmt: skip
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # Never TensorFlow, flags or the config.
