@@ -201,7 +201,7 @@ def create(name: str, options: Mapping[str, Any], sizes: Sizes) -> Objective:
                 "config.model.decoder.variant=tokens reconstructs by itself"
             )
         target = outputs[mine["target"]]
-        predicted = decode(decoder, params, {name: rows(outputs[name]) for name in ends})
+        predicted = decode(decoder, params, seen(outputs, ends, target))
         value = LOSSES[mine["loss"]](predicted, rows(target))
         decibels = psnr(jax.nn.sigmoid(predicted) if logits else predicted, rows(target))
         value, decibels = (of_views(each, target) for each in (value, decibels))
@@ -231,6 +231,11 @@ def zeros(sizes: Sizes, ends: tuple[str, ...]) -> dict[str, jax.Array]:
 def rows(x: jax.Array) -> jax.Array:
     """An output `[n, v, ...]` as `[n · v, ...]`."""
     return x.reshape(-1, *x.shape[2:])
+
+
+def seen(outputs: Mapping[str, jax.Array], ends: tuple[str, ...], like: jax.Array) -> dict[str, jax.Array]:
+    """Endpoints as rows `[n · v, ...]`, of the views of `like` `[n, v, ...]`: small views are behind."""
+    return {name: rows(outputs[name][:, : like.shape[1]]) for name in ends}
 
 
 def of_views(each: jax.Array, like: jax.Array) -> jax.Array:
