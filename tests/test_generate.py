@@ -198,10 +198,6 @@ JOINT = {
     "model__decoder__start": "features",
     "model__decoder__width": 0.5,
 }
-    "loss__name": "nt_xent+reconstruction",
-    "model__decoder__start": "features",
-    "model__decoder__width": 0.5,
-}
 
 
 @pytest.fixture(scope="module")
