@@ -28,7 +28,7 @@ from simclr_jax.measures.density import Axes, Density
 from simclr_jax.tasks.extractor import RAW_EXAMPLES, sample
 from simclr_jax.train import use_compile_cache
 
-KEEP = 0.99  # of the variance of latents, along the axes that a density sees
+KEEP = 0.95  # of the variance of latents, along the axes that a density sees; what is left is hardly seen
 FIT = 20_000  # training images whose latents a density learns from, at most
 HELD, SHARE = 10_000, 10  # held-out images, at most; of training images a tenth where there is no test split
 BYTES = 2 << 30  # of the images that the decoder makes of held-out ones, at most

@@ -5,6 +5,7 @@ can be compared.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, Self, cast
 
@@ -16,8 +17,9 @@ import optax
 from scipy.linalg import cholesky, solve_triangular
 from scipy.special import logsumexp, ndtr
 
-COMPONENTS = (1, 5, 10, 20, 40)  # of a mixture, those with enough rows for each are tried
+COMPONENTS = (1, 5, 10, 20)  # of a mixture, those with enough rows for each are tried
 SHRINKAGE = (0.0, 0.03, 0.1, 0.3)
+GAIN, ROUNDS = 2e-4, 100  # of expectation maximisation: least gain of a round, in nats per axis; most rounds
 ROWS = 50  # least rows for each component
 LOG_2PI = math.log(2 * math.pi)
 SMALLEST = 1e-8  # of the largest variance: an axis below it holds rounding alone
@@ -137,8 +139,11 @@ def mixtures(x: np.ndarray, axes: Axes, components: int, seed: int = 0) -> list[
     """
     from sklearn.mixture import GaussianMixture
 
-    found = GaussianMixture(components, reg_covar=1e-4, random_state=seed, max_iter=200)
-    found.fit(axes.apply(x))
+    tolerance = GAIN * len(axes.scale)
+    found = GaussianMixture(components, tol=tolerance, reg_covar=1e-4, random_state=seed, max_iter=ROUNDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is reached in ROUNDS is a mixture, too
+        found.fit(axes.apply(x))
     weights, means, covariances = found.weights_, found.means_, found.covariances_
     trace = np.trace(covariances, axis1=1, axis2=2)[:, None, None] / means.shape[1]
     made = []
