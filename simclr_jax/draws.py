@@ -1,5 +1,7 @@
 """Keys of random numbers, the same on every mesh, in every microbatch and after a resume."""
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 
@@ -16,3 +18,10 @@ def view_keys(seed: int, position: jax.Array, views: int) -> jax.Array:
 
     numbers = jnp.arange(views, dtype=jnp.uint32)
     return jax.vmap(jax.vmap(of_view, (None, 0)), (0, None))(position, numbers)
+
+
+def named_keys(keys: jax.Array, name: str) -> jax.Array:
+    """Other keys of the same shape, for draws that belong to `name`."""
+    number = jnp.uint32(zlib.crc32(name.encode()))
+    folded = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys.reshape(-1))
+    return folded.reshape(keys.shape)

@@ -36,6 +36,7 @@ class Facts(NamedTuple):
     fields: Mapping[str, Field] = {}  # below config.model.NAME, config.loss.NAME or config.data.NAME
     check: Callable[[Flat], None] = _always(None)  # raises SimclrError where fields do not go together
     takes: str = "images"  # encoders: what they take; feeds: what they give
+    decodes: bool = False  # objectives and tasks: whether they have a decoder, `config.model.decoder`
     # Of encoders alone:
     stages: Callable[[Flat], int] | None = None  # number of the last stage; None: known once it is built
     smallest: Callable[[Flat], tuple[int, str]] = _always((1, ""))  # side of images in pixels, and why
@@ -55,7 +56,7 @@ ENCODERS: dict[str, Entry] = {  # target: create(model, dtype=, param_dtype=) ->
     "mlp": Entry("simclr_jax.models.mlp:create", "simclr_jax.models.mlp_fields:FACTS"),
     "vit": Entry("simclr_jax.models.vit:create", "simclr_jax.models.vit_fields:FACTS"),
 }
-OBJECTIVES: dict[str, Entry] = {  # target: create(name, options, batch) -> losses.objective.Objective
+OBJECTIVES: dict[str, Entry] = {  # target: create(name, options, sizes) -> losses.objective.Objective
     name: Entry("simclr_jax.losses.contrast:create")
     for name in ("nt_xent", "nt_logistic", "margin", "supcon", "dcl", "dclw")
 }
@@ -176,10 +177,28 @@ def fields() -> dict[str, Field]:
     }
 
 
+def terms(name: str) -> tuple[str, ...]:
+    """The terms of a `config.loss.name`, which + joins."""
+    return tuple(name.split("+"))
+
+
+def decodes(flat: Flat) -> bool:
+    """Whether a config has a decoder."""
+    used = [(TASKS, flat["task"], "task")]
+    if flat["task"] == "pretrain":
+        used += [(OBJECTIVES, term, "loss.name") for term in terms(flat["loss.name"])]
+    return any(name in where and facts(where, name, field).decodes for where, name, field in used)
+
+
 def idle(flat: Flat) -> list[str]:
     """Subtrees of fields that belong to what this config does not choose."""
-    chosen = {"model": flat["model.encoder"], "loss": flat["loss.name"], "data": kind_of(flat["data.source"])}
-    return [f"{place}.{name}" for where, place in GROUPS.values() for name in where if name != chosen[place]]
+    chosen = {
+        "model": (flat["model.encoder"],),
+        "loss": terms(flat["loss.name"]),
+        "data": (kind_of(flat["data.source"]),),
+    }
+    found = [f"{at}.{name}" for where, at in GROUPS.values() for name in where if name not in chosen[at]]
+    return found if decodes(flat) else [*found, "model.decoder"]
 
 
 def kind_of(source: str) -> str:

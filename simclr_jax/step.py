@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from simclr_jax import nonfinite
-from simclr_jax.losses.objective import BATCH, ROWS
+from simclr_jax.losses.objective import AVERAGE, BATCH, ROWS
 from simclr_jax.state import TrainState
 from simclr_jax.tasks import Task
 
@@ -83,6 +83,32 @@ def repeated(step_fn: Callable) -> Callable:
 # ---- terms of the loss ------------------------------------------------------------------------------
 
 
+def with_average(task: Task, params: Any, extra: dict[str, Any]) -> dict[str, Any]:
+    """`extra` with the first moving average of the model, if the task has one."""
+    if not task.average:
+        return extra
+    return extra | {AVERAGE: jax.tree.map(jnp.copy, _averaged(params))}  # a step donates both
+
+
+def _averaged(params: Any) -> Any:
+    """The parameters that the moving average contains."""
+    return {name: part for name, part in params.items() if name != OBJECTIVES}
+
+
+def _everything(state: TrainState, params: Any) -> Any:
+    """The parameters of `forward`: those that are trained, and constant ones."""
+    average = {AVERAGE: state.extra[AVERAGE]} if AVERAGE in state.extra else {}
+    return {**params, **state.fixed, **average}
+
+
+def _joined(metrics: dict[str, jax.Array], more: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The metrics of several terms; their "loss" is a sum."""
+    both = metrics | more
+    if "loss" in metrics and "loss" in more:
+        both["loss"] = metrics["loss"] + more["loss"]
+    return both
+
+
 def _own(name: str, params: Any, extra: Any) -> tuple[Any, Any]:
     """The parameters and the state of one objective."""
     return params.get(OBJECTIVES, {}).get(name, {}), extra.get(name, {})
@@ -96,7 +122,7 @@ def batch_loss(
     for name, objective in task.objectives.items():
         if objective.scope == BATCH:
             value, found = objective.loss(*_own(name, params, extra), outputs, batch, step)
-            values, metrics = [*values, value], metrics | found
+            values, metrics = [*values, value], _joined(metrics, found)
     return values, metrics
 
 
@@ -114,7 +140,8 @@ def row_loss(
             rows, found = objective.loss(*_own(name, params, extra), outputs, batch, step)
             share = objective.weight(batch) / jnp.where(weights[name] > 0, weights[name], 1)
             values.append(jnp.sum(share * rows))
-            metrics |= {metric: jnp.sum(share * each) for metric, each in found.items()}
+            sums = {metric: jnp.sum(share * each) for metric, each in found.items()}
+            metrics = _joined(metrics, sums)
     return values, metrics
 
 
@@ -124,10 +151,12 @@ def _weights(task: Task, batch: Any) -> dict[str, jax.Array]:
 
 def _needed(task: Task, outputs: dict[str, Any]) -> dict[str, Any]:
     """The outputs that terms of the whole batch and updates read."""
-    wanted = [o.needs for o in task.objectives.values() if o.scope == BATCH or o.update]
-    if () in wanted:
-        return outputs
-    return {name: outputs[name] for name in dict.fromkeys(name for needs in wanted for name in needs)}
+    kept = [o.needs for o in task.objectives.values() if o.scope == BATCH or o.update]
+    wanted = dict.fromkeys(name for needs in kept for name in needs)
+    if () in kept:
+        of_rows = {name for o in task.objectives.values() if o.scope == ROWS for name in o.needs}
+        return {name: x for name, x in outputs.items() if name in wanted or name not in of_rows}
+    return {name: outputs[name] for name in wanted}
 
 
 def updated(task: Task, params: Any, extra: dict[str, Any], outputs: Any) -> dict[str, Any]:
@@ -137,6 +166,9 @@ def updated(task: Task, params: Any, extra: dict[str, Any], outputs: Any) -> dic
         for name, objective in task.objectives.items()
         if objective.update
     }
+    if task.average:
+        new, old, keep = _averaged(params), extra[AVERAGE], task.average
+        changed[AVERAGE] = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, old, new)
     return extra | changed
 
 
@@ -148,12 +180,12 @@ def whole_gradient(task: Task, state: TrainState, batch: Any, rng: jax.Array) ->
     weights = _weights(task, batch)
 
     def loss_fn(params):
-        everything = {**params, **state.fixed}
+        everything = _everything(state, params)
         outputs, model_state = task.forward(everything, state.model_state, batch, rng, state.step)
         values, numbers = batch_loss(task, params, state.extra, outputs, batch, state.step)
         rows, more = row_loss(task, params, state.extra, outputs, batch, state.step, weights)
         return functools.reduce(operator.add, values + rows), (
-            numbers | more,
+            _joined(numbers, more),
             model_state,
             _needed(task, outputs),
         )
@@ -179,7 +211,7 @@ def cached_gradient(task: Task, state: TrainState, batch: Any, rng: jax.Array, c
         return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
     def forward(params: Any, part: Any, number: jax.Array) -> tuple[Any, Any]:
-        everything, own = {**params, **state.fixed}, jax.random.fold_in(rng, number)
+        everything, own = _everything(state, params), jax.random.fold_in(rng, number)
         return task.forward(everything, state.model_state, part, own, state.step)
 
     parts, numbers_of = jax.tree.map(split, batch), jnp.arange(count)
@@ -212,5 +244,5 @@ def cached_gradient(task: Task, state: TrainState, batch: Any, rng: jax.Array, c
     (gradients, model_state), more = jax.lax.scan(pull, zeros, each)
     if own:
         gradients |= {OBJECTIVES: jax.tree.map(jnp.add, gradients[OBJECTIVES], of_own[OBJECTIVES])}
-    numbers |= jax.tree.map(lambda x: jnp.sum(x, axis=0), more)
+    numbers = _joined(numbers, jax.tree.map(lambda x: jnp.sum(x, axis=0), more))
     return gradients, numbers, model_state, outputs

@@ -40,7 +40,7 @@ from simclr_jax.loop import Loop, Outlets
 from simclr_jax.resolve import Run
 from simclr_jax.signals import Signals
 from simclr_jax.state import TrainState
-from simclr_jax.step import OBJECTIVES, make_step
+from simclr_jax.step import OBJECTIVES, make_step, with_average
 from simclr_jax.tasks import Context, Task, create_task
 from simclr_jax.text import printable
 
@@ -155,7 +155,7 @@ def init_state(
         params=params,
         model_state=variables,
         opt_state=jax.jit(optimizer.init, out_shardings=everywhere)(params),
-        extra=extra,
+        extra=with_average(task, params, extra),
         fixed=task.fixed(),
         failed=sharding.put_same(nonfinite.nothing(), everywhere),
     )
@@ -176,7 +176,7 @@ def build_optimizer(
     fields = config.optimizer.to_dict()
     name, scaling = fields.pop("name"), fields.pop("scaling")
     for field in ("decay_exclude", "adapt_exclude"):  # a temperature that is learned is no weight
-        fields[field] = (*fields[field], f"^{OBJECTIVES}/")
+        fields[field] = (*fields[field], f"^{OBJECTIVES}/(?!.*/kernel$)")
     peak = optim.scaled_rate(fields.pop("learning_rate"), scaling, config.train.batch_size)
     fields.pop("warmup")
     warmup = count_steps(config.optimizer.warmup, examples, config.train.batch_size)

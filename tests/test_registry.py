@@ -70,9 +70,9 @@ def test_trained_evaluated_and_loaded(registered, tmp_path):
     summary = train.run(config, tmp_path / "run", splits=splits)
     assert "knn" in summary["scores"]
     _, params, _ = checkpoint.read_parameters(tmp_path / "run" / "checkpoints")
-    assert params["objectives"]["contrast"]["log_temperature"] != np.log(np.float32(0.2))
+    assert params["objectives"]["toy_nce"]["log_temperature"] != np.log(np.float32(0.2))
     saved = checkpoint.read(tmp_path / "run" / "checkpoints", 12)
-    assert saved.arrays["extra/contrast/count"] == 12
+    assert saved.arrays["extra/toy_nce/count"] == 12
 
     encoder = simclr_jax.load(tmp_path / "run")
     images, _ = tiny_arrays()
@@ -100,7 +100,7 @@ def test_the_same_after_a_stop_and_by_microbatches_is_exact(registered, tmp_path
 def test_a_checkpoint_without_the_state_that_an_objective_needs_is_refused(registered, tmp_path):
     splits = tiny_splits()
     train.run(tiny_config(model__encoder="toy"), tmp_path, splits=splits)
-    with pytest.raises(SimclrError, match=r"extra/contrast/count: missing there"):
+    with pytest.raises(SimclrError, match=r"extra/toy_nce/count: missing there"):
         train.run(toy_config(train__steps=16), tmp_path, splits=splits, force=True)
 
 
@@ -188,16 +188,16 @@ def test_a_queue_stays_whole_on_every_device(registered, tmp_path, monkeypatch, 
     monkeypatch.setitem(registry.OBJECTIVES, "toy_queue", registry.Entry("toys:queue"))
     train.run(toy_config(loss__name="toy_queue", mesh__devices=devices), tmp_path, splits=tiny_splits())
     saved = checkpoint.read(tmp_path / "checkpoints", 12).arrays
-    assert saved["extra/contrast/queue"].shape == (48, 8)
-    assert np.all(np.any(saved["extra/contrast/queue"], axis=1))
+    assert saved["extra/toy_queue/queue"].shape == (48, 8)
+    assert np.all(np.any(saved["extra/toy_queue/queue"], axis=1))
 
 
 def test_a_batch_without_weight_adds_nothing(registered):
     task = create_task(toy_config(loss__name="toy_energy"), tiny_splits(), sharding.make_mesh(1))
-    energy = task.objectives["contrast"]._replace(weight=lambda batch: jnp.zeros(len(batch["label"])))
-    task = task._replace(objectives={"contrast": energy})
+    energy = task.objectives["toy_energy"]._replace(weight=lambda batch: jnp.zeros(len(batch["label"])))
+    task = task._replace(objectives={"toy_energy": energy})
     batch, outputs = {"label": np.zeros(4, int)}, {"projection": jnp.ones((4, 2, 8))}
-    (value,), _ = step.row_loss(task, {}, {}, outputs, batch, 0, {"contrast": jnp.float32(0)})
+    (value,), _ = step.row_loss(task, {}, {}, outputs, batch, 0, {"toy_energy": jnp.float32(0)})
     assert value == 0
 
 

@@ -139,13 +139,16 @@ def _check_task(flat: dict[str, Any]) -> None:
     _require(not alone, flat, batch, "2 or more for task='pretrain': one image has no others to differ from")
     if task != "pretrain":
         _require(flat["model.probe"], flat, "model.probe", f"True for task={task!r}: it is the classifier")
-    registry.facts(registry.OBJECTIVES, flat["loss.name"], "loss.name").check(flat)
+    terms = registry.terms(flat["loss.name"])
+    _require(len({*terms}) == len(terms), flat, "loss.name", "terms joined by +, each once")
+    for term in terms:
+        registry.facts(registry.OBJECTIVES, term, "loss.name").check(flat)
     if not any(flat[f"train.{unit}"] for unit in ("steps", "examples", "epochs")):
         raise SimclrError("config.train.epochs=0: give the length of the run, in epochs or steps")
-    labels = flat["loss.name"] in ("supcon",) and flat["loss.one_view"]
+    labels = "supcon" in terms and flat["loss.one_view"]
     _require(not labels, flat, "loss.one_view", "False for loss.name='supcon'")
-    hard = not flat["loss.semi_hard"] or flat["loss.name"] in ("nt_logistic", "margin")
-    _require(hard, flat, "loss.semi_hard", "False but for loss.name='nt_logistic' and 'margin'")
+    hard = not flat["loss.semi_hard"] or {"nt_logistic", "margin"} & {*terms}
+    _require(bool(hard), flat, "loss.semi_hard", "False but for loss.name='nt_logistic' and 'margin'")
     for field in PATTERNS:
         for pattern in flat[field]:
             try:

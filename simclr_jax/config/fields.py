@@ -190,8 +190,8 @@ FIELDS: dict[str, Field] = {
     "model.probe_layer": Field(0, "of the projection head, that the classifier reads (ft_proj_selector); 0: "
         "h", None, 100, "it is one of the projection head's layers"),
     # what pretraining minimises
-    "loss.name": Field("nt_xent", "nt_xent, nt_logistic, margin, supcon, dcl, dclw, or another that is "
-        "registered"),
+    "loss.name": Field("nt_xent", f"{', '.join(registry.OBJECTIVES)}, or another that is registered; or "
+        "several, joined by +"),
     "loss.temperature": Field(0.1, "divides similarities", POSITIVE, *DIVISOR),
     "loss.scale": Field(1.0, "the original's loss is twice the paper's: 2 reproduces its learning rates",
         POSITIVE, *FACTOR),

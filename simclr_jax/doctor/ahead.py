@@ -18,7 +18,7 @@ from simclr_jax.config import microbatches, total_steps
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.feeds.images import in_memory
-from simclr_jax.step import OBJECTIVES, make_step
+from simclr_jax.step import OBJECTIVES, make_step, with_average
 from simclr_jax.tasks import create_task
 
 CLASSES = 10  # assumed number of classes if the images are not here
@@ -90,6 +90,7 @@ def arguments(config: ConfigDict, images: Splits, built: Built, mesh: Mesh) -> A
         variables = built.task.init(jax.random.key(0))
         own, extra = train.init_objectives(built.task, 0)
         params = variables.pop("params") | ({OBJECTIVES: own} if own else {})
+        extra = with_average(built.task, params, extra)
         opt_state, failed = built.optimizer.init(params), jax.tree.map(jnp.asarray, nonfinite.nothing())
         return train.TrainState(jnp.int32(0), params, variables, opt_state, extra, failed=failed)
 

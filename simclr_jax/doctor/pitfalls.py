@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from simclr_jax import optim
+from simclr_jax import optim, registry
 from simclr_jax.doctor import ahead, images
 from simclr_jax.doctor.findings import Finding, error, note, warning
 from simclr_jax.doctor.plan import Plan
@@ -89,7 +89,7 @@ def temperature_out_of_range(plan: Plan) -> Finding | None:
 def few_positives_for_supcon(plan: Plan) -> Finding | None:
     """Its positives are other images of the class in the batch (arXiv 2004.11362, section 3)."""
     batch, classes = plan.config.train.batch_size, len(plan.train.classes)
-    if plan.config.loss.name != "supcon" or batch >= 2 * classes:
+    if "supcon" not in registry.terms(plan.config.loss.name) or batch >= 2 * classes:
         return None
     return warning(
         f"supcon: a batch of {batch:,} has {batch / classes:.2g} images of each of the {classes:,} classes",

@@ -52,6 +52,10 @@ class Feed(Protocol):
         """Augmented views `[n, v, ...]`, row by row."""
         ...
 
+    def clean(self, fixed: dict[str, Any], batch: Batch) -> jax.Array:
+        """The same views before colour and blur; raises SimclrError if the feed cannot give them."""
+        ...
+
     def prepare(self, views: jax.Array) -> jax.Array:
         """Converts views `[n, ...]` from `views` or `see` into the encoder's input."""
         ...

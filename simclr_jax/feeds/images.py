@@ -63,7 +63,24 @@ class Images:
 
     def views(self, fixed: dict[str, Any], batch: Batch) -> jax.Array:
         """The views `[n, v, h, w, c]` of a batch; `config.augment.device` is the accelerator's part."""
-        fields = self.config.augment.to_dict()
+        return self._views(batch)
+
+    def clean(self, fixed: dict[str, Any], batch: Batch) -> jax.Array:
+        """The same crops before colour and blur.
+
+        Raises:
+          SimclrError: the host makes colour and blur, and sends their result alone.
+        """
+        if self.config.augment.device == "none":
+            raise SimclrError(
+                "config.augment.device='none': must be photometric or all where a loss compares with the "
+                "views before colour and blur"
+            )
+        return self._views(batch, jitter=0.0, grayscale=0.0, blur=0.0)
+
+    def _views(self, batch: Batch, **changes: float) -> jax.Array:
+        """Views by the fields of `config.augment`, but for the `changes`."""
+        fields = self.config.augment.to_dict() | changes
         device = fields.pop("device")
         if device == "none":
             return batch["views"]

@@ -29,13 +29,25 @@ class SimCLR(nn.Module):
     probe: Probe | None
     probe_layer: int = 0
 
-    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+    def __call__(
+        self,
+        images: jax.Array,
+        train: bool,
+        wanted: tuple[str, ...] = (),
+        kept: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
         """For pretraining: {features [n, d], projection [n, dim], logits [n, classes] with a probe}.
 
         The classifier learns online, behind a stop-gradient.
+
+        Args:
+          wanted: endpoints of the encoder that are given as well, by their names.
+          kept: `[n, t]` the patches that an encoder of tokens is to see.
         """
-        hidden = self.projection(self.features(images, train), train)
-        outputs = {"features": hidden[0], "projection": hidden[-1]}
+        some = {} if kept is None else {"kept": kept}
+        ends = self.encoder(images, train, **some)
+        hidden = self.projection(ends[self.encoder.features], train)
+        outputs = {"features": hidden[0], "projection": hidden[-1], **{name: ends[name] for name in wanted}}
         if self.probe is not None:
             outputs["logits"] = self.probe(jax.lax.stop_gradient(hidden[self.probe_layer]))
         return outputs

@@ -3,8 +3,8 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,13 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import encoder, figures, registry, sharding
+from simclr_jax import draws, encoder, figures, registry, sharding
 from simclr_jax.config import every_steps
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import Feed, create_feed
 from simclr_jax.losses.classification import classification
-from simclr_jax.losses.objective import BATCH, Objective, Sizes, of_outputs
+from simclr_jax.losses.objective import AVERAGE, BATCH, Objective, Sizes, of_outputs
 from simclr_jax.measures import embedding, knn
 from simclr_jax.measures.features import Features, extract
 from simclr_jax.metrics import Progress
@@ -29,6 +29,7 @@ from simclr_jax.results import WHO
 from simclr_jax.tasks.extractor import MAIN, RAW_EXAMPLES, Extractor, groups_of, labelled, sample
 from simclr_jax.tasks.task import Context, Task
 
+OUTPUTS = ("features", "projection", "logits")  # of the model
 GALLERY = 1000  # images in the retrieval and t-SNE figures, at most
 NEIGHBOURS = 8  # beside each query in the retrieval figure
 
@@ -39,35 +40,20 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     Raises:
       SimclrError: the loss needs labels, and there are none.
     """
-    if config.loss.name == "supcon" and not splits.train.classes:
+    if "supcon" in registry.terms(config.loss.name) and not splits.train.classes:
         raise SimclrError(f"config.loss.name='supcon': needs labels, and {splits.train.name} has none")
     classes, start = splits.train.classes, config.start
     feed = create_feed(config, splits, mesh, views=2)
     model = simclr.create(config.model, classes=len(classes))
+    objectives = _objectives(config, mesh, model, feed)
 
     def init(rng: jax.Array) -> dict[str, Any]:
         return simclr.init(model, rng, simclr.sample(feed.spec()))
 
-    def forward(params, model_state, batch, rng, step):
-        views = feed.views(params, batch)
-        n, v = views.shape[:2]
-        outputs, model_state = model.apply(
-            {"params": params, **model_state},
-            feed.prepare(views.reshape(n * v, *views.shape[2:])),
-            train=True,
-            mutable=[*model_state],
-            rngs={"dropblock": rng},
-        )
-        return jax.tree.map(lambda x: x.reshape(n, v, *x.shape[1:]), outputs), model_state
-
-    objectives = {"contrast": _watched(_contrast(config, mesh, model, feed))}
-    if model.probe is not None:
-        objectives["probe"] = of_outputs(_probe_loss, "logits")
-
     return Task(
         init=init,
         input=feed.batches,
-        forward=forward,
+        forward=_forward(model, feed, objectives),
         objectives=objectives,
         trainable=lambda path: simclr.trainable(model.encoder, path),
         evals=_Evaluations(config, splits, mesh, model, init, feed).evals(),
@@ -79,45 +65,101 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
         fetch=feed.fetch,
         steps_per_call=feed.steps_per_call,
         preview=feed.preview,
+        average=max(one.average for one in objectives.values()),
     )
 
 
-def _contrast(config: ConfigDict, mesh: Mesh, model: simclr.SimCLR, feed: Feed) -> Objective:
-    """The objective that `config.loss` names."""
-    name, dim = config.loss.name, config.model.projection_dim
+def _forward(model: simclr.SimCLR, feed: Feed, objectives: dict[str, Objective]) -> Callable:
+    """`Task.forward`: the outputs of the model, and whatever else the objectives need."""
+    needs = {name for one in objectives.values() for name in one.needs}
+    wanted = tuple(sorted(needs & _ends_of(model, feed).keys() - set(OUTPUTS)))
+    changes = {name: one.change for name, one in objectives.items() if one.change}
+
+    def apply(params: Any, model_state: Any, x: jax.Array, rng: jax.Array, **options: Any) -> Any:
+        variables, rngs = {"params": params, **model_state}, {"dropblock": rng}
+        return model.apply(variables, x, train=True, mutable=[*model_state], rngs=rngs, **options)
+
+    def forward(params, model_state, batch, rng, step):
+        views = feed.views(params, batch)
+        n, v = views.shape[:2]
+        seen, told = views.reshape(n * v, *views.shape[2:]), {}
+        keys = draws.view_keys(feed.config.seed, batch["position"], v).reshape(-1) if changes else None
+        for name, change in changes.items():
+            seen, found = change(draws.named_keys(keys, name), seen)
+            told |= found
+        x, kept = feed.prepare(seen), told.get("kept")
+        outputs, state = apply(params, model_state, x, rng, wanted=wanted, kept=kept)
+        outputs |= told
+        if AVERAGE in params:
+            by_average = apply(params[AVERAGE], model_state, x, rng, kept=kept)[0]
+            outputs[AVERAGE] = jax.lax.stop_gradient(by_average["projection"])
+        outputs = jax.tree.map(lambda x: x.reshape(n, v, *x.shape[1:]), outputs)
+        outputs |= {"view": views} if "view" in needs else {}
+        outputs |= {"clean": feed.clean(params, batch)} if "clean" in needs else {}
+        return outputs, state
+
+    return forward
+
+
+def _objectives(config: ConfigDict, mesh: Mesh, model: simclr.SimCLR, feed: Feed) -> dict[str, Objective]:
+    """The terms that `config.loss.name` names, and the classifier that learns online."""
+    ends, dim = _ends_of(model, feed), config.model.projection_dim
     if config.model.projection == "none":  # z is h
-        dim = jax.eval_shape(lambda: _features_of(model, feed)).shape[-1]
-    sizes = Sizes(config.train.batch_size, 2, dim, mesh)
-    create = registry.load(registry.OBJECTIVES, name, "loss.name")
-    objective = create(name, config.loss, sizes)
-    if objective.update is None:
+        dim = ends[model.encoder.features].shape[-1]
+    facts = mesh, model.encoder, ends, feed.spec(), config.model.to_dict()
+    sizes = Sizes(config.train.batch_size, 2, dim, *facts)
+    names = registry.terms(config.loss.name)
+    creators = [registry.load(registry.OBJECTIVES, name, "loss.name") for name in names]
+    found = {name: create(name, config.loss, sizes) for name, create in zip(names, creators, strict=True)}
+    if len({one.average for one in found.values() if one.average}) > 1:
+        raise SimclrError(f"config.loss.name={config.loss.name!r}: terms want moving averages that differ")
+    watched = next((name for name, one in found.items() if one.scope == BATCH), None)
+    found = {
+        name: _told(_replicated(one, mesh), name if len(names) > 1 else "", name == watched)
+        for name, one in found.items()
+    }
+    return found | ({} if model.probe is None else {"probe": of_outputs(_probe_loss, "logits")})
+
+
+def _replicated(objective: Objective, mesh: Mesh) -> Objective:
+    """The objective; every device keeps its whole state, which else would be split as its rows are."""
+    update = objective.update
+    if update is None:
         return objective
 
-    def update(params, extra, outputs):
-        # Every device keeps the whole state; that of a queue would else be split as its rows are.
-        return jax.lax.with_sharding_constraint(
-            objective.update(params, extra, outputs), sharding.replicated(mesh)
-        )
+    def whole(params, extra, outputs):
+        return jax.lax.with_sharding_constraint(update(params, extra, outputs), sharding.replicated(mesh))
 
-    return objective._replace(update=update)
+    return objective._replace(update=whole)
 
 
-def _features_of(model: simclr.SimCLR, feed: Feed) -> jax.Array:
-    x = simclr.sample(feed.spec())
-    return cast(jax.Array, model.apply(simclr.init(model, jax.random.key(0), x), x, method="features"))
+def _ends_of(model: simclr.SimCLR, feed: Feed) -> dict[str, jax.ShapeDtypeStruct]:
+    """The encoder's endpoints for two examples, as shapes."""
+
+    def ends() -> dict[str, jax.Array]:
+        x = simclr.sample(feed.spec())
+        return simclr.endpoints(model, simclr.init(model, jax.random.key(0), x), x)
+
+    return jax.eval_shape(ends)
 
 
-def _watched(objective: Objective) -> Objective:
-    """The objective, whose metrics also tell of a collapse."""
+def _told(objective: Objective, name: str, watched: bool) -> Objective:
+    """The objective, whose metrics also have its loss.
+
+    Args:
+      name: of the loss as one of several; "": there are no others.
+      watched: the metrics also tell of a collapse.
+    """
 
     def loss(params, extra, outputs, batch, step):
         value, metrics = objective.loss(params, extra, outputs, batch, step)
-        metrics = {"loss": value, **metrics}
-        if objective.scope == BATCH:
+        metrics = {"loss": value, **metrics} | ({f"{name}_loss": value} if name else {})
+        if watched:
             metrics["feature_std"] = _deviation(outputs["features"])
         return value, metrics
 
-    return objective._replace(loss=loss, needs=(*objective.needs, "features") if objective.needs else ())
+    needs = objective.needs
+    return objective._replace(loss=loss, needs=(*needs, "features") if needs and watched else needs)
 
 
 def _probe_loss(outputs, batch, step):

@@ -36,7 +36,8 @@ class Task(NamedTuple):
 
     init: Callable  # rng -> variables: {"params": ..., other collections: ...}
     input: Callable  # step -> iterator over host batches, this process's rows
-    forward: Callable  # (params | fixed, model_state, batch, rng, step) -> outputs [n, ...], model_state
+    # (params | fixed | {"average"}, model_state, batch, rng, step) -> outputs [n, ...], model_state
+    forward: Callable
     objectives: Mapping[str, Objective]  # the loss is the sum of these terms; see step.py
     trainable: Callable  # parameter path -> bool
     evals: Mapping[str, tuple[int, Callable]]  # name -> (every n steps; 0: at the end, fn)
@@ -47,3 +48,4 @@ class Task(NamedTuple):
     fetch: Callable = _from_host  # (fixed, a batch of `input`) -> the batch for `forward`
     steps_per_call: int = 1  # most steps in one call of the compiled program
     preview: Callable = _no_preview  # draws the first host batch, before training
+    average: float = 0.0  # decay of the moving average of the parameters that `forward` gets; 0: none

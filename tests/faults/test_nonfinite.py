@@ -55,12 +55,12 @@ def test_replay_says_what_is_missing(tmp_path):
 
 def changed(task, change):
     """The task with `change(value, numbers, step)` applied to the result of its contrastive objective."""
-    contrast = task.objectives["contrast"]
+    contrast = task.objectives["nt_xent"]
 
     def loss(params, extra, outputs, batch, step):
         return change(*contrast.loss(params, extra, outputs, batch, step), step)
 
-    return task._replace(objectives={**task.objectives, "contrast": contrast._replace(loss=loss)})
+    return task._replace(objectives={**task.objectives, "nt_xent": contrast._replace(loss=loss)})
 
 
 @pytest.mark.slow
