@@ -86,9 +86,17 @@ def fewer_pixels(images: jax.Array, *, scale: int) -> jax.Array:
     imresize and Pillow. Where `scale` does not divide a side, the small image's is rounded up.
     """
     n, h, w, c = images.shape
-    small = (n, -(-h // scale), -(-w // scale), c)
-    resize = functools.partial(jax.image.resize, method="cubic", antialias=True, precision=Precision.HIGHEST)
-    return resize(resize(images, small), images.shape)
+    return _bicubic(_bicubic(images, (n, -(-h // scale), -(-w // scale), c)), images.shape)
+
+
+def more_pixels(images: jax.Array, *, scale: int) -> jax.Array:
+    """`scale` times as many pixels a side, bicubic as in `fewer_pixels`, not clipped."""
+    n, h, w, c = images.shape
+    return _bicubic(images, (n, scale * h, scale * w, c))
+
+
+def _bicubic(images: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jax.image.resize(images, shape, "cubic", antialias=True, precision=Precision.HIGHEST)
 
 
 def holes(images: jax.Array, keys: jax.Array, *, share: float, side: int) -> tuple[jax.Array, jax.Array]:

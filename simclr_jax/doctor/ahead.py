@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from simclr_jax import loop, nonfinite, registry, sharding, train
-from simclr_jax.config import microbatches, total_steps
+from simclr_jax.config import bounds, flatten, microbatches, total_steps
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.feeds.images import in_memory
@@ -74,7 +74,7 @@ def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
         common["held"] = of((batch,), bool)
     if in_memory(config):
         return {"index": of((batch,), np.int32), **common}
-    views = (batch, 2 if config.task == "pretrain" else 1, side, side, config.data.channels)
+    views = (batch, bounds.views(flatten(config)), side, side, config.data.channels)
     return {
         "views": of(views, np.float32 if config.augment.device == "none" else np.uint8),
         "label": of((batch,), np.int32),

@@ -59,11 +59,11 @@ def render(made: Mapping[str, Any], folder: epath.Path) -> str:
     parts = []
     for title, names, protocols in SECTIONS:
         lines = [note for name in protocols for note in notes.pop(name, [])]
-        drawn = [_figure(folder, name, figures.pop(name)) for name in names if name in figures]
+        drawn = [figure(folder, name, figures.pop(name)) for name in names if name in figures]
         parts.append(
             _section(title, lines, drawn + [_metrics(made), _classes(made)] * (title == "Class by class"))
         )
-    rest = [_figure(folder, name, caption) for name, caption in figures.items()]
+    rest = [figure(folder, name, caption) for name, caption in figures.items()]
     parts.append(_section("More", [note for some in notes.values() for note in some], rest))
     where = made["images"]
     test = f"; tested on {where['test'][1]:,} ({where['test'][0]})" if where["test"] else ""
@@ -200,7 +200,8 @@ def _section(title: str, notes: Sequence[str], contents: Sequence[str]) -> str:
     return f"<h2>{html.escape(title)}</h2>\n" + "\n".join(body) if body else ""
 
 
-def _figure(folder: epath.Path, name: str, caption: str) -> str:
+def figure(folder: epath.Path, name: str, caption: str) -> str:
+    """`folder/figures/name.png` as a part of the page; "" if it is not there."""
     path = folder / "figures" / f"{name}.png"
     if not path.exists():
         return ""
