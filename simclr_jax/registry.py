@@ -55,6 +55,7 @@ ENCODERS: dict[str, Entry] = {  # target: create(model, dtype=, param_dtype=) ->
     "cnn": Entry("simclr_jax.models.cnn:create", "simclr_jax.models.cnn_fields:FACTS"),
     "mlp": Entry("simclr_jax.models.mlp:create", "simclr_jax.models.mlp_fields:FACTS"),
     "vit": Entry("simclr_jax.models.vit:create", "simclr_jax.models.vit_fields:FACTS"),
+    "tutorial": Entry("simclr_jax.models.tutorial:create", "simclr_jax.models.tutorial_fields:FACTS"),
 }
 OBJECTIVES: dict[str, Entry] = {  # target: create(name, options, sizes) -> losses.objective.Objective
     name: Entry("simclr_jax.losses.contrast:create")

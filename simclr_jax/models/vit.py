@@ -182,9 +182,19 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, train: bool, frozen: int = -1, frozen_train: bool = False
+        self,
+        x: jax.Array,
+        train: bool,
+        frozen: int = -1,
+        frozen_train: bool = False,
+        kept: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """The endpoints; `train` turns stochastic depth on, `frozen_train` in frozen stages too.
+
+        Args:
+          kept: numbers `[n, t']` int32 of the patches that it sees, counted row by row, in the order of their
+            tokens (MAE, arXiv 2111.06377, section 3); None: all. Features are of these patches alone. There
+            is no endpoint attention then, and tokens stand on no grid: `maps` is not for them.
 
         Raises:
           SimclrError: no whole number of patches fits the images, or positions were learned for others.
@@ -195,7 +205,7 @@ class ViT(nn.Module):
             return jax.lax.stop_gradient(x) if stage <= min(frozen, self.depth) else x
 
         grid = grid_of(x.shape[1:], self.patch)
-        x = done(0, self.embed(x, grid))
+        x = done(0, self.embed(x, grid, kept))
         ends = {"embedding": x}
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
@@ -213,13 +223,14 @@ class ViT(nn.Module):
             x = ends[f"block{i + 1}"] = done(i + 1, x)
         if self.pooling == "token":
             x = done(self.depth, norm("norm", **dtypes)(x))
-        patches = done(self.depth, attention)[:, :, -grid[0] * grid[1] :]
-        ends["attention"] = patches.reshape(*patches.shape[:2], *grid)
+        if kept is None:
+            patches = done(self.depth, attention)[:, :, -grid[0] * grid[1] :]
+            ends["attention"] = patches.reshape(*patches.shape[:2], *grid)
         ends["tokens"] = x
         ends["features"] = x[:, 0] if self.pooling == "token" else jnp.mean(x, axis=1)
         return ends
 
-    def embed(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    def embed(self, x: jax.Array, grid: tuple[int, int], kept: jax.Array | None) -> jax.Array:
         """Tokens `[n, t, d]` of images: projected patches with their positions, and the class token."""
         n, p = len(x), self.patch
         x = x.reshape(n, grid[0], p, grid[1], p, -1).transpose(0, 1, 3, 2, 4, 5)
@@ -235,7 +246,12 @@ class ViT(nn.Module):
             token = self.param("class_token", init, (self.width,), self.param_dtype)
             token = jnp.broadcast_to(token.astype(x.dtype), (n, 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
-        return x + self.places(grid)[None].astype(x.dtype)
+        x = x + self.places(grid)[None].astype(x.dtype)
+        if kept is None:
+            return x
+        prefix = x.shape[1] - grid[0] * grid[1]
+        seen = jnp.take_along_axis(x[:, prefix:], kept[:, :, None], axis=1)
+        return jnp.concatenate([x[:, :prefix], seen], axis=1)
 
     def places(self, grid: tuple[int, int]) -> jax.Array:
         """Positions `[t, d]`. The class token's comes first; with sines and cosines it is 0."""
@@ -274,7 +290,8 @@ class ViT(nn.Module):
     def maps(self, name: str, x: jax.Array) -> jax.Array | None:
         """An endpoint as maps `[n, h', w', c]` without the class token; None if it has no grid.
 
-        The number of tokens gives the grid only of a square image; for others the result is None.
+        The number of tokens gives the grid only of a square image; for others the result is None. Tokens of
+        a part of the patches (`kept`) have no grid, but their number can be a square: do not ask for them.
         """
         if name == "features":
             return None
