@@ -87,7 +87,8 @@ def with_average(task: Task, params: Any, extra: dict[str, Any]) -> dict[str, An
     """`extra` with the first moving average of the model, if the task has one."""
     if not task.average:
         return extra
-    return extra | {AVERAGE: jax.tree.map(jnp.copy, _averaged(params))}  # a step donates both
+    copied = jax.jit(functools.partial(jax.tree.map, jnp.copy))  # a step donates both
+    return extra | {AVERAGE: copied(_averaged(params))}
 
 
 def _averaged(params: Any) -> Any:

@@ -27,7 +27,7 @@ def registered(monkeypatch):
     """The toys, until the test ends."""
     for name in ("ENCODERS", "OBJECTIVES"):
         where = getattr(registry, name)
-        for toy in ("toy", "toy_nce", "toy_energy"):
+        for toy in ("toy", "toy_nce", "toy_energy", "toy_follow", "toy_hidden"):
             monkeypatch.setitem(where, toy, None)
             del where[toy]
     toys.register()
@@ -104,16 +104,18 @@ def test_a_checkpoint_without_the_state_that_an_objective_needs_is_refused(regis
         train.run(toy_config(train__steps=16), tmp_path, splits=splits, force=True)
 
 
-@pytest.mark.parametrize("name", ["toy_nce", "toy_energy"])
+@pytest.mark.parametrize("name", ["toy_nce", "toy_energy", "nt_xent+toy_follow+toy_hidden"])
 def test_microbatches_have_the_gradient_of_the_whole(registered, name):
     """In float64; the encoder has no BatchNorm, so that nothing but the sums differs. Weights are unequal."""
     with jax.enable_x64(True):
-        config = toy_config(model__dtype="float64", model__projection="none", loss__name=name)
+        fields = {"model__dtype": "float64", "model__projection": "none", "augment__device": "photometric"}
+        fields |= {"augment__jitter": 0.0, "augment__blur": 0.0}  # in float32, whose rounding differs
+        config = toy_config(**fields, loss__name=name)
         mesh = sharding.make_mesh(1)
         task = create_task(config, tiny_splits(), mesh)
         optimizer, _ = train.build_optimizer(config, 80, 12, task)
         state = train.init_state(task, optimizer, 0, mesh)
-        batch = sharding.put_batch(next(task.input(0)), mesh)
+        batch = task.fetch(state.fixed, sharding.put_batch(next(task.input(0)), mesh))
         rng = jax.random.key(0)
         whole = jax.jit(lambda s, b: step.whole_gradient(task, s, b, rng))(state, batch)
         parts = jax.jit(lambda s, b: step.cached_gradient(task, s, b, rng, 4))(state, batch)
@@ -123,6 +125,37 @@ def test_microbatches_have_the_gradient_of_the_whole(registered, name):
         extra = step.updated(task, state.params, state.extra, whole[3])
         again = step.updated(task, state.params, state.extra, parts[3])
         jax.tree.map(np.testing.assert_allclose, extra, again)
+
+
+def test_terms_are_joined(registered, tmp_path):
+    """Their losses add up, each with a state of its own; a run goes on to the bit; 8 devices as 1."""
+    splits, name = tiny_splits(), "nt_xent+toy_follow+toy_hidden"
+    config = toy_config(loss__name=name, augment__device="all")
+    last = train.run(config, tmp_path / "whole", splits=splits)["last"]
+    terms = [last[f"{term}_loss"] for term in registry.terms(name)]
+    assert last["loss"] == pytest.approx(sum(terms), rel=1e-6)
+    train.run(config, tmp_path / "cut", splits=splits)
+    for later in (8, 12):
+        (tmp_path / "cut" / "checkpoints" / str(later)).rename(tmp_path / f"gone{later}")
+    assert train.run(config, tmp_path / "cut", splits=splits)["resumed_from"] == 4
+    a, b = (checkpoint.read(tmp_path / name / "checkpoints", 12).arrays for name in ("whole", "cut"))
+    assert a.keys() == b.keys()
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    moved, now = (a[f"{where}/encoder/body/kernel"] for where in ("extra/average", "params"))
+    assert 0 < np.abs(moved - now).max() < 0.1
+    many = toy_config(loss__name=name, augment__device="all", mesh__devices=8)
+    eight = train.run(many, tmp_path / "eight", splits=splits)["last"]
+    assert eight["loss"] == pytest.approx(last["loss"], rel=1e-4)
+
+
+def test_terms_that_do_not_go_together(registered, tmp_path):
+    with pytest.raises(SimclrError, match=r"loss\.name='nt_xent\+nt_xent': must be terms joined by \+"):
+        checks.validate(toy_config(loss__name="nt_xent+nt_xent"))
+    with pytest.raises(SimclrError, match=r"loss\.name='nothing': must be one of nt_xent, .*"):
+        checks.validate(toy_config(loss__name="nt_xent+nothing"))
+    config = toy_config(loss__name="toy_hidden", augment__device="none")
+    with pytest.raises(SimclrError, match=r"augment\.device='none': must be photometric or all"):
+        train.run(config, tmp_path, splits=tiny_splits())
 
 
 def test_frozen_by_stage(registered, tmp_path):

@@ -140,8 +140,42 @@ def energy(name, options, sizes):
     return Objective(loss, scope="rows", weight=weight)
 
 
+def follow(name, options, sizes):
+    """One view's projection follows the other's by the moving average of the model."""
+
+    def loss(params, extra, outputs, batch, step):
+        apart = outputs["projection"][:, 0] - outputs["average"][:, 1]
+        return jnp.mean(apart**2), {}
+
+    return Objective(loss, needs=("projection", "average"), average=0.9)
+
+
+def hidden(name, options, sizes):
+    """Guesses the share of hidden dark pixels from the tokens, by a layer of its own; reads everything there is."""
+    width = sizes.ends["tokens"].shape[-1]
+
+    def init(rng):
+        return {"guess": {"kernel": jax.random.normal(rng, (width,))}}, {}
+
+    def change(keys, views):
+        drop = jax.vmap(lambda key: jax.random.bernoulli(key, 0.3, views.shape[1:]))(keys)
+        return jnp.where(drop, 0.5, views), {"dropped": drop}
+
+    def loss(params, extra, outputs, batch, step):
+        guess = jnp.mean(outputs["tokens"], axis=(2, 3)) @ params["guess"]["kernel"]
+        target = jnp.mean(
+            jnp.where(outputs["dropped"], outputs["view"] + outputs["clean"], 0), axis=(2, 3, 4)
+        )
+        error = jnp.mean((guess - target) ** 2, axis=1)
+        return error, {"hidden_error": error}
+
+    needs = ("tokens", "view", "clean", "dropped")
+    return Objective(loss, scope="rows", needs=needs, init=init, change=change)
+
+
 def register():
     """What a config file would do."""
     registry.add(registry.ENCODERS, "toy", "toys:create", ENCODER_FACTS)
     registry.add(registry.OBJECTIVES, "toy_nce", "toys:objective", OBJECTIVE_FACTS)
-    registry.add(registry.OBJECTIVES, "toy_energy", "toys:energy")
+    for name in ("energy", "follow", "hidden"):
+        registry.add(registry.OBJECTIVES, f"toy_{name}", f"toys:{name}")

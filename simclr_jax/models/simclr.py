@@ -44,7 +44,7 @@ class SimCLR(nn.Module):
           wanted: endpoints of the encoder that are given as well, by their names.
           kept: `[n, t]` the patches that an encoder of tokens is to see.
         """
-        some = {} if kept is None else {"kept": kept}
+        some: dict[str, Any] = {} if kept is None else {"kept": kept}
         ends = self.encoder(images, train, **some)
         hidden = self.projection(ends[self.encoder.features], train)
         outputs = {"features": hidden[0], "projection": hidden[-1], **{name: ends[name] for name in wanted}}

@@ -83,9 +83,9 @@ def _forward(model: simclr.SimCLR, feed: Feed, objectives: dict[str, Objective])
         views = feed.views(params, batch)
         n, v = views.shape[:2]
         seen, told = views.reshape(n * v, *views.shape[2:]), {}
-        keys = draws.view_keys(feed.config.seed, batch["position"], v).reshape(-1) if changes else None
         for name, change in changes.items():
-            seen, found = change(draws.named_keys(keys, name), seen)
+            keys = draws.view_keys(feed.config.seed, batch["position"], v)
+            seen, found = change(draws.named_keys(keys.reshape(-1), name), seen)
             told |= found
         x, kept = feed.prepare(seen), told.get("kept")
         outputs, state = apply(params, model_state, x, rng, wanted=wanted, kept=kept)
@@ -136,9 +136,12 @@ def _replicated(objective: Objective, mesh: Mesh) -> Objective:
 def _ends_of(model: simclr.SimCLR, feed: Feed) -> dict[str, jax.ShapeDtypeStruct]:
     """The encoder's endpoints for two examples, as shapes."""
 
-    def ends() -> dict[str, jax.Array]:
+    def of_encoder(model: simclr.SimCLR, x: jax.Array) -> dict[str, jax.Array]:
+        return model.encoder(x, False)
+
+    def ends() -> Any:
         x = simclr.sample(feed.spec())
-        return simclr.endpoints(model, simclr.init(model, jax.random.key(0), x), x)
+        return model.apply(simclr.init(model, jax.random.key(0), x), x, method=of_encoder)
 
     return jax.eval_shape(ends)
 
