@@ -35,12 +35,12 @@ def get_config():
     c.model.decoder.norm = "none"
 
     c.optimizer.name = "adamw"
-    c.optimizer.learning_rate = 2e-3
+    c.optimizer.learning_rate = 3e-3
     c.optimizer.scaling = "none"
     c.optimizer.weight_decay = 1e-4
     c.optimizer.warmup = config.duration(steps=50)
 
-    c.train.update(config.duration(steps=1500))
+    c.train.update(config.duration(steps=1000))
     c.train.batch_size = 4
     c.checkpoint.every = config.duration(steps=500)
     c.eval.every = config.duration(steps=500)

@@ -10,6 +10,7 @@ from simclr_jax import checkpoint, sharding, train
 from simclr_jax.config import adopt_start, checks, duration
 from simclr_jax.errors import Preempted, SimclrError
 from simclr_jax.losses import reconstruction
+from simclr_jax.step import make_gradient
 from simclr_jax.tasks import create_task
 from simclr_jax.tasks.restore import keys_of
 
@@ -67,10 +68,10 @@ def test_it_learns_to_denoise(restored):
 def test_its_encoder_is_one_like_others(restored):
     found = simclr_jax.load(restored[0])
     features = found(np.zeros((3, 8, 8, 1), np.uint8))
-    assert features.shape == (3, 4 * 32)
+    assert features.shape == (3, 32)
 
 
-@pytest.mark.parametrize("corruption", ["poisson", "salt_and_pepper", "jpeg", "fewer_pixels", "holes"])
+@pytest.mark.parametrize("corruption", ["jpeg", "holes"])
 def test_the_loss_is_the_formula(corruption):
     """Of one untrained step: the residual is 0, so the loss is the distance of the corrupted crops."""
     config = restoring(restore__corruption=corruption, restore__loss="laplace")
@@ -100,6 +101,7 @@ def test_the_loss_is_the_formula(corruption):
     assert np.all(metrics["psnr"] >= metrics["input_psnr"] - 1e-4)  # clipped to [0, 1]
 
 
+@pytest.mark.slow
 def test_the_encoder_of_another_run_stands_still(tmp_path):
     start = tmp_path / "start"
     train.run(tiny_config(train__steps=4), start, splits=tiny_splits())
@@ -122,7 +124,7 @@ def test_the_encoder_of_another_run_stands_still(tmp_path):
     assert equal(tuned["params"], state.params)
 
 
-@pytest.mark.parametrize("device", ["none", "all"])
+@pytest.mark.parametrize("device", ["none", pytest.param("all", marks=pytest.mark.slow)])
 def test_stopped_and_resumed_is_never_stopped(device, tmp_path, monkeypatch):
     config = restoring(augment__device=device, train__steps=9, restore__sigma_range=(5.0, 50.0))
     train.run(config, tmp_path / "whole", splits=tiny_splits())
@@ -144,7 +146,7 @@ def gradients(devices=1, **overrides):
     state.params["decoder"]["out"]["kernel"] += 0.1
     batch = sharding.put_batch(next(task.input(0)), mesh)
     micro = config.train.microbatch
-    gradient = train.make_gradient(task, 0, 16 // micro if micro else 1)
+    gradient = make_gradient(task, 0, 16 // micro if micro else 1)
     found, metrics, *_ = jax.jit(gradient)(state, batch)
     return jax.device_get(found), jax.device_get(metrics)
 

@@ -14,8 +14,9 @@ from absl import logging
 from simclr_jax import cli, command, registry
 from simclr_jax.errors import SimclrError
 
-ABOUT = """An image of up to --tile × --tile pixels is restored whole, a larger one in overlapping tiles. Files become PNG
-under the same names. A run of restore.corruption=fewer_pixels doubles or quadruples the pixels a side.
+ABOUT = """An image of up to --tile × --tile pixels is restored whole, a larger one in overlapping tiles.
+Files become PNG under the same names. A run of restore.corruption=fewer_pixels doubles or quadruples
+the pixels a side.
 
 --corrupt takes clean images, spoils each as the run's config says, restores it and compares with the clean
 one: report.html has PSNR and SSIM with intervals beside the input, non-local means and wavelets (extra

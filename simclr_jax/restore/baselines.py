@@ -61,7 +61,7 @@ def _sigma(image: np.ndarray, sigma: float | None) -> float:
 
 
 def _means(image: np.ndarray, sigma: float | None, options: dict[str, Any]) -> np.ndarray:
-    """Buades, Coll & Morel, Multiscale Modeling and Simulation 4 (2), 2005; fast: Darbon et al., ISBI 2008."""
+    """Buades, Coll & Morel, Multiscale Modeling and Simulation 4 (2), 2005; fast: Darbon et al., 2008."""
     from skimage import restoration
 
     sigma = _sigma(image, sigma)

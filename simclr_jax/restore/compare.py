@@ -1,6 +1,5 @@
 """`--corrupt`: clean images are spoiled, restored in several ways, and compared with themselves."""
 
-import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -86,7 +86,7 @@ def render(report: Mapping[str, Any], out: epath.Path) -> str:
     about = (
         f"{report['corruption']}; step {report['step']:,} of {report['workdir']}. Whole images, nothing cut "
         "from their borders. Intervals: 95 %, bootstrap over images; differences are paired, image by image. "
-        "Other ways get the settings that are best on these very images, and the true sigma where it is fixed."
+        "Other ways get the settings that are best on these very images, and the true sigma if it is fixed."
     )
     return document(
         title,

@@ -201,8 +201,8 @@ def fail_if(unreadable: Sequence[str], total: int) -> None:
     if unreadable:
         more = f" and {len(unreadable) - SHOWN} more" * (len(unreadable) > SHOWN)
         raise SimclrError(
-            f"{len(unreadable)} of {total} files could not be read: {', '.join(unreadable[:SHOWN])}{more}; the "
-            "others are done"
+            f"{len(unreadable)} of {total} files could not be read: {', '.join(unreadable[:SHOWN])}{more}; "
+            "the others are done"
         )
 
 
