@@ -105,7 +105,7 @@ def start(made, *arguments, **named):
 
 def drawn(made, *arguments, **named):
     """Parameters of which none is 0; nothing is compiled."""
-    shapes = jax.eval_shape(functools.partial(made.init, KEY), *arguments, **named)["params"]
+    shapes = jax.eval_shape(lambda: made.init(KEY, *arguments, **named))["params"]
     rng = np.random.default_rng(1)
 
     def draw(leaf):
@@ -135,11 +135,11 @@ def test_every_encoder_from_every_endpoint(name, side):
         side = 36  # their patches divide no 33
     encoder, ends = ends_of(name, side)
     for end in ends:
-        for skips, upsample in ((False, "resize"), (True, "subpixel")):
-            made, needed = build(encoder, ends, side, start=end, skips=skips, upsample=upsample)
-            assert shape_and_count(made, needed)[0] == (2, side, side, 3), (end, skips)
+        made, needed = build(encoder, ends, side, start=end, skips=True, upsample="subpixel")
+        assert shape_and_count(made, needed)[0] == (2, side, side, 3), end
     made, needed = build(encoder, ends, side)
     assert list(needed) == [encoder.last]
+    assert shape_and_count(made, needed)[0] == (2, side, side, 3)
 
 
 @pytest.mark.parametrize(
@@ -291,15 +291,13 @@ def test_outputs_by_their_formulas():
 @pytest.mark.parametrize(
     ("options", "dtype"),
     [
-        ({"start": "block_group2", "skips": True, "blocks": 2}, "float32"),
         ({"start": "block_group2", "skips": True, "blocks": 2}, "bfloat16"),
         ({"start": "features", "upsample": "subpixel", "norm": "group", "activation": "gelu"}, "float32"),
         ({"start": "block_group2", "norm": "none"}, "float32"),
         ({"variant": "tutorial"}, "bfloat16"),
-        ({"variant": "tokens"}, "float32"),
         ({"variant": "tokens"}, "bfloat16"),
     ],
-    ids=["skips", "skips-half", "features", "plain", "tutorial", "tokens", "tokens-half"],
+    ids=["skips", "features", "plain", "tutorial", "tokens"],
 )
 def test_gradients_reach_every_parameter(options, dtype):
     tokens = options.get("variant") == "tokens"

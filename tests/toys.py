@@ -151,7 +151,7 @@ def follow(name, options, sizes):
 
 
 def hidden(name, options, sizes):
-    """Guesses the share of hidden dark pixels from the tokens, by a layer of its own; reads everything there is."""
+    """Counts hidden dark pixels from the tokens, by a layer of its own; reads all kinds of outputs."""
     width = sizes.ends["tokens"].shape[-1]
 
     def init(rng):
@@ -163,9 +163,8 @@ def hidden(name, options, sizes):
 
     def loss(params, extra, outputs, batch, step):
         guess = jnp.mean(outputs["tokens"], axis=(2, 3)) @ params["guess"]["kernel"]
-        target = jnp.mean(
-            jnp.where(outputs["dropped"], outputs["view"] + outputs["clean"], 0), axis=(2, 3, 4)
-        )
+        both = outputs["dropped"] & (outputs["view"] < 0.5) & (outputs["clean"] < 0.5)
+        target = jnp.sum(both, axis=(2, 3, 4), dtype=guess.dtype)  # no mean, which is a float32 inside
         error = jnp.mean((guess - target) ** 2, axis=1)
         return error, {"hidden_error": error}
 

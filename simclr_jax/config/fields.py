@@ -191,6 +191,7 @@ FIELDS: dict[str, Field] = {
     "model.probe": Field(True, "online linear classifier behind stop-gradient, where there are labels"),
     "model.probe_layer": Field(0, "of the projection head, that the classifier reads (ft_proj_selector); 0: "
         "h", None, 100, "it is one of the projection head's layers"),
+    # decoder of images, where a loss or a task has one
     **{f"model.decoder.{name}": field for name, field in decoder_fields.FIELDS.items()},
     # what pretraining minimises
     "loss.name": Field("nt_xent", f"{', '.join(registry.OBJECTIVES)}, or another that is registered; or "
