@@ -17,6 +17,7 @@ from jax.lax import Precision
 
 from simclr_jax.errors import SimclrError
 
+NOISE = ("gaussian", "poisson")  # may leave [0, 1], and is scored as it is
 UNIT = 255  # sigmas are in units of 1/255, the steps of 8 bits
 BLOCK = 8  # pixels of a block's side, in JPEG
 
@@ -129,6 +130,11 @@ def filled(images: jax.Array, known: jax.Array) -> jax.Array:
     return images * known + mean * (1 - known)
 
 
+def completed(restored: jax.Array, spoilt: jax.Array, known: jax.Array) -> jax.Array:
+    """Restored images with the known pixels of the spoilt ones, in [0, 1]."""
+    return jnp.where(known > 0, jnp.clip(spoilt, 0, 1), restored)
+
+
 # ---- JPEG ---------------------------------------------------------------------------------------
 
 
@@ -220,3 +226,8 @@ def corrupt(images: jax.Array, keys: jax.Array, options: Mapping[str, Any]) -> t
     if name == "holes":
         return holes(images, keys, share=options["share"], side=options["hole"])
     raise SimclrError(f"config.restore.corruption={name!r}: no such corruption")
+
+
+def scored(spoilt: jax.Array, name: str) -> jax.Array:
+    """Spoilt images as they are compared with clean ones: in [0, 1], but for noise."""
+    return spoilt if name in NOISE else jnp.clip(spoilt, 0, 1)

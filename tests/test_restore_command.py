@@ -7,9 +7,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+from conftest import tiny_config
 from PIL import Image
 from test_restore import restoring
 
+from simclr_jax.config import CONFIG_FILE, to_json
 from simclr_jax.convert import workdir as conversion
 from simclr_jax.losses import reconstruction
 from simclr_jax.measures import pictures
@@ -143,8 +145,9 @@ def test_unreadable_files_are_told_and_left_out(still, photos, tmp_path, capsys)
     assert len(list((tmp_path / "out").rglob("*.png"))) == 3
 
 
-def test_mistakes_are_one_line(still, photos, finished, tmp_path, capsys):
+def test_mistakes_are_one_line(still, photos, tmp_path, capsys):
     folder, _ = photos
+    (tmp_path / CONFIG_FILE).write_text(to_json(tiny_config(), {}))
     empty, full = tmp_path / "empty", tmp_path / "full"
     empty.mkdir()
     full.mkdir()
@@ -153,7 +156,7 @@ def test_mistakes_are_one_line(still, photos, finished, tmp_path, capsys):
     for changes, told in (
         ({"workdir": ""}, "--workdir is missing: for example --workdir=runs/restore"),
         ({"workdir": "/nowhere"}, "/nowhere: no config.json there"),
-        ({"workdir": finished[0]}, "is a run of task 'pretrain', which restores nothing"),
+        ({"workdir": tmp_path}, "is a run of task 'pretrain', which restores nothing"),
         ({"images": "/nowhere"}, "--images=/nowhere: no such folder or file"),
         ({"images": empty}, f"--images={empty}: no image file there"),
         ({"out": full}, f"--out={full}: is not empty; give a new folder, or --again"),
@@ -184,9 +187,14 @@ def test_without_scikit_image_it_is_one_line(still, photos, tmp_path, capsys, mo
     assert "must be one or more of nlm, wavelet" in called(capsys, *words, "--baselines=median")[2]
 
 
-def test_the_comparison_is_what_its_files_say(still, photos, tmp_path, capsys, monkeypatch):
+def test_the_comparison_is_what_its_files_say(still, tmp_path, capsys, monkeypatch):
     """Scores of the input, of a baseline's better setting, of another run, and of the run itself."""
-    folder, pixels = photos
+    folder, rng = tmp_path / "clean", np.random.default_rng(3)
+    (folder / "deep").mkdir(parents=True)
+    # Of one size: a program for every size takes seconds.
+    pixels = {name: rng.integers(0, 256, (20, 28, 3), np.uint8) for name in ("a.png", "deep/b.png")}
+    for name, image in pixels.items():
+        Image.fromarray(image).save(folder / name)
     darker = written(tmp_path / "darker", restoring(data__channels=3), brighter=-30 / 255)
     half = {"half": ("half way", (("all", {"by": 1.0}), ("none", {"by": 0.0})), _towards_gray)}
     monkeypatch.setattr(baselines, "load", lambda names: half if names else {})

@@ -91,8 +91,7 @@ def _contenders(
     network: run.Restorer, beside: Sequence[str], names: Sequence[str], tile: int
 ) -> dict[str, Contender]:
     """The input, the baselines, the other runs, and last the run itself."""
-    found = {INPUT: Contender(SPOILT.get(network.corruption, "input"), {"": lambda x, known: x})}
-    sigma = None
+    found, sigma = {INPUT: Contender(SPOILT.get(network.corruption, "input"), {"": _input(network)})}, None
     if network.corruption == "gaussian" and not network.config.restore.sigma_range:
         sigma = network.config.restore.sigma / degrade.UNIT
     for name, (title, ways, function) in baselines.load(list(names)).items():
@@ -115,6 +114,13 @@ def _must_agree(field: str) -> bool:
     return field == "data.channels" or (
         field.startswith("restore.") and field not in ("restore.loss", "restore.crops")
     )
+
+
+def _input(network: run.Restorer) -> Callable:
+    def restore(image: np.ndarray, known: np.ndarray) -> np.ndarray:
+        return np.asarray(degrade.scored(image, network.corruption))
+
+    return restore
 
 
 def _by(function: Callable, sigma: float | None, options: dict[str, Any]) -> Callable:
@@ -142,7 +148,7 @@ def _measure(
     for who, contender in contenders.items():
         for way, function in contender.ways.items():
             result = function(spoilt, known)
-            clipped = result if who == INPUT else np.clip(result, 0, 1)
+            clipped = result if who == INPUT else np.clip(result, 0, 1)  # see degrade.scored
             scores = found.scores.setdefault(who, {}).setdefault(way, {"psnr": [], "ssim": []})
             scores["psnr"].append(pictures.psnr(clipped, clean))
             scores["ssim"].append(pictures.ssim(clipped, clean))

@@ -11,6 +11,7 @@ from etils import epath
 from PIL import Image
 
 from simclr_jax import degrade, encoder, files, paths, tiles
+from simclr_jax.config import load_config
 from simclr_jax.data import formats
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import kind
@@ -45,13 +46,14 @@ class Restorer:
     """
 
     def __init__(self, workdir: epath.PathLike, step: int = 0):
-        self.config, data, self.step, self.variables = encoder.read(workdir, step)
-        config = self.config
-        if config.task != "restore":
+        task = load_config(workdir)[0].task
+        if task != "restore":
             raise SimclrError(
-                f"{workdir}: is a run of task {config.task!r}, which restores nothing; train one of task "
+                f"{workdir}: is a run of task {task!r}, which restores nothing; train one of task "
                 "restore (configs/restore.py), on --config.start.workdir of this one if you like"
             )
+        config, data, self.step, self.variables = encoder.read(workdir, step)
+        self.config = config
         use_compile_cache(config.compile_cache)
         self.example = kind(config).reader(config, data).spec()
         self.model = restorer.create(config.model, self.example, config.data.mean, config.data.std)
@@ -96,7 +98,7 @@ class Restorer:
 
     def complete(self, image: np.ndarray, known: np.ndarray, tile: int = 512) -> np.ndarray:
         """The same of an image with holes, `known [h, w, 1]` 0 there: known pixels stay."""
-        return np.where(known > 0, np.clip(image, 0, 1), self(image, tile)).astype(np.float32)
+        return np.asarray(degrade.completed(self(image, tile), image, known), np.float32)
 
     def read(self, path: Path) -> np.ndarray:
         """A file as `[h, w, c]` float32 in [0, 1], with the run's channels.

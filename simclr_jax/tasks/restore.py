@@ -96,7 +96,9 @@ def _objective(options: dict[str, Any], output: str) -> Objective:
         metrics = {
             "loss": value,
             "psnr": reconstruction.psnr(seen, each["clean"]),
-            "input_psnr": reconstruction.psnr(each["spoilt"], each["clean"]),
+            "input_psnr": reconstruction.psnr(
+                degrade.scored(each["spoilt"], options["corruption"]), each["clean"]
+            ),
         }
         means = {name: jnp.mean(x.reshape(n, v), axis=1) for name, x in metrics.items()}
         return means["loss"], means
@@ -117,9 +119,12 @@ class _Evaluations:
         clean = self.feed.see(examples)
         position = first + jnp.arange(len(clean), dtype=jnp.uint32)
         keys = keys_of(self.config, position, 1)
-        spoilt, _ = degrade.corrupt(clean, keys, self.config.restore)
+        spoilt, known = degrade.corrupt(clean, keys, self.config.restore)
         restored = self.model.apply(variables, spoilt, method="restored")
-        return {"clean": clean, "spoilt": spoilt, "restored": restored}
+        name = self.config.restore.corruption
+        if name == "holes":
+            restored = degrade.completed(restored, spoilt, known)
+        return {"clean": clean, "spoilt": degrade.scored(spoilt, name), "restored": restored}
 
     def scores(self, variables: Any, examples: jax.Array, first: jax.Array) -> dict[str, jax.Array]:
         """{psnr, ssim, input_psnr, input_ssim} `[n]`."""
