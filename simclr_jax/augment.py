@@ -44,7 +44,6 @@ def random_views(
     """
     height, width = images.shape[1:3]
     plain = not rotation and tuple(zoom) == (1.0, 1.0)
-    method = "bicubic" if resize == "none" else resize
     radians = math.radians(rotation)
 
     def one(image: jax.Array, key: jax.Array) -> jax.Array:
@@ -59,8 +58,8 @@ def random_views(
             begin, extent = geometry.square(for_box, height, width, size)
         else:
             begin, extent = geometry.crop_box(for_box, height, width, **box)
-        rows = geometry.resampling(height, size, begin[0], extent[0], method)
-        columns = geometry.resampling(width, size, begin[1], extent[1], method)
+        rows = geometry.resampling(height, size, begin[0], extent[0], resize)
+        columns = geometry.resampling(width, size, begin[1], extent[1], resize)
         columns = jnp.where(u[0] < flip, columns[::-1], columns)
         return geometry.resample(image, rows, columns)
 

@@ -14,7 +14,7 @@ from jax.scipy.ndimage import map_coordinates
 
 from simclr_jax.errors import SimclrError
 
-RESIZES = ("bicubic", "bilinear")
+RESIZES = ("bicubic", "bilinear", "none")
 GATHERED = 64 * 64  # pixels; larger images are gathered on TPUs too: the cost of products grows quadratically
 ATTEMPTS = 100  # to find a crop's box, the original's number
 
@@ -33,7 +33,7 @@ def center_crop(images: jax.Array, size: int, crop: float | None, method: str = 
     """The central square of `crop` times the shorter side, or the whole, as `[n, size, size, c]`."""
     height, width = images.shape[1:3]
     if method == "none":
-        crop, method = min(size / min(height, width), 1.0), "bicubic"
+        crop = min(size / min(height, width), 1.0)
     if crop is not None:
         side = round(crop * min(height, width))
         if not side:
@@ -73,12 +73,13 @@ def resampling(
     "bicubic" is Keys' cubic convolution (1981, a = -1/2) between pixel centres. TensorFlow takes its weights
     from a table with 1024 entries per pixel, which changes an image by up to 1e-3; this function does the
     same. "bilinear" is a triangle as wide as an output pixel, the antialiasing of PyTorch and TensorFlow.
+    "none" is bicubic, which leaves an extent of `out` pixels as it is.
     Taps outside the extent get no weight; the others sum to one.
     """
     scale = extent.astype(jnp.float32) / out
     at = (jnp.arange(out, dtype=jnp.float32)[:, None] + 0.5) * scale - 0.5
     pixel = jnp.arange(size, dtype=jnp.int32)[None, :] - begin
-    if method == "bicubic":
+    if method != "bilinear":
         first = jnp.floor(at)
         x = jnp.abs(jnp.rint((at - first) * 1024) / 1024 - (pixel - first))
         near, far = (1.5 * x - 2.5) * x**2 + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
