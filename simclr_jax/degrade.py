@@ -198,7 +198,8 @@ def _cosines() -> np.ndarray:
 def _blocks(plane: jax.Array, steps: np.ndarray) -> jax.Array:
     """A plane `[n, h, w]` about 0 with the coefficients of its blocks rounded to multiples of `steps`."""
     n, h, w = plane.shape
-    dct, high = _cosines(), {"precision": Precision.HIGHEST}
+    high: dict[str, Any] = {"precision": Precision.HIGHEST}
+    dct = _cosines()
     blocks = plane.reshape(n, h // BLOCK, BLOCK, w // BLOCK, BLOCK)
     found = jnp.einsum("ua,vb,niajb->niujv", dct, dct, blocks, **high)
     scale = jnp.asarray(steps[None, None, :, None, :])

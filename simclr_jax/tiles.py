@@ -56,12 +56,13 @@ def blended(image: np.ndarray, function: Function, tile: int, overlap: int, batc
     ]
     one = window(tile, overlap)
     weight = np.outer(one, one)[..., None]
-    total, mass = None, np.zeros((*padded.shape[:2], 1))
+    total, mass = np.zeros(()), np.zeros((*padded.shape[:2], 1))
     for begin in range(0, len(places), batch):
         some = places[begin : begin + batch]
         parts = [padded[y : y + tile, x : x + tile] for y, x in some]
         found = function(np.stack(parts + parts[-1:] * (batch - len(some))))
-        total = np.zeros((*padded.shape[:2], found.shape[-1])) if total is None else total
+        if not begin:  # only now the channels are known
+            total = np.zeros((*padded.shape[:2], found.shape[-1]))
         for (y, x), part in zip(some, found, strict=False):
             total[y : y + tile, x : x + tile] += weight * part
             mass[y : y + tile, x : x + tile] += weight

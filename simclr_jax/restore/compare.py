@@ -118,7 +118,7 @@ def _must_agree(field: str) -> bool:
 
 def _input(network: run.Restorer) -> Callable:
     def restore(image: np.ndarray, known: np.ndarray) -> np.ndarray:
-        return np.asarray(degrade.scored(image, network.corruption))
+        return np.asarray(degrade.scored(jnp.asarray(image), network.corruption))
 
     return restore
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from PIL import Image
@@ -64,7 +65,8 @@ class Restorer:
 
     def _stride(self) -> int:
         """The pixels that one place of the coarsest maps stands for; 0: another size does not fit."""
-        network, side = self.model.encoder, self.example.shape[0]
+        network: Any = self.model.encoder  # a Flax module too
+        side = self.example.shape[0]
         variables = {name: tree["encoder"] for name, tree in self.variables.items() if "encoder" in tree}
         ends = jax.eval_shape(
             functools.partial(network.apply, train=False), variables, simclr.sample(self.example)
@@ -98,7 +100,8 @@ class Restorer:
 
     def complete(self, image: np.ndarray, known: np.ndarray, tile: int = 512) -> np.ndarray:
         """The same of an image with holes, `known [h, w, 1]` 0 there: known pixels stay."""
-        return np.asarray(degrade.completed(self(image, tile), image, known), np.float32)
+        found = map(jnp.asarray, (self(image, tile), image, known))
+        return np.asarray(degrade.completed(*found), np.float32)
 
     def read(self, path: Path) -> np.ndarray:
         """A file as `[h, w, c]` float32 in [0, 1], with the run's channels.
@@ -259,9 +262,9 @@ def mask_reader(network: Restorer, where: str) -> Callable[[str, np.ndarray], np
 
 def _restored(network: Restorer, image: np.ndarray, known: np.ndarray | None, tile: int) -> np.ndarray:
     if known is not None:
-        filled = np.asarray(degrade.filled(image[None], known[None]))[0]
+        filled = np.asarray(degrade.filled(jnp.asarray(image[None]), jnp.asarray(known[None])))[0]
         return network.complete(filled, known, tile)
     if network.corruption == "fewer_pixels":
         scale = network.config.restore.scale
-        image = np.asarray(degrade.more_pixels(image[None], scale=scale))[0]
+        image = np.asarray(degrade.more_pixels(jnp.asarray(image[None]), scale=scale))[0]
     return network(image, tile)

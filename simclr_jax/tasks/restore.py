@@ -6,7 +6,7 @@
 
 import functools
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from simclr_jax import degrade, draws, encoder, figures
 from simclr_jax.config import every_steps
+from simclr_jax.data.sources import Source, Stream
 from simclr_jax.data.splits import Splits
 from simclr_jax.feeds import Feed, create_feed
 from simclr_jax.losses import reconstruction
@@ -109,8 +110,8 @@ def _objective(options: dict[str, Any], output: str) -> Objective:
 class _Evaluations:
     """PSNR and SSIM of the test split's central crops, beside those of the corrupted crops."""
 
-    def __init__(self, config: ConfigDict, model: restorer.Restorer, feed: Feed):
-        self.config, self.model, self.feed = config, model, feed
+    def __init__(self, config: ConfigDict, test: Source | Stream, model: restorer.Restorer, feed: Feed):
+        self.config, self.test, self.model, self.feed = config, test, model, feed
         self._both = jax.jit(self.both)
         self._scores = jax.jit(self.scores)
 
@@ -120,7 +121,7 @@ class _Evaluations:
         position = first + jnp.arange(len(clean), dtype=jnp.uint32)
         keys = keys_of(self.config, position, 1)
         spoilt, known = degrade.corrupt(clean, keys, self.config.restore)
-        restored = self.model.apply(variables, spoilt, method="restored")
+        restored = cast(jax.Array, self.model.apply(variables, spoilt, method="restored"))
         name = self.config.restore.corruption
         if name == "holes":
             restored = degrade.completed(restored, spoilt, known)
@@ -143,7 +144,7 @@ class _Evaluations:
         def encode(examples: jax.Array) -> dict[str, jax.Array]:
             return self._scores(variables, examples, next(begin))
 
-        return extract(encode, self.feed.every(self.feed.splits.test), self.feed.mesh).features
+        return extract(encode, self.feed.every(self.test), self.feed.mesh).features
 
     def running(self, state, context: Context) -> dict[str, float]:
         """Means, while training."""
@@ -161,11 +162,12 @@ class _Evaluations:
 
     def draw(self, state, context: Context) -> dict[str, float]:
         """figures/restored.png: some test crops, corrupted, restored and clean."""
-        test = self.feed.splits.test
-        index = np.arange(min(SHOWN, test.size))
+        index = np.arange(min(SHOWN, self.test.size))
         variables = {"params": state.params, **state.model_state}
         seen = extract(
-            lambda x: self._both(variables, x, np.uint32(0)), self.feed.every(test, index), self.feed.mesh
+            lambda x: self._both(variables, x, np.uint32(0)),
+            self.feed.every(self.test, index),
+            self.feed.mesh,
         ).features
         if jax.process_index() == 0:
             rows = {"corrupted": seen["spoilt"], "restored": seen["restored"], "clean": seen["clean"]}
@@ -177,7 +179,7 @@ class _Evaluations:
 def _evals(config: ConfigDict, splits: Splits, model: restorer.Restorer, feed: Feed) -> dict[str, Any]:
     if splits.test is None:
         return {}
-    evaluations, evals = _Evaluations(config, model, feed), {}
+    evaluations, evals = _Evaluations(config, splits.test, model, feed), {}
     if period := every_steps(config.eval.every, splits.train.size, config.train.batch_size):
         evals["psnr"] = (period, evaluations.running)
     if config.eval.final:
