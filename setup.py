@@ -53,6 +53,7 @@ setup(
         "dev": ["pre-commit>=4.0", "pyright[nodejs]>=1.1.400"],
         "dicom": ["pydicom>=3.0"],
         "docs": ["furo>=2025.12.19", "myst-nb>=1.4", "sphinx>=9.0"],
+        "restore": ["scikit-image>=0.24", "PyWavelets>=1.6"],  # to compare with
         "sweep": ["optuna>=4.9"],  # whose heartbeats tell of dead trials
         "torch": ["torch>=2.10"],  # to read and write .pth
         "tpu": ["jax[tpu]"],

@@ -56,7 +56,10 @@ def random_views(
             factor = zoom[0] + (zoom[1] - zoom[0]) * u[2]
             image = geometry.rotate_and_scale(image, radians * (2 * u[1] - 1), factor)
         box = {"area": crop_area, "aspect": crop_aspect, "min_covered": crop_min_covered}
-        begin, extent = geometry.crop_box(for_box, height, width, **box)
+        if resize == "none":
+            begin, extent = geometry.square(for_box, height, width, size)
+        else:
+            begin, extent = geometry.crop_box(for_box, height, width, **box)
         rows = geometry.resampling(height, size, begin[0], extent[0], resize)
         columns = geometry.resampling(width, size, begin[1], extent[1], resize)
         columns = jnp.where(u[0] < flip, columns[::-1], columns)

@@ -163,8 +163,9 @@ def transplant(
 ) -> dict[str, Any]:
     """Fresh variables with the encoder and the projection head of another run, `config.start`.
 
-    The classifier stays new; with `new_head` the projection head does too, if the other run has none. Without
-    another run the variables are unchanged. Parameters that depend on the size of examples are adapted.
+    The classifier stays new; with `new_head` the projection head and a decoder do too, if the other run has
+    none. Without another run the variables are unchanged. Parameters that depend on the size of examples are
+    adapted.
 
     Args:
       encoder: of the new model; spec: of one example of the new run.
@@ -179,7 +180,7 @@ def transplant(
     of_other = kind(config).reader(config, data).spec()
     params = other["params"]
     other = {**other, "params": {**params, "encoder": encoder.adapt(params["encoder"], of_other, spec)}}
-    new = {"probe", *({"projection"} - other["params"].keys() if new_head else ())}
+    new = {"probe", *({"projection", "decoder"} - other["params"].keys() if new_head else ())}
 
     def take(path, leaf):
         if path[1].key in new:

@@ -134,6 +134,19 @@ def views(path: epath.PathLike, originals: np.ndarray | None, pairs: np.ndarray)
     save(figure, path)
 
 
+def rows(path: epath.PathLike, images: Mapping[str, np.ndarray], title: str) -> None:
+    """Named images `[n, h, w, c]` in rows, the same ones below each other."""
+    n = len(next(iter(images.values())))
+    figure = new(figsize=(1.8 * n + 0.6, 1.9 * len(images) + 0.5))
+    grid = figure.subplots(len(images), n, squeeze=False)
+    for row, (name, some) in zip(grid, images.items(), strict=True):
+        row[0].set_ylabel(name, color=INK)
+        for axes, image in zip(row, some, strict=True):
+            show(axes, image)
+    figure.suptitle(title, color=INK)
+    save(figure, path)
+
+
 def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Draws loss and accuracies over the steps of metrics.jsonl; returns False if there are none."""
     contrastive = bool(rows) and "contrast_accuracy" in rows[-1]
@@ -145,6 +158,7 @@ def curves(path: epath.PathLike, rows: Sequence[Mapping[str, Any]]) -> bool:
         ("accuracy", "accuracy, views of train (%)", 100),
         ("agreement", "agreement with the teacher (%)", 100),
         ("test_top1", "test, top-1 (%)", 100),
+        ("test_psnr", "PSNR of test crops (dB)", 1),
         ("feature_std", "deviation of features (0: collapse)", 1),
     )
     series = []

@@ -14,7 +14,7 @@ from jax.scipy.ndimage import map_coordinates
 
 from simclr_jax.errors import SimclrError
 
-RESIZES = ("bicubic", "bilinear")
+RESIZES = ("bicubic", "bilinear", "none")
 GATHERED = 64 * 64  # pixels; larger images are gathered on TPUs too: the cost of products grows quadratically
 ATTEMPTS = 100  # to find a crop's box, the original's number
 
@@ -22,7 +22,8 @@ ATTEMPTS = 100  # to find a crop's box, the original's number
 def center_view(images: jax.Array, size: int, crop: float = 0.875, method: str = "bicubic") -> jax.Array:
     """The evaluation view `[n, size, size, c]` of images `[n, h, w, c]`, float in [0, 1].
 
-    Above 32 px it is the central square of `crop` times the shorter side, resized; the same as
+    Above 32 px it is the central square of `crop` times the shorter side, resized; for `method` "none" the
+    central `size` × `size` pixels, or the largest square that fits, enlarged. The same as
     `data.host_augment.center_view` on the host.
     """
     return center_crop(images, size, crop if size > 32 else None, method)
@@ -31,6 +32,8 @@ def center_view(images: jax.Array, size: int, crop: float = 0.875, method: str =
 def center_crop(images: jax.Array, size: int, crop: float | None, method: str = "bicubic") -> jax.Array:
     """The central square of `crop` times the shorter side, or the whole, as `[n, size, size, c]`."""
     height, width = images.shape[1:3]
+    if method == "none":
+        crop = min(size / min(height, width), 1.0)
     if crop is not None:
         side = round(crop * min(height, width))
         if not side:
@@ -70,12 +73,13 @@ def resampling(
     "bicubic" is Keys' cubic convolution (1981, a = -1/2) between pixel centres. TensorFlow takes its weights
     from a table with 1024 entries per pixel, which changes an image by up to 1e-3; this function does the
     same. "bilinear" is a triangle as wide as an output pixel, the antialiasing of PyTorch and TensorFlow.
+    "none" is bicubic, which leaves an extent of `out` pixels as it is.
     Taps outside the extent get no weight; the others sum to one.
     """
     scale = extent.astype(jnp.float32) / out
     at = (jnp.arange(out, dtype=jnp.float32)[:, None] + 0.5) * scale - 0.5
     pixel = jnp.arange(size, dtype=jnp.int32)[None, :] - begin
-    if method == "bicubic":
+    if method != "bilinear":
         first = jnp.floor(at)
         x = jnp.abs(jnp.rint((at - first) * 1024) / 1024 - (pixel - first))
         near, far = (1.5 * x - 2.5) * x**2 + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
@@ -122,6 +126,13 @@ def crop_box(
     begin = jnp.where(found, jnp.stack([y[chosen], x[chosen]]), 0)
     extent = jnp.where(found, jnp.stack([h[chosen], w[chosen]]), np.array([height, width], np.float32))
     return begin.astype(jnp.int32), extent.astype(jnp.int32)
+
+
+def square(key: jax.Array, height: int, width: int, size: int) -> tuple[jax.Array, jax.Array]:
+    """(begin, extent) as of `crop_box`: `size` × `size` pixels at random, or the largest square that fits."""
+    side = min(size, height, width)
+    begin = jax.random.randint(key, (2,), 0, np.array([height - side + 1, width - side + 1]))
+    return begin, jnp.full(2, side, jnp.int32)
 
 
 def rotate_and_scale(image: jax.Array, angle: jax.Array, scale: jax.Array) -> jax.Array:

@@ -78,6 +78,7 @@ TASKS: dict[str, Entry] = {  # target: create(config, splits, mesh) -> tasks.tas
     "pretrain": Entry("simclr_jax.tasks.pretrain:create"),
     "supervised": Entry("simclr_jax.tasks.supervised:create"),
     "distill": Entry("simclr_jax.tasks.distill:create"),
+    "restore": Entry("simclr_jax.tasks.restore:create", "simclr_jax.config.restore_fields:FACTS"),
     "linear_sweep": Entry("simclr_jax.tasks.linear_sweep:create"),
 }
 OF_IMAGES = ("tfds", "folder", "list", "npz", "builtin", "arrays")  # sources

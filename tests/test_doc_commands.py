@@ -35,6 +35,7 @@ from simclr_jax.doctor import pitfalls
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import __main__ as evaluation
 from simclr_jax.generate import __main__ as generation
+from simclr_jax.restore import __main__ as restoration
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -251,6 +252,11 @@ def run_generate(words: list[str]) -> None:
     generation.main(words[3:])
 
 
+def run_restore(words: list[str]) -> None:
+    """`python -m simclr_jax.restore`; the baselines' libraries need not be installed."""
+    restoration.main(words[3:])
+
+
 def run_convert(words: list[str]) -> None:
     """`python -m simclr_jax.convert`."""
     convert.main(words[3:])
@@ -378,6 +384,7 @@ SMALL = (  # recipes of large images and networks
     *TINY, "--config.model.encoder=cnn", "--config.model.width=0.25", "--config.model.dtype=float32",
     "--config.data.image_size=12", "--config.data.stored_size=16", "--config.augment.device=all",
 )  # fmt: skip
+RESTORE = (*TINY, "--config.model.width=0.25", "--config.data.image_size=16", "--config.restore.crops=1")
 DIGITS = (*SMALL, "--config.data.source=builtin:mnist5k", "--config.data.channels=1")
 SCORES = ("--protocols=features,classifier", "--config.mesh.devices=1", "--config.compile_cache=")
 LITTLE = ("--config.mesh.devices=1", "--config.compile_cache=")
@@ -405,6 +412,9 @@ COMMANDS = (
     Rule(r"python -m simclr_jax\.evaluate --workdir=/tmp/lesion_run", run_evaluate, SCORES, slow=True),
     Rule(r"python -m simclr_jax\.evaluate --compare", run_evaluate),
     Rule(r"python -m simclr_jax\.generate", run_generate, ("--samples=2", *LITTLE)),
+    Rule(r"python -m simclr_jax\.main --config=configs/restore\.py", run_main, RESTORE, slow=True),
+    Rule(r"python -m simclr_jax\.restore .*--corrupt", run_restore, ("--baselines=",), slow=True),
+    Rule(r"python -m simclr_jax\.restore --workdir=runs/denoise", run_restore, slow=True),
     Rule(r"python -m simclr_jax\.convert (torch|to-torch)", run_convert, put=CONVERTED),
     Rule(r"python -m simclr_jax\.convert (google|to-google)", run_convert, slow=True),
     Rule(r"python tools/lesions\.py", run_process, ("--images=84",), slow=True),

@@ -262,6 +262,7 @@ HELP = {
     "train": "usage: simclr train --config=NAME",
     "evaluate": "usage: simclr evaluate",
     "generate": "usage: simclr generate",
+    "restore": "usage: simclr restore",
     "convert": "usage: simclr convert",
     "sweep": "simclr sweep --config=NAME --space=FILE",
 }

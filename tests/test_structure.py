@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from simclr_jax import encoder, registry, sharding, train
-from simclr_jax.config import checks, default, microbatches, total_steps
+from simclr_jax.config import bounds, checks, default, flatten, microbatches, total_steps
 from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.feeds import load_splits
@@ -33,7 +33,8 @@ FLOORS = (
     ("files", "memory_error", "command"),
     ("geometry", "draws", "masking", "sharding", "distributed", "lock", "results"),
     ("wandb_run",),
-    ("state", "models", "optim", "augment", "corruption", "data", "metrics", "figures", "run_summary"),
+    ("state", "models", "optim", "augment", "corruption", "degrade", "tiles", "data", "metrics",
+     "figures", "run_summary"),
     ("losses",),
     ("config", "checkpoint", "measures"),
     ("workdir", "recipe", "feeds", "protocols"),
@@ -45,11 +46,12 @@ FLOORS = (
     ("loop",),
     ("train",),
     ("main", "evaluate"),
-    ("sweep", "doctor", "generate"),
+    ("sweep", "doctor", "generate", "restore"),
 )  # fmt: skip
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # Never TensorFlow, flags or the config.
-PURE = ("losses", "models", "optim", "augment", "corruption", "geometry", "draws", "masking")
+PURE = ("losses", "models", "optim", "augment", "corruption", "degrade", "tiles", "geometry", "draws",
+        "masking")  # fmt: skip
 TENSORFLOW = ("data/tf.py", "data/tfds.py", "data/multilabel.py", "convert/google_tf.py")
 
 
@@ -114,7 +116,7 @@ def traced_step(config, n=100_000, devices=8):
     """(state, state after, metrics) of a step of `config` on `n` images, as shapes: nothing is computed."""
     batch, size = config.train.batch_size, config.data.image_size
     source = sources.Source("array", "none", n, tuple("abcdefghij"), None, None, "")
-    channels, views = config.data.channels, 2 if config.task == "pretrain" else 1
+    channels, views = config.data.channels, bounds.views(flatten(config))
     shapes = {
         "views": jax.ShapeDtypeStruct((batch, views, size, size, channels), jnp.float32),
         "label": jax.ShapeDtypeStruct((batch,), jnp.int32),

@@ -42,9 +42,9 @@ def check_together(flat: dict[str, Any]) -> None:
     """Raises SimclrError if numbers that are valid alone are together too large for any machine."""
     pixels = flat["data.image_size"] ** 2 * flat["data.channels"]
     small = flat["augment.small_views"] * (registry.small_side(flat) / flat["data.image_size"]) ** 2
-    views_of = {"train.batch_size": 2 + small if flat["task"] == "pretrain" else 1, "eval.batch_size": 1}
-    for field, views in views_of.items() if registry.of_images(flat["data.source"]) else ():
-        size = 4 * flat[field] * views * pixels
+    views_of = {"train.batch_size": views(flat) + small, "eval.batch_size": 1}
+    for field, count in views_of.items() if registry.of_images(flat["data.source"]) else ():
+        size = 4 * flat[field] * count * pixels
         if size > BYTES:
             raise SimclrError(
                 f"config.{field}={flat[field]}: must be smaller: its images of {flat['data.image_size']} "
@@ -81,6 +81,11 @@ def check_run(flat: dict[str, Any], steps: int) -> None:
             f"at most {POSITIONS:,}: the device counts them in 32 bits; shorten the run, or set "
             "config.augment.device=none"
         )
+
+
+def views(flat: dict[str, Any]) -> int:
+    """How many views or crops of each example a batch has."""
+    return {"pretrain": 2, "restore": flat["restore.crops"]}.get(flat["task"], 1)
 
 
 def layers_of(flat: dict[str, Any]) -> int:

@@ -149,6 +149,7 @@ def _check_task(flat: dict[str, Any]) -> None:
     _require(not alone, flat, batch, "2 or more for task='pretrain': one image has no others to differ from")
     if task != "pretrain":
         _require(flat["model.probe"], flat, "model.probe", f"True for task={task!r}: it is the classifier")
+    registry.facts(registry.TASKS, task, "task").check(flat)
     terms = registry.terms(flat["loss.name"])
     _require(len({*terms}) == len(terms), flat, "loss.name", "terms joined by +, each once")
     for term in terms:

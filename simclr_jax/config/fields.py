@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from simclr_jax import registry
+from simclr_jax.config import restore_fields
 from simclr_jax.errors import SimclrError
 from simclr_jax.field import (
     ARCHITECTURE,
@@ -38,7 +39,7 @@ OPTIMIZERS = ("lars", "sgd", "adam", "adamw")
 SCALINGS = ("none", "linear", "sqrt")
 BRIGHTNESS = ("v1", "v2")
 AUGMENT_DEVICES = ("none", "photometric", "all")
-RESIZES = ("bicubic", "bilinear")
+RESIZES = ("bicubic", "bilinear", "none")
 INTENSITIES = ("full", "percentiles", "window")
 PATTERNS = ("optimizer.decay_exclude", "optimizer.adapt_exclude")  # fields of regular expressions
 
@@ -89,7 +90,7 @@ def _duration(
 
 FIELDS: dict[str, Field] = {
     "task": Field("pretrain", "pretrain; supervised (linear evaluation, fine-tuning, from scratch), distill, "
-        "linear_sweep", one_of(*registry.TASKS)),
+        "restore (corrupted images in, clean ones out), linear_sweep", one_of(*registry.TASKS)),
     "seed": Field(0, "of the initial parameters, the order of data and every augmentation", NOT_NEGATIVE,
         2**31 - 1, "random keys are made of 32 bits"),
     # where the first parameters come from
@@ -141,8 +142,8 @@ FIELDS: dict[str, Field] = {
     "augment.crop_aspect": Field((3 / 4, 4 / 3), "width over height, range", RANGE, *ZOOM),
     "augment.crop_min_covered": Field(0.1, "the original's: no crop below this share, so 0.1 wins over 0.08",
         PROBABILITY, *IN_SHARE),
-    "augment.resize": Field("bicubic", "of the crop; or bilinear, antialiased as in PyTorch",
-        one_of(*RESIZES)),
+    "augment.resize": Field("bicubic", "of the crop; or bilinear, antialiased as in PyTorch; or none: crops "
+        "of image_size pixels as they are", one_of(*RESIZES)),
     "augment.flip": Field(0.5, "probability of a left-right flip", PROBABILITY, *IN_SHARE),
     "augment.rotation": Field(0.0, "degrees, drawn from ±rotation; before the crop, black outside",
         NOT_NEGATIVE, 360, "it is an angle in degrees"),
@@ -222,6 +223,8 @@ FIELDS: dict[str, Field] = {
     "distill.temperature": Field(1.0, "SimCLRv2: 1 from big to small, 0.1 to itself", POSITIVE, *DIVISOR),
     "distill.alpha": Field(1.0, "weight of the teacher's labels; 1 - alpha that of the true ones, where "
         "known", WEIGHT, *IN_SHARE),
+    # task restore
+    **{f"restore.{name}": field for name, field in restore_fields.FIELDS.items()},
     # optimiser
     "optimizer.name": Field("lars", "lars, sgd, adam or adamw", one_of(*OPTIMIZERS)),
     "optimizer.learning_rate": Field(0.3, "before scaling", POSITIVE, *RATE),
@@ -265,8 +268,8 @@ FIELDS: dict[str, Field] = {
     "eval.batch_size": Field(256, "images at a time", POSITIVE, *IN_BATCH, decides=NOTHING),
     "eval.crop": Field(0.875, "central share of the shorter side that is seen, above 32 px", SHARE, *IN_SHARE,
         decides=NOTHING),
-    "eval.resize": Field("bicubic", "or bilinear, antialiased as in PyTorch", one_of(*RESIZES),
-        decides=NOTHING),
+    "eval.resize": Field("bicubic", "or bilinear, antialiased as in PyTorch; or none: the central image_size "
+        "pixels", one_of(*RESIZES), decides=NOTHING),
     "eval.endpoint": Field("final_avg_pool", "whose features the evaluation command takes; maps are "
         "averaged; final_avg_pool: the encoder's own", decides=NOTHING),
     "eval.final": Field(True, "scores beside the untrained encoder and raw pixels, at the end",

@@ -148,8 +148,9 @@ def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> Co
 def _adopt_model(config: ConfigDict, source: ConfigDict) -> None:
     """Fields of `source` that are left at their defaults in `config`; a contradiction is refused."""
     headless = source.model.projection == "none" and config.task == "pretrain"  # it gets a new head
-    architecture = [f for f in deciding(ARCHITECTURE) if not (headless and f.startswith("model.projection"))]
     today, mine, theirs = flatten(default()), flatten(config), flatten(source)
+    new = ("model.projection",) * headless + ("model.decoder.",) * (not registry.decodes(theirs))
+    architecture = [field for field in deciding(ARCHITECTURE) if not field.startswith(new)]
     for field in (*architecture, "data.mean", "data.std", "eval.crop", "eval.resize"):
         if mine[field] == today[field]:
             set_field(config, field, theirs[field])

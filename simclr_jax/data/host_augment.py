@@ -111,10 +111,25 @@ def random_crop_box(shape, key, options: Options):
     return begin, extent
 
 
-def random_resized_crop(image, key, size: int, options: Options, unit: float = 1.0):
-    """A crop of random area and aspect (`random_crop_box`), resized to `[size, size, c]`, in [0, unit]."""
+def random_square(shape, key, size: int):
+    """(begin, extent) `[3]` each of `size` × `size` pixels at random, or of the largest square that fits."""
     tf = load()
-    begin, extent = random_crop_box(tf.shape(image), key, options)
+    side = tf.minimum(size, tf.reduce_min(shape[:2]))
+    room = tf.cast(shape[:2] - side + 1, tf.float32)
+    begin = tf.cast(tf.random.stateless_uniform([2], key) * room, tf.int32)
+    return tf.concat([begin, [0]], 0), tf.stack([side, side, -1])
+
+
+def random_resized_crop(image, key, size: int, options: Options, unit: float = 1.0):
+    """A crop of random area and aspect (`random_crop_box`), resized to `[size, size, c]`, in [0, unit].
+
+    For options.resize "none" it is a `random_square`.
+    """
+    tf = load()
+    if options.resize == "none":
+        begin, extent = random_square(tf.shape(image), key, size)
+    else:
+        begin, extent = random_crop_box(tf.shape(image), key, options)
     extent = tf.stack([extent[0], extent[1], image.shape[-1]])
     crop = tf.slice(image, begin, extent)
     had = 255.0 if image.dtype == tf.uint8 else 1.0  # converted after resizing, which takes bytes too
@@ -123,8 +138,14 @@ def random_resized_crop(image, key, size: int, options: Options, unit: float = 1
 
 
 def resize(image, size: int, method: str):
-    """Image `[h, w, c]` as `[size, size, c]`: "bicubic", or "bilinear", antialiased as PyTorch's."""
+    """Image `[h, w, c]` as `[size, size, c]`: "bicubic", or "bilinear", antialiased as PyTorch's.
+
+    "none" is bicubic too, but leaves an image of that size as it is.
+    """
     tf = load()
+    if method == "none":
+        fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], size))
+        return tf.cond(fits, lambda: tf.cast(image, tf.float32), lambda: resize(image, size, "bicubic"))
     if method == "bicubic":  # as tf.image.resize calls it, which asks for shapes with a dozen operations
         return tf.raw_ops.ResizeBicubic(images=image[None], size=[size, size], half_pixel_centers=True)[0]
     return tf.image.resize(image, [size, size], method=method, antialias=True)
@@ -219,7 +240,8 @@ def gaussian_blur(image, sigma, kernel_size: int):
 def center_view(image, size: int, crop: float, method: str = "bicubic"):
     """The evaluation view `[size, size, c]`: above 32 px a central square of `crop`, then resized.
 
-    `method` is "bicubic", the original's, or "bilinear", antialiased as PyTorch's.
+    `method` is "bicubic", the original's, or "bilinear", antialiased as PyTorch's. "none" takes the central
+    `size` × `size` pixels, or the largest square that fits, enlarged.
     """
     return center_crop(image, size, crop if size > 32 else None, method)
 
@@ -227,9 +249,13 @@ def center_view(image, size: int, crop: float, method: str = "bicubic"):
 def center_crop(image, size: int, crop: float | None, method: str = "bicubic"):
     """The central square of `crop` times the shorter side, or the whole image, as `[size, size, c]`."""
     tf = load()
-    if crop is not None:
+    if crop is not None or method == "none":
         height, width = tf.shape(image)[0], tf.shape(image)[1]
-        side = tf.cast(tf.round(crop * tf.cast(tf.minimum(height, width), tf.float32)), tf.int32)
+        shorter = tf.minimum(height, width)
+        if method == "none":
+            side = tf.minimum(size, shorter)
+        else:
+            side = tf.cast(tf.round(crop * tf.cast(shorter, tf.float32)), tf.int32)
         top, left = (height - side + 1) // 2, (width - side + 1) // 2
         image = image[top : top + side, left : left + side]
     image = tf.image.convert_image_dtype(image, tf.float32)

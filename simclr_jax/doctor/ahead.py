@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from simclr_jax import loop, nonfinite, registry, sharding, train
-from simclr_jax.config import microbatches, total_steps
+from simclr_jax.config import bounds, flatten, microbatches, total_steps
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.feeds.images import crops, in_memory, small_crops
@@ -75,7 +75,7 @@ def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     if in_memory(config):
         return {"index": of((batch,), np.int32), **common}
     dtype = np.float32 if config.augment.device == "none" else np.uint8
-    kinds = [crops(config, 2 if config.task == "pretrain" else 1), *filter(None, [small_crops(config)])]
+    kinds = [crops(config, bounds.views(flatten(config))), *filter(None, [small_crops(config)])]
     return {
         **{
             kind.name: of((batch, kind.count, kind.size, kind.size, config.data.channels), dtype)

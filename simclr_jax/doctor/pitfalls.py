@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from simclr_jax import optim, registry
+from simclr_jax.config import bounds, flatten
 from simclr_jax.doctor import ahead, images
 from simclr_jax.doctor.findings import Finding, error, note, warning
 from simclr_jax.doctor.plan import Plan
@@ -193,7 +194,7 @@ def stem_for_large_images(plan: Plan) -> Finding | None:
 def norm_of_few_images(plan: Plan) -> Finding | None:
     """BatchNorm's statistics of few images are noise (arXiv 1803.08494, Figure 1: below 16)."""
     model, train = plan.config.model, plan.config.train
-    views = 2 if plan.config.task == "pretrain" else 1
+    views = bounds.views(flatten(plan.config))
     count = (train.microbatch or train.batch_size) * views // model.norm_groups
     if count >= 32:
         return None

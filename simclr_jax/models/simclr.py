@@ -108,7 +108,7 @@ class SimCLR(nn.Module):
         return ends
 
 
-def init(model: SimCLR, rng: jax.Array, images: jax.Array, method: str = "__call__") -> dict[str, Any]:
+def init(model: nn.Module, rng: jax.Array, images: jax.Array, method: str = "__call__") -> dict[str, Any]:
     """The first variables of a model, for images `[n, h, w, c]`: {"params": ..., "batch_stats": ...}."""
     variables = model.init(rng, images, train=True, method=method)
     # Flax starts statistics in float32 whatever param_dtype says.

@@ -1,0 +1,270 @@
+"""A trained restorer on whole images: files in, files out."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from simclr_jax import degrade, encoder, files, paths, tiles
+from simclr_jax.config import load_config
+from simclr_jax.data import formats
+from simclr_jax.errors import SimclrError
+from simclr_jax.feeds import kind
+from simclr_jax.metrics import Progress
+from simclr_jax.models import restorer, simclr
+from simclr_jax.train import use_compile_cache
+
+BATCH = 4  # tiles at a time
+OVERLAP = 64  # pixels that tiles share, at most
+SHOWN = 5  # names in an error
+
+
+class Options(NamedTuple):
+    """The options of the command that do not name a run."""
+
+    images: str
+    out: str
+    masks: str = ""  # folder of masks, "" for none
+    tile: int = 512
+    again: bool = False
+
+
+class Restorer:
+    """The network of a run, as a function of images of any size.
+
+    Attributes:
+      config: of the run; step: of the checkpoint.
+      stride: pixels that a side must be a multiple of; 0 where the network takes `image_size` alone.
+
+    Raises:
+      SimclrError: the workdir holds no run of task restore.
+    """
+
+    def __init__(self, workdir: epath.PathLike, step: int = 0):
+        task = load_config(workdir)[0].task
+        if task != "restore":
+            raise SimclrError(
+                f"{workdir}: is a run of task {task!r}, which restores nothing; train one of task "
+                "restore (configs/restore.py), on --config.start.workdir of this one if you like"
+            )
+        config, data, self.step, self.variables = encoder.read(workdir, step)
+        self.config = config
+        use_compile_cache(config.compile_cache)
+        self.example = kind(config).reader(config, data).spec()
+        self.model = restorer.create(config.model, self.example, config.data.mean, config.data.std)
+        self.corruption: str = config.restore.corruption
+        self.stride = self._stride()
+        self._apply = jax.jit(functools.partial(self.model.apply, method="restored"))
+        self._on_device = jax.device_put(self.variables)
+
+    def _stride(self) -> int:
+        """The pixels that one place of the coarsest maps stands for; 0: another size does not fit."""
+        network: Any = self.model.encoder  # a Flax module too
+        side = self.example.shape[0]
+        variables = {name: tree["encoder"] for name, tree in self.variables.items() if "encoder" in tree}
+        ends = jax.eval_shape(
+            functools.partial(network.apply, train=False), variables, simclr.sample(self.example)
+        )
+        maps = [jax.eval_shape(functools.partial(network.maps, name), end) for name, end in ends.items()]
+        rows = [found.shape[1] for found in maps if found is not None]
+        stride = -(-side // min(rows, default=side))
+        other = jax.ShapeDtypeStruct((1, side + stride, side + 2 * stride, self.example.shape[2]), np.float32)
+        try:
+            found = jax.eval_shape(
+                functools.partial(self.model.apply, method="restored"), self.variables, other
+            )
+        except Exception:  # Flax's for shapes of parameters, the decoder's own, JAX's for shapes
+            return 0
+        return stride if found.shape == other.shape else 0
+
+    def __call__(self, image: np.ndarray, tile: int = 512) -> np.ndarray:
+        """A restored image `[h, w, c]` in [0, 1] of a corrupted one, float32 about [0, 1]."""
+
+        def apply(x: np.ndarray) -> np.ndarray:
+            return np.asarray(self._apply(self._on_device, x))
+
+        image = np.asarray(image, np.float32)
+        if not self.stride:
+            side = self.example.shape[0]
+            return tiles.blended(image, apply, side, side // 4, BATCH)
+        if image.shape[0] * image.shape[1] <= tile**2:
+            return tiles.whole(image, apply, self.stride)
+        tile = max(tile // self.stride, 1) * self.stride
+        return tiles.blended(image, apply, tile, min(OVERLAP, tile // 4), BATCH)
+
+    def complete(self, image: np.ndarray, known: np.ndarray, tile: int = 512) -> np.ndarray:
+        """The same of an image with holes, `known [h, w, 1]` 0 there: known pixels stay."""
+        found = map(jnp.asarray, (self(image, tile), image, known))
+        return np.asarray(degrade.completed(*found), np.float32)
+
+    def read(self, path: Path) -> np.ndarray:
+        """A file as `[h, w, c]` float32 in [0, 1], with the run's channels.
+
+        Raises:
+          UnreadableError: it cannot be read; the text says why.
+          SimclrError: the run takes images of other channels than files have.
+        """
+        return read(path, self.config)
+
+
+def read(path: Path, config: Any) -> np.ndarray:
+    """See `Restorer.read`."""
+    channels = config.data.channels
+    if channels not in (1, 3):
+        raise SimclrError(f"the run takes images of {channels} channels; files have 1 or 3")
+    try:
+        image = formats.read(path.read_bytes(), formats.Reading.of(**config.data))
+    except OSError as error:
+        raise formats.UnreadableError(error.strerror or str(error)) from None
+    if channels == 1:  # the weights of `decode.to_channels`
+        image = np.rint(image @ np.array([0.299, 0.587, 0.114]))[..., None]
+    return (image / 255).astype(np.float32)
+
+
+# ---- files --------------------------------------------------------------------------------------------
+
+
+def find(where: str) -> tuple[Path, list[str]]:
+    """(folder, names below it) of the image files of `--images`.
+
+    Raises:
+      SimclrError: there are none.
+    """
+    path = Path(paths.local(where, "--images"))
+    if path.is_file():
+        return path.parent, [path.name]
+    if not path.is_dir():
+        raise SimclrError(f"--images={where}: no such folder or file")
+    below = (each.relative_to(path) for each in path.rglob("*") if each.suffix.lower() in formats.EXTENSIONS)
+    names = sorted(each.as_posix() for each in below if not any(p.startswith(".") for p in each.parts))
+    names = [name for name in names if (path / name).is_file()]
+    if not names:
+        raise SimclrError(f"--images={where}: no image file there ({', '.join(formats.EXTENSIONS)})")
+    return path, names
+
+
+def targets(names: Sequence[str]) -> dict[str, str]:
+    """{a/b.jpg: a/b.png}; where several files would have one name, a/b.jpg.png."""
+    short = [Path(name).with_suffix(".png").as_posix() for name in names]
+    return {
+        name: target if short.count(target) == 1 else f"{name}.png"
+        for name, target in zip(names, short, strict=True)
+    }
+
+
+def prepare_out(options: Options) -> Path:
+    """The folder of `--out`, made.
+
+    Raises:
+      SimclrError: it is no folder, has something in it, or is that of the images.
+    """
+    out = Path(paths.local(options.out, "--out"))
+    if out.exists() and not out.is_dir():
+        raise SimclrError(f"--out={options.out}: is a file; give a folder")
+    if paths.is_within(options.images, out) or paths.is_within(out, options.images):
+        raise SimclrError(f"--out={options.out}: must be apart from --images={options.images}")
+    if out.is_dir() and any(out.iterdir()) and not options.again:
+        raise SimclrError(
+            f"--out={options.out}: is not empty; give a new folder, or --again to write into it"
+        )
+    return out
+
+
+def write(path: Path, image: np.ndarray) -> None:
+    """Writes an image `[h, w, c]` in [0, 1] as PNG, rounded to 8 bits; makes its folder."""
+    levels = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    with files.replacing(epath.Path(path)) as half:
+        Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(half, "PNG")
+
+
+def each(
+    names: Sequence[str], folder: Path, config: Any
+) -> Iterator[tuple[int, str, np.ndarray | formats.UnreadableError]]:
+    """(number, name, image or why it cannot be read), with a bar that tells rate and ETA."""
+    progress = Progress(0, len(names), unit="image")
+    try:
+        for number, name in enumerate(names):
+            progress.tell(name)
+            try:
+                yield number, name, read(folder / name, config)
+            except formats.UnreadableError as error:
+                progress.say(f"{name}: left out: {error}")
+                yield number, name, error
+            progress.step(number + 1)
+    finally:
+        progress.close()
+
+
+def fail_if(unreadable: Sequence[str], total: int) -> None:
+    """Raises SimclrError where files could not be read: their results are missing."""
+    if unreadable:
+        more = f" and {len(unreadable) - SHOWN} more" * (len(unreadable) > SHOWN)
+        raise SimclrError(
+            f"{len(unreadable)} of {total} files could not be read: {', '.join(unreadable[:SHOWN])}{more}; "
+            "the others are done"
+        )
+
+
+# ---- the plain command --------------------------------------------------------------------------------
+
+
+def restore(workdir: epath.PathLike, step: int, options: Options) -> list[str]:
+    """Restores files and writes the results; returns lines for the user.
+
+    Raises:
+      SimclrError: the run, the images or the folders are not there; or, at the end, files were unreadable.
+    """
+    network = Restorer(workdir, step)
+    folder, names = find(options.images)
+    out, target, unreadable = prepare_out(options), targets(names), []
+    masks = mask_reader(network, options.masks)
+    for _, name, image in each(names, folder, network.config):
+        if isinstance(image, formats.UnreadableError):
+            unreadable.append(name)
+            continue
+        write(out / target[name], _restored(network, image, masks(name, image), options.tile))
+    done = len(names) - len(unreadable)
+    print(f"{done} of {len(names)} images restored by {workdir}, step {network.step}: {out}", flush=True)
+    fail_if(unreadable, len(names))
+    return [str(out)]
+
+
+def mask_reader(network: Restorer, where: str) -> Callable[[str, np.ndarray], np.ndarray | None]:
+    """(name, image `[h, w, c]`) -> `[h, w, 1]`, 1 where a pixel is known; None without masks.
+
+    Raises:
+      SimclrError: the run needs masks and gets none, or gets some and has no use for them.
+    """
+    if bool(where) != (network.corruption == "holes"):
+        told = "name the folder of masks" if not where else "are for restore.corruption='holes' alone"
+        raise SimclrError(f"--masks={where}: {told}; this run has {network.corruption!r}")
+    folder = Path(where)
+
+    def mask(name: str, image: np.ndarray) -> np.ndarray | None:
+        if not where:
+            return None
+        found = [p for p in (folder / name, (folder / name).with_suffix(".png")) if p.is_file()]
+        if not found:
+            raise SimclrError(f"--masks={where}: has no {name}")
+        hole = read(found[0], network.config)[..., :1]
+        if hole.shape[:2] != image.shape[:2]:
+            raise SimclrError(f"{found[0]}: has another size than the image of this name")
+        return (hole < 0.5).astype(np.float32)
+
+    return mask
+
+
+def _restored(network: Restorer, image: np.ndarray, known: np.ndarray | None, tile: int) -> np.ndarray:
+    if known is not None:
+        filled = np.asarray(degrade.filled(jnp.asarray(image[None]), jnp.asarray(known[None])))[0]
+        return network.complete(filled, known, tile)
+    if network.corruption == "fewer_pixels":
+        scale = network.config.restore.scale
+        image = np.asarray(degrade.more_pixels(jnp.asarray(image[None]), scale=scale))[0]
+    return network(image, tile)
