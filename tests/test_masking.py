@@ -238,12 +238,12 @@ def test_microbatches_on_eight_devices_have_the_gradient_of_the_whole_on_one(toy
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "fields"),
-    [("nt_xent+reconstruction+masked", {}), ("nt_xent+masked", VIT)],
+    ("name", "fields", "apart"),
+    [("nt_xent+reconstruction+masked", {}, 1e-9), ("nt_xent+masked", VIT, 1e-6)],
     ids=["blocks", "patches"],
 )
-def test_float64_losses_are_equal_on_one_and_eight_devices(tmp_path, name, fields):
-    """As those of the contrastive step."""
+def test_float64_losses_are_equal_on_one_and_eight_devices(tmp_path, name, fields, apart):
+    """As those of the contrastive step; JAX's attention has a softmax in float32."""
     fields = {**fields, "loss__name": name, "model__dtype": "float64"}
     with jax.enable_x64(True):
         for devices in (1, 8):
@@ -254,7 +254,7 @@ def test_float64_losses_are_equal_on_one_and_eight_devices(tmp_path, name, field
     assert len(one) == 20
     for a, b in zip(one, eight, strict=True):
         for key in ("loss", "nt_xent_loss", "masked_loss", "grad_norm", "probe_loss"):
-            assert a[key] == pytest.approx(b[key], rel=1e-9)
+            assert a[key] == pytest.approx(b[key], rel=apart)
 
 
 @pytest.mark.parametrize(
