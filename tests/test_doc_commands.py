@@ -399,7 +399,7 @@ COMMANDS = (
     Rule(r"python -m simclr_jax\.evaluate --compare", run_evaluate),
     Rule(r"python -m simclr_jax\.main --config=configs/restore\.py", run_main, RESTORE, slow=True),
     Rule(r"python -m simclr_jax\.restore .*--corrupt", run_restore, ("--baselines=",), slow=True),
-    Rule(r"python -m simclr_jax\.restore --workdir=runs/denoise", run_restore, slow=True),
+    Rule(r"python -m simclr_jax\.restore .* --out=/my/restored", run_restore, slow=True),
     Rule(r"python -m simclr_jax\.convert (torch|to-torch)", run_convert, put=CONVERTED),
     Rule(r"python -m simclr_jax\.convert (google|to-google)", run_convert, slow=True),
     Rule(r"python tools/lesions\.py", run_process, ("--images=84",), slow=True),
