@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("simclr_jax.main", "trains an encoder without labels, or with them, and scores it"),
     "evaluate": ("simclr_jax.evaluate", "tells how good the encoder of a run is, on one page"),
     "restore": ("simclr_jax.restore", "corrupted images in, clean ones out"),
+    "generate": ("simclr_jax.generate", "draws images from the latents of a run with a decoder"),
     "convert": ("simclr_jax.convert", "other projects' weights in, ours out"),
     "sweep": ("simclr_jax.sweep", "tries settings of a config's fields"),
     "doctor": ("simclr_jax.doctor", "checks machine, memory, images and recipe before a run"),

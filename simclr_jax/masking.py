@@ -21,13 +21,13 @@ def kept_patches(keys: jax.Array, patches: int, ratio: float) -> jax.Array:
     return jnp.sort(jax.vmap(lambda key: _some(key, patches, count))(keys), axis=1)
 
 
-def hidden_by(kept: jax.Array, grid: tuple[int, int], patch: int) -> jax.Array:
+def hidden_by(kept: jax.Array, grid: tuple[int, int], patch: tuple[int, int]) -> jax.Array:
     """The pixels that are in none of the patches `kept`: `[m, h, w, 1]`, 1 if hidden, else 0.
 
     Args:
       kept: `[m, t']`, numbers of patches, row by row.
       grid: (rows, columns) of patches.
-      patch: side of a patch, pixels.
+      patch: (height, width) of a patch, pixels.
     """
     m = len(kept)
     hidden = jnp.ones((m, grid[0] * grid[1]), jnp.float32)
@@ -51,7 +51,7 @@ def blocks(keys: jax.Array, image: tuple[int, ...], block: int, ratio: float) ->
     def one(key: jax.Array) -> jax.Array:
         return jnp.zeros(rows * columns, jnp.float32).at[_some(key, rows * columns, count)].set(1)
 
-    return _pixels(jax.vmap(one)(keys), (rows, columns), block)[:, : image[0], : image[1]]
+    return _pixels(jax.vmap(one)(keys), (rows, columns), (block, block))[:, : image[0], : image[1]]
 
 
 def filled(images: jax.Array, hidden: jax.Array) -> jax.Array:
@@ -87,7 +87,7 @@ def _some(key: jax.Array, total: int, count: int) -> jax.Array:
     return jax.random.permutation(key, jnp.arange(total, dtype=jnp.int32))[:count]
 
 
-def _pixels(cells: jax.Array, grid: tuple[int, int], side: int) -> jax.Array:
+def _pixels(cells: jax.Array, grid: tuple[int, int], cell: tuple[int, int]) -> jax.Array:
     """A value for each cell of a grid, `[m, rows · columns]`, as pixels `[m, h, w, 1]`."""
     cells = cells.reshape(len(cells), *grid)
-    return jnp.repeat(jnp.repeat(cells, side, axis=1), side, axis=2)[..., None]
+    return jnp.repeat(jnp.repeat(cells, cell[0], axis=1), cell[1], axis=2)[..., None]

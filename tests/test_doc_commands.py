@@ -34,6 +34,7 @@ from simclr_jax.convert import google_tf, torch
 from simclr_jax.doctor import pitfalls
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import __main__ as evaluation
+from simclr_jax.generate import __main__ as generation
 from simclr_jax.restore import __main__ as restoration
 
 ROOT = Path(__file__).parents[1]
@@ -251,6 +252,11 @@ def run_restore(words: list[str]) -> None:
     restoration.main(words[3:])
 
 
+def run_generate(words: list[str]) -> None:
+    """`python -m simclr_jax.generate`."""
+    generation.main(words[3:])
+
+
 def run_convert(words: list[str]) -> None:
     """`python -m simclr_jax.convert`."""
     convert.main(words[3:])
@@ -292,6 +298,13 @@ def use(text: str) -> None:
     given = {"images": tiny_arrays(n=4, size=28)[0], "photos": tiny_arrays(n=4, size=40)[0]}
     left = run_snippet(text, given)
     assert left["features"].shape[0] == left["maps"].shape[0] == 4
+
+
+def decodes(text: str) -> None:
+    """Images are encoded and decoded."""
+    left = run_snippet(text, {"images": tiny_arrays(n=4, size=28)[0].astype(np.float32) / 255})
+    assert left["half"].shape == (1, 28, 28, 1)
+    assert 0 < left["error"] < 1
 
 
 def config_file(text: str) -> None:
@@ -374,6 +387,7 @@ SMALL = (  # recipes of large images and networks
 RESTORE = (*TINY, "--config.model.width=0.25", "--config.data.image_size=16", "--config.restore.crops=1")
 DIGITS = (*SMALL, "--config.data.source=builtin:mnist5k", "--config.data.channels=1")
 SCORES = ("--protocols=features,classifier", "--config.mesh.devices=1", "--config.compile_cache=")
+LITTLE = ("--config.mesh.devices=1", "--config.compile_cache=")
 SHARED = (*TINY, "--config.mesh.devices=0")  # all devices of two processes
 ONCE = ("--steps=1", "--config.train.batch_size=8", "--config.mesh.devices=1")
 COLLECT = ("--collect-only", "-c", str(ROOT / "pyproject.toml"))
@@ -400,6 +414,7 @@ COMMANDS = (
     Rule(r"python -m simclr_jax\.main --config=configs/restore\.py", run_main, RESTORE, slow=True),
     Rule(r"python -m simclr_jax\.restore .*--corrupt", run_restore, ("--baselines=",), slow=True),
     Rule(r"python -m simclr_jax\.restore .* --out=/my/restored", run_restore, slow=True),
+    Rule(r"python -m simclr_jax\.generate", run_generate, ("--samples=2", *LITTLE)),
     Rule(r"python -m simclr_jax\.convert (torch|to-torch)", run_convert, put=CONVERTED),
     Rule(r"python -m simclr_jax\.convert (google|to-google)", run_convert, slow=True),
     Rule(r"python tools/lesions\.py", run_process, ("--images=84",), slow=True),
@@ -416,6 +431,7 @@ COMMANDS = (
 SNIPPETS = (
     Rule(r"def crops_of_half", pitfall),
     Rule(r"import numpy as np\nimport simclr_jax\nfrom sklearn", of_a_table),
+    Rule(r"import numpy as np\nfrom simclr_jax import decoding", decodes),
     Rule(r"from simclr_jax import config, registry", registering),
     Rule(r"import simclr_jax\n\nencoder = simclr_jax\.load", use),
     Rule(r"from simclr_jax import config\n\n\ndef get_config", config_file),

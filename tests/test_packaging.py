@@ -262,6 +262,7 @@ HELP = {
     "train": "usage: simclr train --config=NAME",
     "evaluate": "usage: simclr evaluate",
     "restore": "usage: simclr restore",
+    "generate": "usage: simclr generate",
     "convert": "usage: simclr convert",
     "sweep": "simclr sweep --config=NAME --space=FILE",
 }

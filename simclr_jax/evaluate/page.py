@@ -21,6 +21,7 @@ SECTIONS = (
     ("When images change", ("robustness", "invariance"), ("robustness", "invariance")),
     ("Health of the representation", ("spectrum",), ("health",)),
     ("Where it looks", ("class_maps", "similarity_maps"), ("saliency",)),
+    ("What the decoder makes of images", ("reconstructions",), ("reconstructions",)),
     ("Unusual images", ("duplicates", "outliers"), ("neighbours",)),
     ("How the classifiers were chosen", ("knn_grid", "penalties", "sweep"), ()),
 )
@@ -201,7 +202,7 @@ def _section(title: str, notes: Sequence[str], contents: Sequence[str]) -> str:
 
 
 def figure(folder: epath.Path, name: str, caption: str) -> str:
-    """`folder/figures/name.png` as a part of the page; "" if it is not there."""
+    """The picture `folder/figures/NAME.png` with its caption, as part of a page; "" where it is not there."""
     path = folder / "figures" / f"{name}.png"
     if not path.exists():
         return ""

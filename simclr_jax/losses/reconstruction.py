@@ -6,12 +6,18 @@ image, `[m]`, in at least float32. Where no pixel of an image counts, the mean i
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
+
+from simclr_jax.errors import SimclrError
+from simclr_jax.losses.objective import ROWS, Metrics, Objective, Sizes
+from simclr_jax.models import decoder as decoders
 
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian window, pixels
 C1, C2 = 0.01**2, 0.03**2  # (K1 L)² and (K2 L)² for images of range L = 1
@@ -167,3 +173,66 @@ def _halved(x: jax.Array) -> jax.Array:
     if h % 2 or w % 2:
         x = jnp.pad(x, [(0, 0), (0, h % 2), (0, w % 2), (0, 0)], "edge")
     return jnp.mean(x.reshape(m, (h + 1) // 2, 2, (w + 1) // 2, 2, c), axis=(2, 4))
+
+
+# ---- the term of the loss --------------------------------------------------------------------------------
+
+
+def create(name: str, options: Mapping[str, Any], sizes: Sizes) -> Objective:
+    """The objective: a decoder of the encoder's endpoints, and how far its images are from the views.
+
+    Its parameters are the decoder's. Fields: `options["reconstruction"]` (reconstruction_fields.py) and
+    `config.model.decoder`; whatever its `output` is, loss bernoulli compares logits and all others images.
+
+    Raises:
+      SimclrError: another term hides patches from the encoder.
+    """
+    mine = options["reconstruction"]
+    logits = mine["loss"] == "bernoulli"
+    decoder, ends = decoder_of(sizes, "logits" if logits else "unit")
+
+    def init(rng: jax.Array) -> tuple[Any, Any]:
+        return decoder.init(rng, zeros(sizes, ends))["params"], {}
+
+    def loss(params: Any, extra: Any, outputs: Any, batch: Any, step: Any) -> tuple[jax.Array, Metrics]:
+        if "kept" in outputs:
+            raise SimclrError(
+                "config.loss.name: reconstruction must not be beside a term that hides patches; masked with "
+                "config.model.decoder.variant=tokens reconstructs by itself"
+            )
+        target = outputs[mine["target"]]
+        predicted = decode(decoder, params, {name: rows(outputs[name]) for name in ends})
+        value = LOSSES[mine["loss"]](predicted, rows(target))
+        decibels = psnr(jax.nn.sigmoid(predicted) if logits else predicted, rows(target))
+        value, decibels = (of_views(each, target) for each in (value, decibels))
+        return mine["weight"] * value, {"reconstruction_psnr": decibels}
+
+    return Objective(loss, scope=ROWS, needs=(*ends, mine["target"]), init=init)
+
+
+def decoder_of(sizes: Sizes, output: str) -> tuple[nn.Module, tuple[str, ...]]:
+    """(the decoder of `config.model.decoder` with another `output`, the endpoints that it reads)."""
+    options, dtype = {**sizes.model["decoder"], "output": output}, jnp.dtype(sizes.model["dtype"])
+    dtypes = {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
+    needs = decoders.needs(options, sizes.encoder, sizes.ends)
+    return decoders.create(options, sizes.encoder, sizes.ends, sizes.example, **dtypes), needs
+
+
+def decode(decoder: nn.Module, params: Any, ends: Mapping[str, jax.Array], **given: Any) -> jax.Array:
+    """The images `[m, h, w, c]` of endpoints `[m, ...]`."""
+    return cast(jax.Array, decoder.apply({"params": params}, ends, **given))
+
+
+def zeros(sizes: Sizes, ends: tuple[str, ...]) -> dict[str, jax.Array]:
+    """Endpoints of two inputs, to initialise a decoder with."""
+    return {name: jnp.zeros(sizes.ends[name].shape, sizes.ends[name].dtype) for name in ends}
+
+
+def rows(x: jax.Array) -> jax.Array:
+    """An output `[n, v, ...]` as `[n · v, ...]`."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def of_views(each: jax.Array, like: jax.Array) -> jax.Array:
+    """Numbers `[n · v]` as the means over the views `[n]`; `like` is an output `[n, v, ...]`."""
+    return jnp.mean(each.reshape(like.shape[:2]), axis=1)
