@@ -331,7 +331,7 @@ def test_a_file_of_a_recipes_name_is_meant_where_it_exists(tmp_path, monkeypatch
     ("given", "line"),
     [
         ("quick-start", r"--config=quick-start: no recipe has this name; did you mean quickstart\?"),
-        ("xyz", "no recipe has this name; there are ablation, cifar10, cifar100, "),
+        ("xyz", "no recipe has this name; there are ablation, can, cifar10, "),
         ("configs/cifar10.py", "--config=configs/cifar10.py: no such file; the recipe is --config=cifar10"),
     ],
 )
