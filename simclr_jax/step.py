@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from simclr_jax import nonfinite
-from simclr_jax.losses.objective import AVERAGE, BATCH, ROWS
+from simclr_jax.losses.objective import AVERAGE, BATCH, OUTPUTS, ROWS
 from simclr_jax.state import TrainState
 from simclr_jax.tasks import Task
 
@@ -156,7 +156,7 @@ def _needed(task: Task, outputs: dict[str, Any]) -> dict[str, Any]:
     wanted = dict.fromkeys(name for needs in kept for name in needs)
     if () in kept:
         of_rows = {name for o in task.objectives.values() if o.scope == ROWS for name in o.needs}
-        return {name: x for name, x in outputs.items() if name in wanted or name not in of_rows}
+        wanted |= dict.fromkeys(name for name in outputs if name in OUTPUTS or name not in of_rows)
     return {name: outputs[name] for name in wanted}
 
 

@@ -18,6 +18,7 @@ from simclr_jax import checkpoint, registry, sharding, step, train
 from simclr_jax.config import adopt_start, checks, default, differences, load_config
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import run as evaluation
+from simclr_jax.losses.objective import Objective, of_outputs
 from simclr_jax.models import simclr
 from simclr_jax.tasks import create_task
 
@@ -146,6 +147,20 @@ def test_terms_are_joined(registered, tmp_path):
     many = toy_config(loss__name=name, augment__device="all", mesh__devices=8)
     eight = train.run(many, tmp_path / "eight", splits=splits)["last"]
     assert eight["loss"] == pytest.approx(last["loss"], rel=1e-4)
+
+
+def test_what_microbatches_keep(registered):
+    """A term that names no outputs gets all but what single examples need; features and the like always."""
+
+    def kept(*objectives):
+        task = create_task(toy_config(), tiny_splits(), sharding.make_mesh(1))
+        task = task._replace(objectives=dict(enumerate(objectives)))
+        return set(step._needed(task, dict.fromkeys(("features", "projection", "tokens", "view"))))
+
+    rows = Objective(None, scope="rows", needs=("features", "tokens", "view"))
+    assert kept(of_outputs(None), rows) == {"features", "projection"}
+    assert kept(of_outputs(None, "projection"), rows) == {"projection"}
+    assert kept(of_outputs(None, "tokens"), of_outputs(None), rows) == {"features", "projection", "tokens"}
 
 
 def test_terms_that_do_not_go_together(registered, tmp_path):

@@ -19,6 +19,7 @@ from simclr_jax.models.encoder import Encoder
 
 BATCH, ROWS = "batch", "rows"
 AVERAGE = "average"  # the moving average of the model: its parameters, and its projections among the outputs
+OUTPUTS = ("features", "projection", "logits")  # that every model has
 Metrics = dict[str, jax.Array]
 
 

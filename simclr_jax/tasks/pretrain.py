@@ -19,7 +19,7 @@ from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import Feed, create_feed
 from simclr_jax.losses.classification import classification
-from simclr_jax.losses.objective import AVERAGE, BATCH, Objective, Sizes, of_outputs
+from simclr_jax.losses.objective import AVERAGE, BATCH, OUTPUTS, Objective, Sizes, of_outputs
 from simclr_jax.measures import embedding, knn
 from simclr_jax.measures.features import Features, extract
 from simclr_jax.metrics import Progress
@@ -29,7 +29,6 @@ from simclr_jax.results import WHO
 from simclr_jax.tasks.extractor import MAIN, RAW_EXAMPLES, Extractor, groups_of, labelled, sample
 from simclr_jax.tasks.task import Context, Task
 
-OUTPUTS = ("features", "projection", "logits")  # of the model
 GALLERY = 1000  # images in the retrieval and t-SNE figures, at most
 NEIGHBOURS = 8  # beside each query in the retrieval figure
 
@@ -158,6 +157,8 @@ def _told(objective: Objective, name: str, watched: bool) -> Objective:
 
     def loss(params, extra, outputs, batch, step):
         value, metrics = objective.loss(params, extra, outputs, batch, step)
+        if name and not watched:  # several terms may have an accuracy
+            metrics = {key if key.startswith(name) else f"{name}_{key}": x for key, x in metrics.items()}
         metrics = {"loss": value, **metrics} | ({f"{name}_loss": value} if name else {})
         if watched:
             metrics["feature_std"] = _deviation(outputs["features"])
