@@ -15,6 +15,7 @@ from simclr_jax.version import __version__
 COMMANDS = {
     "train": ("simclr_jax.main", "trains an encoder without labels, or with them, and scores it"),
     "evaluate": ("simclr_jax.evaluate", "tells how good the encoder of a run is, on one page"),
+    "generate": ("simclr_jax.generate", "draws images from the latents of a run with a decoder"),
     "convert": ("simclr_jax.convert", "other projects' weights in, ours out"),
     "sweep": ("simclr_jax.sweep", "tries settings of a config's fields"),
     "doctor": ("simclr_jax.doctor", "checks machine, memory, images and recipe before a run"),

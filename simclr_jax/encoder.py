@@ -1,7 +1,7 @@
 """A trained encoder, ready to use: `simclr_jax.load(WORKDIR)`."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import flax.errors
@@ -67,26 +67,34 @@ class Encoder:
         """
         if batch_size < 1:
             raise SimclrError(f"batch_size={batch_size}: must be above 0")
-        images = self.reader.check(images)
-        parts = []
-        for begin in range(0, len(images), batch_size):
-            part = self.reader.host(images[begin : begin + batch_size])
-            # One shape, one compilation: the last part is filled up.
-            filled = np.pad(
-                part, [(0, min(batch_size, len(images)) - len(part))] + [(0, 0)] * (part.ndim - 1)
-            )
-            how = (self.model, self.reader, preprocess, endpoint)
-            outputs = _apply(*how, self._on_device, filled)
-            parts.append(np.asarray(outputs[: len(part)], np.float32))
-        return np.concatenate(parts)
+        how = (self.model, self.reader, preprocess, endpoint)
+
+        def encode(part: np.ndarray) -> jax.Array:
+            return _apply(*how, self.on_device, self.reader.host(part))
+
+        return in_batches(encode, self.reader.check(images), batch_size)
 
     def logits(self, images: np.ndarray, **kwargs: Any) -> np.ndarray:
         """The classifier's logits `[n, classes]`; arguments as above."""
         return self(images, endpoint="logits", **kwargs)
 
     @functools.cached_property
-    def _on_device(self) -> Any:
+    def on_device(self) -> Any:
+        """`variables` on the default device."""
         return jax.device_put(self.variables)
+
+
+def in_batches(apply: Callable[[np.ndarray], jax.Array], rows: np.ndarray, size: int) -> np.ndarray:
+    """`apply` to all rows `[n, ...]`, `size` at a time, as float32.
+
+    The last part is filled up: one shape, one compilation.
+    """
+    parts = []
+    for begin in range(0, len(rows), size):
+        part = rows[begin : begin + size]
+        filled = np.pad(part, [(0, min(size, len(rows)) - len(part))] + [(0, 0)] * (part.ndim - 1))
+        parts.append(np.asarray(apply(filled)[: len(part)], np.float32))
+    return np.concatenate(parts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -15,12 +15,14 @@ import jax
 import numpy as np
 import pytest
 
-from simclr_jax import train
-from simclr_jax.config import default, duration, set_field
+from simclr_jax import registry, sharding, train
+from simclr_jax.config import default, duration, flatten, set_field
 from simclr_jax.convert import workdir as conversion
 from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.models import simclr
+from simclr_jax.step import OBJECTIVES
+from simclr_jax.tasks import create_task
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -138,6 +140,10 @@ def untrained_run(workdir, config, classes=4):
     model, side = simclr.create(config.model, classes=classes), config.data.image_size
     images = np.zeros((2, side, side, config.data.channels), model.encoder.dtype)
     variables = jax.jit(lambda key: simclr.init(model, key, images))(jax.random.key(5))
+    if registry.decodes(flatten(config)):
+        task = create_task(config, tiny_splits(classes=classes), sharding.make_mesh(1))
+        own, _ = jax.jit(lambda: train.init_objectives(task, 6))()
+        variables["params"] = {**variables["params"], OBJECTIVES: own}
     conversion.write(workdir, config, jax.device_get(variables), step=7, origin="random")
     return workdir
 

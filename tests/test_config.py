@@ -12,7 +12,7 @@ from simclr_jax.config import checks, fields, stored
 from simclr_jax.data import host_augment
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import images
-from simclr_jax.losses import dense, negative
+from simclr_jax.losses import dense, negative, reconstruction, reconstruction_fields
 from simclr_jax.models import projection, resnet, resnet_fields
 
 BAD = {
@@ -115,6 +115,7 @@ def test_names_are_those_of_the_constructors():
     for module, names in (("contrast", dense.LOSSES), ("negative", negative.LOSSES)):
         target = f"simclr_jax.losses.{module}:create"
         assert {name for name, one in registry.OBJECTIVES.items() if one.target == target} == set(names)
+    assert set(reconstruction_fields.LOSSES) == set(reconstruction.LOSSES)
     assert set(fields.OPTIMIZERS) == set(optim.OPTIMIZERS)
     for where in (registry.ENCODERS, registry.OBJECTIVES, registry.TASKS):
         for one in where.values():

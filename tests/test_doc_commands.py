@@ -34,6 +34,7 @@ from simclr_jax.convert import google_tf, torch
 from simclr_jax.doctor import pitfalls
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import __main__ as evaluation
+from simclr_jax.generate import __main__ as generation
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -245,6 +246,11 @@ def run_evaluate(words: list[str]) -> None:
     evaluation.main(words[3:])
 
 
+def run_generate(words: list[str]) -> None:
+    """`python -m simclr_jax.generate`."""
+    generation.main(words[3:])
+
+
 def run_convert(words: list[str]) -> None:
     """`python -m simclr_jax.convert`."""
     convert.main(words[3:])
@@ -286,6 +292,13 @@ def use(text: str) -> None:
     given = {"images": tiny_arrays(n=4, size=28)[0], "photos": tiny_arrays(n=4, size=40)[0]}
     left = run_snippet(text, given)
     assert left["features"].shape[0] == left["maps"].shape[0] == 4
+
+
+def decodes(text: str) -> None:
+    """Images are encoded and decoded."""
+    left = run_snippet(text, {"images": tiny_arrays(n=4, size=28)[0].astype(np.float32) / 255})
+    assert left["half"].shape == (1, 28, 28, 1)
+    assert 0 < left["error"] < 1
 
 
 def config_file(text: str) -> None:
@@ -367,6 +380,7 @@ SMALL = (  # recipes of large images and networks
 )  # fmt: skip
 DIGITS = (*SMALL, "--config.data.source=builtin:mnist5k", "--config.data.channels=1")
 SCORES = ("--protocols=features,classifier", "--config.mesh.devices=1", "--config.compile_cache=")
+LITTLE = ("--config.mesh.devices=1", "--config.compile_cache=")
 SHARED = (*TINY, "--config.mesh.devices=0")  # all devices of two processes
 ONCE = ("--steps=1", "--config.train.batch_size=8", "--config.mesh.devices=1")
 COLLECT = ("--collect-only", "-c", str(ROOT / "pyproject.toml"))
@@ -390,6 +404,7 @@ COMMANDS = (
     Rule(r"python -m simclr_jax\.evaluate --workdir=runs", run_evaluate, SCORES),
     Rule(r"python -m simclr_jax\.evaluate --workdir=/tmp/lesion_run", run_evaluate, SCORES, slow=True),
     Rule(r"python -m simclr_jax\.evaluate --compare", run_evaluate),
+    Rule(r"python -m simclr_jax\.generate", run_generate, ("--samples=2", *LITTLE)),
     Rule(r"python -m simclr_jax\.convert (torch|to-torch)", run_convert, put=CONVERTED),
     Rule(r"python -m simclr_jax\.convert (google|to-google)", run_convert, slow=True),
     Rule(r"python tools/lesions\.py", run_process, ("--images=84",), slow=True),
@@ -406,6 +421,7 @@ COMMANDS = (
 SNIPPETS = (
     Rule(r"def crops_of_half", pitfall),
     Rule(r"import numpy as np\nimport simclr_jax\nfrom sklearn", of_a_table),
+    Rule(r"import numpy as np\nfrom simclr_jax import decoding", decodes),
     Rule(r"from simclr_jax import config, registry", registering),
     Rule(r"import simclr_jax\n\nencoder = simclr_jax\.load", use),
     Rule(r"from simclr_jax import config\n\n\ndef get_config", config_file),

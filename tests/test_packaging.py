@@ -261,6 +261,7 @@ def test_help_of_the_command_needs_the_standard_library_alone(installed, tmp_pat
 HELP = {
     "train": "usage: simclr train --config=NAME",
     "evaluate": "usage: simclr evaluate",
+    "generate": "usage: simclr generate",
     "convert": "usage: simclr convert",
     "sweep": "simclr sweep --config=NAME --space=FILE",
 }

@@ -17,6 +17,7 @@ from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.feeds import load_splits
 from simclr_jax.models import simclr
+from simclr_jax.step import OBJECTIVES, with_average
 from simclr_jax.tasks import create_task
 
 ROOT = Path(__file__).parent.parent
@@ -30,24 +31,25 @@ FLOORS = (
     ("registry",),
     ("storage",),
     ("files", "memory_error", "command"),
-    ("geometry", "draws", "sharding", "distributed", "lock", "results"),
+    ("geometry", "draws", "masking", "sharding", "distributed", "lock", "results"),
     ("wandb_run",),
     ("state", "models", "optim", "augment", "corruption", "data", "metrics", "figures", "run_summary"),
     ("losses",),
     ("config", "checkpoint", "measures"),
     ("workdir", "recipe", "feeds", "protocols"),
     ("encoder",),
+    ("decoding",),
     ("tasks", "convert", "resolve"),
     ("nonfinite",),
     ("step", "announce"),
     ("loop",),
     ("train",),
     ("main", "evaluate"),
-    ("sweep", "doctor"),
+    ("sweep", "doctor", "generate"),
 )  # fmt: skip
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # Never TensorFlow, flags or the config.
-PURE = ("losses", "models", "optim", "augment", "corruption", "geometry", "draws")
+PURE = ("losses", "models", "optim", "augment", "corruption", "geometry", "draws", "masking")
 TENSORFLOW = ("data/tf.py", "data/tfds.py", "data/multilabel.py", "convert/google_tf.py")
 
 
@@ -130,9 +132,10 @@ def traced_step(config, n=100_000, devices=8):
 
     def init():
         variables = task.init(jax.random.key(0))
-        params = variables.pop("params")
-        opt_state, fixed = optimizer.init(params), task.fixed()
-        return train.TrainState(jnp.int32(0), params, variables, opt_state, fixed=fixed)
+        own, extra = train.init_objectives(task, 0)
+        params = variables.pop("params") | ({OBJECTIVES: own} if own else {})
+        extra, opt_state = with_average(task, params, extra), optimizer.init(params)
+        return train.TrainState(jnp.int32(0), params, variables, opt_state, extra, task.fixed())
 
     state = jax.eval_shape(init)
     step = train.make_step(task, optimizer, rate, 0, microbatches(config))

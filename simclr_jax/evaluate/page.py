@@ -21,6 +21,7 @@ SECTIONS = (
     ("When images change", ("robustness", "invariance"), ("robustness", "invariance")),
     ("Health of the representation", ("spectrum",), ("health",)),
     ("Where it looks", ("class_maps", "similarity_maps"), ("saliency",)),
+    ("What the decoder makes of images", ("reconstructions",), ("reconstructions",)),
     ("Unusual images", ("duplicates", "outliers"), ("neighbours",)),
     ("How the classifiers were chosen", ("knn_grid", "penalties", "sweep"), ()),
 )
@@ -59,11 +60,11 @@ def render(made: Mapping[str, Any], folder: epath.Path) -> str:
     parts = []
     for title, names, protocols in SECTIONS:
         lines = [note for name in protocols for note in notes.pop(name, [])]
-        drawn = [_figure(folder, name, figures.pop(name)) for name in names if name in figures]
+        drawn = [figure(folder, name, figures.pop(name)) for name in names if name in figures]
         parts.append(
             _section(title, lines, drawn + [_metrics(made), _classes(made)] * (title == "Class by class"))
         )
-    rest = [_figure(folder, name, caption) for name, caption in figures.items()]
+    rest = [figure(folder, name, caption) for name, caption in figures.items()]
     parts.append(_section("More", [note for some in notes.values() for note in some], rest))
     where = made["images"]
     test = f"; tested on {where['test'][1]:,} ({where['test'][0]})" if where["test"] else ""
@@ -200,7 +201,8 @@ def _section(title: str, notes: Sequence[str], contents: Sequence[str]) -> str:
     return f"<h2>{html.escape(title)}</h2>\n" + "\n".join(body) if body else ""
 
 
-def _figure(folder: epath.Path, name: str, caption: str) -> str:
+def figure(folder: epath.Path, name: str, caption: str) -> str:
+    """The picture `folder/figures/NAME.png` with its caption, as part of a page; "" where it is not there."""
     path = folder / "figures" / f"{name}.png"
     if not path.exists():
         return ""

@@ -16,7 +16,7 @@ from simclr_jax.config.fields import deciding
 from simclr_jax.data import notes
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError, Stopped, StorageError
-from simclr_jax.evaluate import frozen, inside, learning, page, report, robust
+from simclr_jax.evaluate import decoded, frozen, inside, learning, page, report, robust
 from simclr_jax.evaluate.subject import Subject, differences
 from simclr_jax.feeds import load_splits
 from simclr_jax.field import ARCHITECTURE
@@ -31,6 +31,7 @@ PROTOCOLS = {
         frozen.features, scores.of_subject, frozen.nearest_neighbours, frozen.logistic_regression,
         frozen.linear_heads, frozen.own_classifier, robust.robustness, robust.invariance,
         inside.representation, inside.neighbourhood, inside.where_it_looks, inside.maps,
+        decoded.reconstructions,
         learning.few_labels, learning.transfer,
     )
 }  # fmt: skip
@@ -70,7 +71,7 @@ def evaluate(
     workdir = paths.expand(workdir)
     wanted = ["transfer"] * bool(transfer) + _check(protocols)
     found = encoder.load(workdir, step)
-    config = _complete(found.config, config, workdir)
+    config = complete(found.config, config, workdir)
     subject, told = _subject(workdir, found, config, splits)
     say = print if subject.first else _say_nothing
     for line in told:
@@ -104,7 +105,7 @@ def _subject(
     checks.check_divisible(config, ("eval.batch_size", "train.batch_size"), mesh.size)
     if config.data.percentiles != found.config.data.percentiles:  # the window is measured again
         config.data.window = ()
-    splits = splits or _load(config, found.data)
+    splits = splits or load_images(config, found.data)
     if reading := splits.train.reading:
         config.data.window = reading.window
     told = notes.describe(splits)  # now: in memory the images are another source
@@ -208,7 +209,7 @@ def _check(protocols: Sequence[str]) -> list[str]:
     return list(protocols)
 
 
-def _complete(own: ConfigDict, wanted: ConfigDict | None, workdir: epath.Path) -> ConfigDict:
+def complete(own: ConfigDict, wanted: ConfigDict | None, workdir: epath.Path) -> ConfigDict:
     """The config of the evaluation; a model other than the run's is refused."""
     config = wanted or own
     mine, theirs = flatten(own), flatten(config)
@@ -224,7 +225,8 @@ def _complete(own: ConfigDict, wanted: ConfigDict | None, workdir: epath.Path) -
     return config
 
 
-def _load(config: ConfigDict, stored: dict[str, Any]) -> Splits:
+def load_images(config: ConfigDict, stored: dict[str, Any]) -> Splits:
+    """The images of the config of an evaluation; one that names none is refused."""
     if config.data.source in ("", "arrays"):
         raise SimclrError(
             "the run does not say where images are: name those to evaluate on, for example "

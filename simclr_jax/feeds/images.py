@@ -124,12 +124,7 @@ class Images:
 
     def raw(self, examples: jax.Array) -> jax.Array:
         """The evaluation views resized to at most 32 px a side, `[n, d]`."""
-        images = self.see(examples)
-        n, h, w, c = images.shape
-        side = min(h, RAW_SIDE)
-        if side != h or side != w:
-            images = jax.image.resize(images, (n, side, side, c), "linear", antialias=True)
-        return images.reshape(n, -1)
+        return shrunk(self.see(examples))
 
     def change(self, seen: jax.Array, position: jax.Array, seed: int, **fields: Any) -> jax.Array:
         """Augments every evaluation view once; `fields` override the fields of `config.augment`."""
@@ -187,6 +182,15 @@ class Images:
             originals = np.asarray(self.see(jnp.asarray(originals)))[: len(some["position"])]
         views = np.asarray(jax.jit(lambda batch: self.views({}, batch))(some))
         figures.views(path, originals, views)
+
+
+def shrunk(images: jax.Array) -> jax.Array:
+    """Images `[n, h, w, c]` resized to at most 32 px a side, `[n, d]`."""
+    n, h, w, c = images.shape
+    side = min(h, RAW_SIDE)
+    if side != h or side != w:
+        images = jax.image.resize(images, (n, side, side, c), "linear", antialias=True)
+    return images.reshape(n, -1)
 
 
 class ImageReader(NamedTuple):
