@@ -1,5 +1,6 @@
 # Everything a fresh machine needs: Python 3.11 or newer, make.
 #   make quickstart   installs, trains on the digits that ship with the project, prints the scores
+#   make tutorial     installs, trains the tutorials' encoder and decoder on them, writes a page about both
 #   make test         installs, runs the tests
 #   make test-all     the same and the slow tests, which take minutes each
 #   make docs         builds the site of the documentation, build/site/index.html
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-all docs lower-bounds lint clean
+.PHONY: quickstart tutorial test test-all docs lower-bounds lint clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "simclr_jax needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -32,6 +33,10 @@ $(VENV)/.installed-docs: $(VENV)/bin/python setup.py pyproject.toml simclr_jax/v
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m simclr_jax.main --config=configs/quickstart.py
+
+tutorial: $(VENV)/.installed
+	$(BIN)/python -m simclr_jax.main --config=configs/tutorial.py
+	$(BIN)/python -m simclr_jax.evaluate --workdir=runs/tutorial --protocols=scores,lbfgs,reconstructions
 
 BANDIT = $(BIN)/bandit -q -r simclr_jax tools -c pyproject.toml
 
