@@ -403,7 +403,7 @@ CONVERTED = {"resnet50.pth": "resnet50.safetensors", "encoder.pth": "encoder.saf
 
 COMMANDS = (
     Rule("make", run_make),
-    Rule(r"python -m simclr_jax\.main --config=configs/(quickstart|finetune|distill)\.py", run_main, TINY),
+    Rule(r"python -m simclr_jax\.main --config=configs/(quickstart|finetune|distill|tutorial)\.py", run_main, TINY),
     Rule(r"python -m simclr_jax\.main --config=configs/ablation\.py", run_main, TINY, slow=True),
     Rule(rf"{FOLDER}=folder:/my/images --workdir", run_main, SMALL),
     Rule(rf"{FOLDER}=folder:/my/images --config", run_main, SMALL, slow=True),
@@ -414,7 +414,7 @@ COMMANDS = (
     Rule(r"python -m simclr_jax\.generate", run_generate, ("--samples=2", *LITTLE)),
     Rule(r"python -m simclr_jax\.main --config=configs/restore\.py", run_main, RESTORE, slow=True),
     Rule(r"python -m simclr_jax\.restore .*--corrupt", run_restore, ("--baselines=",), slow=True),
-    Rule(r"python -m simclr_jax\.restore --workdir=runs/denoise", run_restore, slow=True),
+    Rule(r"python -m simclr_jax\.restore (?!.*--corrupt)", run_restore, slow=True),
     Rule(r"python -m simclr_jax\.convert (torch|to-torch)", run_convert, put=CONVERTED),
     Rule(r"python -m simclr_jax\.convert (google|to-google)", run_convert, slow=True),
     Rule(r"python tools/lesions\.py", run_process, ("--images=84",), slow=True),
