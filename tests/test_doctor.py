@@ -211,7 +211,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", ["host", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name != "host")]
+)
 def test_memory_is_that_of_the_run(name, tmp_path, capsys):
     """The program from shapes is the run's own: the line that the run prints, to the byte."""
     config = tiny_config(mesh__devices=2, train__steps=1, **VARIANTS[name])

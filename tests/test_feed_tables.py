@@ -51,6 +51,7 @@ def test_trained_scored_evaluated_and_loaded(tmp_path):
         encoder(raw[:, :12])
 
 
+@pytest.mark.slow
 def test_one_device_equals_eight_and_a_cut_run_goes_on_to_the_bit(tmp_path):
     train.run(table_config(), tmp_path / "one")
     train.run(table_config(mesh__devices=8, eval__batch_size=32), tmp_path / "eight")

@@ -39,6 +39,7 @@ def test_it_loads(workdir):
     assert encoder.logits(images).shape == (8, 10)
 
 
+@pytest.mark.slow
 def test_it_goes_on_and_learns_the_same(workdir):
     before = rows_of(workdir)
     shutil.rmtree(workdir / "checkpoints" / "120")

@@ -65,6 +65,7 @@ def states(study):
 # ---- whole sweeps -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_grid_runs_every_point_once_on_images_held_out_of_train(config, tmp_path, monkeypatch, capsys):
     seen, train_run = [], trials.train.run
 

@@ -373,6 +373,7 @@ def test_a_run_in_a_thread_installs_nothing(tmp_path):
     assert handlers() == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_exit")
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_run_as_a_library_stops_and_restores_the_handlers(tmp_path, number):
