@@ -392,6 +392,7 @@ SHARED = (*TINY, "--config.mesh.devices=0")  # all devices of two processes
 ONCE = ("--steps=1", "--config.train.batch_size=8", "--config.mesh.devices=1")
 COLLECT = ("--collect-only", "-c", str(ROOT / "pyproject.toml"))
 SWEEP = (*TINY, "--config.eval.final=True", "--trials=1")
+MAIN = r"python -m simclr_jax\.main --config=configs/"
 FOLDER = r"python -m simclr_jax\.main --config=configs/folder\.py --config\.data\.source"
 INSTALLED = {
     "simclr train --config=quickstart": "python -m simclr_jax.main --config=configs/quickstart.py",
@@ -403,7 +404,7 @@ CONVERTED = {"resnet50.pth": "resnet50.safetensors", "encoder.pth": "encoder.saf
 
 COMMANDS = (
     Rule("make", run_make),
-    Rule(r"python -m simclr_jax\.main --config=configs/(quickstart|finetune|distill|tutorial)\.py", run_main, TINY),
+    Rule(rf"{MAIN}(quickstart|finetune|distill|tutorial)\.py", run_main, TINY),
     Rule(r"python -m simclr_jax\.main --config=configs/ablation\.py", run_main, TINY, slow=True),
     Rule(rf"{FOLDER}=folder:/my/images --workdir", run_main, SMALL),
     Rule(rf"{FOLDER}=folder:/my/images --config", run_main, SMALL, slow=True),
