@@ -1,4 +1,4 @@
-"""What spoils an image: noise, salt and pepper, JPEG, fewer pixels, holes. Pure functions.
+"""Corruptions of images: noise, salt and pepper, JPEG, fewer pixels, holes. Pure functions.
 
 All take images `[m, h, w, c]`, float in [0, 1], and keys `[m]` of `draws.view_keys`: a corruption depends on
 (seed, position, view) alone. Results of noise and of bicubic resizing are neither clipped nor rounded. The

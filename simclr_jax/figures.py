@@ -17,6 +17,7 @@ LONGEST = 32  # characters of a name from outside
 UNKNOWN = "□"  # for characters that the font does not have
 INK, BLUE, ORANGE = "#333333", "#2166ac", "#d95f02"
 GOOD, BAD = "#1a9850", "#d73027"
+GAP = 2  # pixels between the images of a sheet
 
 
 def new(*args: Any, **kwargs: Any):
@@ -134,16 +135,28 @@ def views(path: epath.PathLike, originals: np.ndarray | None, pairs: np.ndarray)
     save(figure, path)
 
 
-def rows(path: epath.PathLike, images: Mapping[str, np.ndarray], title: str) -> None:
-    """Named images `[n, h, w, c]` in rows, the same ones below each other."""
-    n = len(next(iter(images.values())))
-    figure = new(figsize=(1.8 * n + 0.6, 1.9 * len(images) + 0.5))
-    grid = figure.subplots(len(images), n, squeeze=False)
-    for row, (name, some) in zip(grid, images.items(), strict=True):
-        row[0].set_ylabel(name, color=INK)
-        for axes, image in zip(row, some, strict=True):
-            show(axes, image)
-    figure.suptitle(title, color=INK)
+def rows(
+    path: epath.PathLike,
+    images: Sequence[Sequence[np.ndarray | None]],
+    names: Sequence[str],
+    width: float = 0.8,
+) -> None:
+    """Rows of images `[h, w, c]` of one size, `width` inches each, every row with a name; None is empty.
+
+    They are one picture: hundreds of axes would take matplotlib a minute.
+    """
+    columns = max(map(len, images))
+    h, w, channels = next(image.shape for row in images for image in row if image is not None)
+    sheet = np.ones((len(images), h + GAP, columns, w + GAP, channels), np.float32)
+    for i, row in enumerate(images):
+        for j, image in enumerate(row):
+            if image is not None:
+                sheet[i, :h, j, :w] = image
+    figure = new(figsize=(width * columns + 1.4, width * len(images) * h / w + 0.2))
+    axes = figure.subplots()
+    show(axes, sheet.reshape(len(images) * (h + GAP), columns * (w + GAP), channels))
+    axes.set_yticks([(i + 0.5) * (h + GAP) for i in range(len(images))], [text(name) for name in names])
+    axes.tick_params(length=0, labelcolor=INK, labelsize=9)
     save(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""What hides parts of images from an encoder: patches that a ViT does not get, blocks of one color, noise.
+"""Masks of patches and blocks, which hide parts of images from an encoder, and noise.
 
 Every function takes a key for each image, `[m]`, so that what it draws does not depend on the batch's other
 images.
@@ -29,9 +29,9 @@ def hidden_by(kept: jax.Array, grid: tuple[int, int], patch: tuple[int, int]) ->
       grid: (rows, columns) of patches.
       patch: (height, width) of a patch, pixels.
     """
-    m = len(kept)
-    hidden = jnp.ones((m, grid[0] * grid[1]), jnp.float32)
-    hidden = hidden.at[jnp.arange(m, dtype=jnp.int32)[:, None], kept].set(0)
+    everywhere = jnp.ones(grid[0] * grid[1], jnp.float32)
+    # Image by image, or a mesh would gather the batch.
+    hidden = jax.vmap(lambda row: everywhere.at[row].set(0))(kept)
     return _pixels(hidden, grid, patch)
 
 

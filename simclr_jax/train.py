@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from simclr_jax import (
     announce,
     checkpoint,
+    draws,
     figures,
     files,
     memory_error,
@@ -163,8 +164,8 @@ def init_state(
 
 def init_objectives(task: Task, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """(parameters, state) of the objectives that have some, by name."""
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    found = {name: objective.init(key) for name, objective in task.objectives.items()}
+    key = jax.random.fold_in(jax.random.key(seed), 1)[None]
+    found = {name: one.init(draws.named_keys(key, name)[0]) for name, one in task.objectives.items()}
     parameters, state = ({name: each[i] for name, each in found.items() if each[i]} for i in (0, 1))
     return parameters, state
 

@@ -14,7 +14,9 @@ from scipy.linalg import sqrtm
 from scipy.stats import multivariate_normal
 
 from simclr_jax import decoding
+from simclr_jax.config import load_config
 from simclr_jax.errors import SimclrError
+from simclr_jax.evaluate.run import complete
 from simclr_jax.generate import __main__ as command
 from simclr_jax.generate import between, page, run
 from simclr_jax.measures import density, frechet
@@ -285,6 +287,24 @@ def test_the_page_and_its_files(generated):
         assert len(made["samples"][name]) == len(list((generated / name).iterdir())) == 13
         assert Image.open(generated / made["samples"][name][0]["file"]).size == (12, 12)
     assert page.lines(made)[0] == "Likelihood of held-out latents"
+
+
+def test_without_a_test_split_the_page_says_whose_images_they_are(generated):
+    made = json.loads((generated / "generate.json").read_text())
+    assert made["images"]["trained_on"] is False
+    assert page.TRAINED_ON not in (generated / "generate.html").read_text()
+    made["images"]["trained_on"] = True
+    assert page.TRAINED_ON in page.render(made, generated)
+    assert "reconstructions of held-out training images" in "\n".join(page.lines(made))
+
+
+def test_the_loss_is_the_runs_own(joint):
+    """bernoulli would put a sigmoid after the decoder."""
+    own, _ = load_config(joint)
+    wanted = own.copy_and_resolve_references()
+    wanted.loss.reconstruction.loss, wanted.eval.batch_size = "bernoulli", 7
+    found = complete(own, wanted, joint)
+    assert (found.loss.reconstruction.loss, found.eval.batch_size) == (own.loss.reconstruction.loss, 7)
 
 
 def unit(found, images):

@@ -11,6 +11,7 @@ from simclr_jax import masking, metrics, registry, sharding, step, train
 from simclr_jax.config import checks
 from simclr_jax.errors import SimclrError
 from simclr_jax.losses import masked
+from simclr_jax.models.decoder import Tokens
 from simclr_jax.state import TrainState
 from simclr_jax.tasks import create_task
 
@@ -111,6 +112,24 @@ def test_hidden_pixels_get_the_mean_of_the_visible():
     slopes = jax.jit(jax.grad(lambda x: jnp.sum(filled(x, hidden) ** 2)))(images)
     np.testing.assert_array_equal(slopes * hidden, 0)
     assert np.isfinite(filled(images, np.ones_like(hidden))).all()
+
+
+def test_no_device_waits_for_anothers_masks():
+    by_batch = sharding.by_batch(sharding.make_mesh(8))
+
+    def hide(numbers, tokens):
+        keys = jax.vmap(jax.random.key)(numbers)
+        kept = masking.kept_patches(keys, 9, 0.5)
+        hidden = masking.hidden_by(kept, (3, 3), (4, 4)) + masking.blocks(keys, (12, 12), 4, 0.5)
+        return hidden, decoder.apply(params, {"tokens": tokens}, kept=kept)
+
+    decoder = Tokens((4, 4), 1, 1, "tokens", (12, 12, 1), "unit", jnp.float32, jnp.float32)
+    shapes = (((16,), jnp.uint32), ((16, 4, 8), jnp.float32))
+    given = [jax.ShapeDtypeStruct(*each, sharding=by_batch) for each in shapes]
+    kept = jnp.zeros((2, 4), jnp.int32)
+    params = decoder.init(jax.random.key(0), {"tokens": jnp.zeros((2, 4, 8))}, kept=kept)
+    text = jax.jit(hide).lower(*given).compile().as_text()
+    assert not any(op in text for op in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
 
 
 def test_noise():
@@ -279,6 +298,9 @@ def test_what_cannot_be():
     nothing = tiny_config(loss__name="nt_xent+masked", loss__masked__ratio=0.01, **VIT)
     with pytest.raises(SimclrError, match=r"loss\.masked\.ratio=0\.01: must be larger: it hides none of 9"):
         create_task(nothing, tiny_splits(), sharding.make_mesh(1))
+    dots = tiny_config(loss__name="nt_xent+masked", **{**VIT, "model__vit__patch": 1})
+    with pytest.raises(SimclrError, match=r"masked\.normalize: must be False where a patch is one number"):
+        create_task(dots, tiny_splits(), sharding.make_mesh(1))
     both = create_task(
         tiny_config(loss__name="nt_xent+reconstruction+masked", **VIT), tiny_splits(), sharding.make_mesh(1)
     )

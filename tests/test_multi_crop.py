@@ -205,6 +205,12 @@ def test_losses_of_two_views_refuse_small_ones(name):
         create_task(tiny_config(loss__name=name, **SMALL), tiny_splits(), sharding.make_mesh(1))
 
 
+def test_logits_that_do_not_fit_are_told():
+    config = tiny_config(loss__dense_mb=1e-3, **SMALL)
+    with pytest.raises(SimclrError, match=r"^config\.loss\.dense_mb=0\.001: nt_xent with small views holds"):
+        create_task(config, tiny_splits(), sharding.make_mesh(1))
+
+
 def test_sizes_of_which_the_encoder_makes_other_features_are_told():
     config = tiny_config(**{**SMALL, "augment__small_size": 8})
     task = create_task(config, tiny_splits(), sharding.make_mesh(1))

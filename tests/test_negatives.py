@@ -1,10 +1,13 @@
 """Losses that choose, weigh, move or remember negatives: each against its formula, row by row in float64."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from bench import hlo
 from conftest import tiny_config, tiny_splits
 from test_losses import cosine, embeddings
 
@@ -232,6 +235,34 @@ def test_eight_devices_give_the_value_and_gradient_of_one(name):
     whole = both(lambda z: LOSSES[name](z, 0.2), z)
     np.testing.assert_allclose(split[0], whole[0], rtol=1e-6)
     np.testing.assert_allclose(split[1], whole[1], atol=2e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "normalize"), [*((name, True) for name in (*LOSSES, "queue")), ("fnc", False)]
+)
+def test_embeddings_are_gathered_once_and_logits_never(name, normalize):
+    """On 8 devices, forward and backward; an ascent of `adversarial` gathers what has moved."""
+    mesh, n, d = sharding.make_mesh(8), 32, 3
+    config = tiny_config(loss__name=name, loss__queue__length=40, loss__normalize=normalize)
+    create = queue.create if name == "queue" else negative.create
+    objective = create(name, config.loss, Sizes(n, 2, d, mesh, None, {}, None, {}))
+    _, extra = objective.init(jax.random.key(0))
+    z = jax.ShapeDtypeStruct((n, 2, d), jnp.float32, sharding=sharding.by_batch(mesh))
+    value = jax.value_and_grad(lambda z: objective.loss({}, extra, {"projection": z}, {}, 0)[0])
+    found = hlo.collectives(jax.jit(value).lower(z).compile().as_text())
+    gathered = [each for each in found if each.kind == "all-gather"]
+    assert len(gathered) == (3 if name == "adversarial" else 1)
+    assert max(math.prod(array.shape) for each in found for array in each.arrays) == 2 * n * d
+
+
+@pytest.mark.parametrize(("name", "more"), [("hcl", 0), ("fnc", 0), ("queue", 40)])
+def test_logits_that_do_not_fit_are_told(name, more):
+    create = queue.create if name == "queue" else negative.create
+    sizes = Sizes(32, 2, 3, sharding.make_mesh(2), None, {}, None, {})
+    fits = 4e-6 * 64 * (64 + more) / 2
+    create(name, tiny_config(loss__queue__length=40, loss__dense_mb=fits * 1.01).loss, sizes)
+    with pytest.raises(SimclrError, match=rf"^config\.loss\.dense_mb=.*: {name} holds .* MB of logits on a"):
+        create(name, tiny_config(loss__queue__length=40, loss__dense_mb=fits * 0.99).loss, sizes)
 
 
 # ---- the queue --------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from simclr_jax.results import WHO
 
 COLOURS = {"simclr": BLUE, "untrained": ORANGE, "raw_pixels": "#7f7f7f"}
 NAMED = 25  # classes, at most, that get a name each on an axis
-GAP = 2  # pixels between the images of a sheet
 BRIEF, SENTENCE = 14, 80  # characters over a small picture, and in the title of a figure
 
 
@@ -236,28 +235,6 @@ def pairs(path: epath.PathLike, images: np.ndarray, titles: Sequence[str], title
             show(axis, image)
         rows[0, i].set_title(text(name, BRIEF), color=INK, fontsize=9)
     figure.suptitle(text(title, SENTENCE), color=INK)
-    save(figure, path)
-
-
-def rows(path: epath.PathLike, images: Sequence[Sequence[np.ndarray | None]], names: Sequence[str]) -> None:
-    """Rows of images `[h, w, c]` of one size, each row with a name; None leaves a place empty.
-
-    They are one picture: hundreds of axes would take matplotlib a minute.
-    """
-    columns = max(map(len, images))
-    h, w, channels = next(image.shape for row in images for image in row if image is not None)
-    sheet = np.ones((len(images), h + GAP, columns, w + GAP, channels), np.float32)
-    for i, row in enumerate(images):
-        for j, image in enumerate(row):
-            if image is not None:
-                sheet[i, :h, j, :w] = image
-    figure = new(figsize=(0.8 * columns + 1.4, 0.8 * len(images) * h / w + 0.2))
-    axes = figure.subplots()
-    show(axes, sheet.reshape(len(images) * (h + GAP), columns * (w + GAP), channels))
-    axes.set_yticks(
-        [(i + 0.5) * (h + GAP) for i in range(len(images))], [text(name, BRIEF) for name in names]
-    )
-    axes.tick_params(length=0, labelcolor=INK, labelsize=9)
     save(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""What the decoder of a run makes of images that it has not seen."""
+"""Reconstructions: the protocol that decodes test images, and its scores."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from simclr_jax import decoding, figures
-from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.subject import Subject
 from simclr_jax.losses import reconstruction
 from simclr_jax.measures.pictures import interval
 from simclr_jax.protocols import protocol
 from simclr_jax.results import Result
 
+HALF = "the decoder learned the hidden parts of images of which it saw the rest; here it sees whole images"
 IMAGES = 2000  # that are decoded, at most
 COLUMNS, ROWS = 12, 3  # of the figure: images, and pairs of rows
 SCORES = {
@@ -51,11 +51,12 @@ def reconstructions(subject: Subject) -> Result:
     some = figures.spread(labels, COLUMNS * ROWS)
     blocks = [some[begin : begin + COLUMNS] for begin in range(0, len(some), COLUMNS)]
     rows = [images[block] for block in blocks for images in (views, made)]
-    subject.draw("reconstructions.png", charts.rows, rows, ["image", "decoded"] * len(blocks))
+    subject.draw("reconstructions.png", figures.rows, rows, ["image", "decoded"] * len(blocks))
     return Result(
         notes=[
             f"decoder, {len(views):,} images of {subject.shown.name}: {_line(told['decoder'])}",
             f"their mean image instead: {_line(told['mean_image'])}",
+            *[HALF] * (autoencoder.term == "masked"),
         ],
         figures=[["reconstructions.png", "Images, and what the decoder makes of them"]],
         more={"images": len(views), **told},

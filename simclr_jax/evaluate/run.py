@@ -210,8 +210,13 @@ def _check(protocols: Sequence[str]) -> list[str]:
 
 
 def complete(own: ConfigDict, wanted: ConfigDict | None, workdir: epath.Path) -> ConfigDict:
-    """The config of the evaluation; a model other than the run's is refused."""
-    config = wanted or own
+    """The config of the evaluation, with the run's loss, which says what its decoder makes.
+
+    Raises:
+      SimclrError: the config names another model than the run's, or does not fit.
+    """
+    config = (wanted or own).copy_and_resolve_references()
+    config.loss.update(own.loss)
     mine, theirs = flatten(own), flatten(config)
     for field in deciding(ARCHITECTURE):
         if mine[field] != theirs[field]:

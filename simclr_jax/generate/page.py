@@ -19,9 +19,14 @@ WHAT = (
     "favour it, are no FID, and cannot be compared with published numbers, nor between two runs. Nothing on "
     "this page tells how accurate the encoder is.",
 )
+TRAINED_ON = (
+    "There is no test split. The images that are held out here are training images of encoder and decoder; "
+    "only the densities have not seen them. Expect less of images that are new to all three."
+)
+HELD = ("held-out images", "held-out training images")  # without a test split the latter
 LABELS = {
-    "held_out": "held-out images",
-    "reconstructions": "reconstructions of held-out images",
+    "held_out": "{}",
+    "reconstructions": "reconstructions of {}",
     "gaussian": "samples of one Gaussian",
     "mixture": "samples of the mixture",
     "flow": "samples of the flow",
@@ -32,13 +37,15 @@ def render(made: Mapping[str, Any], folder: epath.Path) -> str:
     """The page; figures are read from `folder/figures` and become part of it."""
     title = html.escape(f"{epath.Path(made['workdir']).name}: generated images")
     figures = {name: figure(folder, name, caption) for name, caption in made["figures"]}
-    train, count = made["images"]["train"]
+    images = made["images"]
+    train, count = images["train"]
     about = (
         f"Step {made['step']:,}, seed {made['seed']}; {count:,} training images ({train}), "
-        f"{made['images']['held_out']:,} held out. Written {made['written']}, {made['seconds']:.0f} s."
+        f"{images['held_out']:,} held out. Written {made['written']}, {made['seconds']:.0f} s."
     )
     parts = [f"<h1>{title}</h1>\n<p class=soft>{html.escape(about)}</p>"]
-    parts += [f"<p>{html.escape(line)}</p>" for line in WHAT]
+    notes = [*WHAT, *[TRAINED_ON] * images["trained_on"]]
+    parts += [f"<p>{html.escape(line)}</p>" for line in notes]
     for heading, note, table in tables(made):
         cells = [[html.escape(cell) for cell in line] for line in table]
         parts.append(f"<h2>{html.escape(heading)}</h2>\n{grid(cells)}\n<p class=soft>{html.escape(note)}</p>")
@@ -69,7 +76,7 @@ def tables(made: Mapping[str, Any]) -> list[tuple[str, str, list[list[str]]]]:
             f"In the encoder's own features, of sets of {made['images']['held_out'] // 2:,} images each: the "
             "fewer there are, the larger the distance of two sets of real images, which is the least to "
             "expect.",
-            [["images", "distance"], *([LABELS[k], f"{v:.4g}"] for k, v in made["frechet"].items())],
+            [["images", "distance"], *([_label(made, k), f"{v:.4g}"] for k, v in made["frechet"].items())],
         ),
         (
             "Copies",
@@ -82,13 +89,17 @@ def tables(made: Mapping[str, Any]) -> list[tuple[str, str, list[list[str]]]]:
     ]
 
 
+def _label(made: Mapping[str, Any], name: str) -> str:
+    return LABELS[name].format(HELD[made["images"]["trained_on"]])
+
+
 def _likelihood(made: Mapping[str, Any]) -> list[list[str]]:
     rows = [["density", "held out", "fitted", "chosen"]]
     for name, found in made["likelihood"].items():
         chosen = ", ".join(
             f"{key} {value:g}" for key, value in found.items() if key not in ("held_out", "fitted")
         )
-        title = LABELS[name].removeprefix("samples of ")
+        title = _label(made, name).removeprefix("samples of ")
         rows.append([title, f"{found['held_out']:.2f}", f"{found['fitted']:.2f}", chosen])
     return rows
 
@@ -98,5 +109,5 @@ def _copies(made: Mapping[str, Any]) -> list[list[str]]:
     for name, one in made["copies"].items():
         cells = [f"{one['away']:.3f}", f"{one['least_away']:.3f}", f"{100 * one['near']:.1f} %"]
         cells += [f"{one['alike']:.3f}", f"{one['most_alike']:.3f}", f"{100 * one['similar']:.1f} %"]
-        rows.append([LABELS[name], *cells])
+        rows.append([_label(made, name), *cells])
     return rows

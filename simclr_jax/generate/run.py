@@ -17,11 +17,10 @@ from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.decoding import Autoencoder
 from simclr_jax.errors import SimclrError
-from simclr_jax.evaluate import charts
 from simclr_jax.evaluate.run import complete, load_images
 from simclr_jax.feeds import hold
 from simclr_jax.generate import between, page
-from simclr_jax.generate.seen import Eyes, Made, Near, Read
+from simclr_jax.generate.viewer import Made, Near, Read, Viewer
 from simclr_jax.measures import density, frechet
 from simclr_jax.measures.choice import validation_rows
 from simclr_jax.measures.density import Axes, Density
@@ -46,7 +45,7 @@ Rows = tuple[list[list[np.ndarray]], list[str]]  # of images, and their names
 class Found(NamedTuple):
     """What the images are compared by."""
 
-    eyes: Eyes
+    viewer: Viewer
     train: Source
     test: Source
     bank: Read  # training images
@@ -86,20 +85,24 @@ def generate(
     found = _fit(*_opened(workdir, config, step, splits), seed, workdir)
     half = len(found.held.features) // 2
     drawn = {
-        name: found.eyes.made(one.sample(max(half, samples), seed + 1))
+        name: found.viewer.made(one.sample(max(half, samples), seed + 1))
         for name, one in found.densities.items()
     }
-    again = found.eyes.made(found.held.latents)
+    again = found.viewer.made(found.held.latents)
     near = {
-        name: found.eyes.near(found.bank, looks, max(COPIES, samples))
+        name: found.viewer.near(found.bank, looks, max(COPIES, samples))
         for name, looks in {"held_out": found.held, "reconstructions": again, **drawn}.items()
     }
     made = {
         "workdir": str(workdir),
         "page": str(out / "generate.html"),
-        "step": found.eyes.autoencoder.encoder.step,
+        "step": found.viewer.autoencoder.encoder.step,
         "seed": seed,
-        "images": {"train": [found.train.name, len(found.bank.rows)], "held_out": 2 * half},
+        "images": {
+            "train": [found.train.name, len(found.bank.rows)],
+            "held_out": 2 * half,
+            "trained_on": found.test is found.train,
+        },
         "latents": {"numbers": found.held.latents.shape[1], "axes": len(found.axes.scale), "share": KEEP},
         "likelihood": found.numbers,
         "frechet": _distances(found.held, again, drawn, half),
@@ -137,7 +140,7 @@ def _opened(
 def _fit(autoencoder: Autoencoder, splits: Splits, seed: int, workdir: epath.Path) -> Found:
     """The densities of the latents of training images, and how likely held-out latents are."""
     train, test = cast(Source, splits.train), cast(Source | None, splits.test)  # by `_opened`
-    eyes = Eyes(autoencoder, splits)
+    viewer = Viewer(autoencoder, splits)
     print(f"latents of {train.name}", flush=True)
     rows = np.random.default_rng(seed).permutation(_rows(train, RAW_EXAMPLES))
     most = max(LEAST, min(HELD, BYTES // (4 * math.prod(autoencoder.example(1).shape))))
@@ -149,7 +152,7 @@ def _fit(autoencoder: Autoencoder, splits: Splits, seed: int, workdir: epath.Pat
         raise SimclrError(
             f"{workdir}: {len(rows)} training images and {len(held)} others: needs {LEAST} each"
         )
-    bank, others = eyes.read(train, rows), eyes.read(test or train, held)
+    bank, others = viewer.read(train, rows), viewer.read(test or train, held)
     latents = bank.latents[:FIT]
     if not np.isfinite(latents).all():
         raise SimclrError(f"{workdir}: latents that are no finite numbers; train with a lower learning rate")
@@ -169,7 +172,7 @@ def _fit(autoencoder: Autoencoder, splits: Splits, seed: int, workdir: epath.Pat
         }
         for name, one in densities.items()
     }
-    return Found(eyes, train, test or train, bank, others, axes, densities, numbers)
+    return Found(viewer, train, test or train, bank, others, axes, densities, numbers)
 
 
 def _watch(epochs: range) -> Iterator[int]:
@@ -245,7 +248,7 @@ def _drawn(
 ) -> list[list[str]]:
     """Draws the figures; [name, caption] of each."""
     some = figures.spread(found.held.labels, COLUMNS)
-    real = found.eyes.pictures(found.test, found.held.rows[some])
+    real = found.viewer.pictures(found.test, found.held.rows[some])
     captions = {"reconstructions": "Held-out images, and what the decoder makes of their latents"}
     rows: dict[str, Rows] = {
         "reconstructions": ([list(real), list(again.images[some])], ["image", "decoded"])
@@ -263,7 +266,7 @@ def _drawn(
     captions["between"] = "From one held-out image to another: the straight way, and around the mean latent"
     rows["between"] = _between(found)
     for name, (images, names) in rows.items():
-        figures.attempt(print, folder / f"{name}.png", charts.rows, images, names)
+        figures.attempt(print, folder / f"{name}.png", figures.rows, images, names)
     return [[name, caption] for name, caption in captions.items()]
 
 
@@ -271,7 +274,7 @@ def _beside(found: Found, looks: Made, near: Near, which: np.ndarray) -> Rows:
     """Rows of images and their names: samples, and the training images nearest by pixels and by features."""
     rows = [looks.images[which]]
     rows += [
-        found.eyes.pictures(found.train, found.bank.rows[index[which]])
+        found.viewer.pictures(found.train, found.bank.rows[index[which]])
         for index in (near.by_pixels, near.by_features)
     ]
     blocks = range(0, len(which), COLUMNS)
@@ -284,8 +287,8 @@ def _between(found: Found) -> Rows:
     ends = np.array(figures.spread(found.held.labels, 2 * PAIRS)[: len(found.held.labels) // 2 * 2])
     pairs, t, images = ends.reshape(-1, 2), np.linspace(0, 1, WAY), []
     for a, b in pairs:
-        left, right = found.eyes.pictures(found.test, found.held.rows[[a, b]])
+        left, right = found.viewer.pictures(found.test, found.held.rows[[a, b]])
         one, other = found.held.latents[[a, b]]
         for way in (between.line(one, other, t), between.arc(one, other, t, found.axes.mean)):
-            images.append([left, *found.eyes.autoencoder.decode(way), right])
+            images.append([left, *found.viewer.autoencoder.decode(way), right])
     return images, ["line", "arc"] * len(pairs)

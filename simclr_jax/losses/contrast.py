@@ -32,20 +32,33 @@ def two_views(name: str, sizes: Sizes) -> None:
         )
 
 
+def check_room(name: str, options: Mapping[str, Any], sizes: Sizes, rows: int, columns: int) -> None:
+    """Raises SimclrError if dense logits `[rows, columns]`, float32, pass `dense_mb` on a device."""
+    needed = 4e-6 * rows * columns / sizes.mesh.size
+    if needed > options["dense_mb"]:
+        raise SimclrError(
+            f"config.loss.dense_mb={options['dense_mb']:g}: {name} holds {needed:.3g} MB of logits on a "
+            "device; raise it, lower config.train.batch_size, or take loss.name='nt_xent' with two views, which "
+            "goes tile by tile"
+        )
+
+
 def create(name: str, options: Mapping[str, Any], sizes: Sizes) -> Objective:
     """The objective `name`: a loss of projections `[n, 2, d]` and labels, times `options["scale"]`.
 
     NT-Xent is tiled if all its logits would take more than `dense_mb` on a device, and runs in a ring if the
     gathered embeddings would take more than `gather_mb`. With small views it is `multi_crop.nt_xent`, dense.
+    The other losses here are dense at any size.
 
     Raises:
-      SimclrError: there are small views, and the loss takes two.
+      SimclrError: there are small views, and the loss takes two, or their logits pass `dense_mb`.
     """
     if name != "nt_xent":
         two_views(name, sizes)
     scale, mesh = options["scale"], sizes.mesh
     rows = sizes.images * sizes.views
     if sizes.views > 2:
+        check_room("nt_xent with small views", options, sizes, rows, 2 * sizes.images)
 
         def contrast(z: jax.Array, label: jax.Array) -> Result:
             how = {option: options[option] for option in ("normalize", "one_view")}

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from simclr_jax.losses.contrastive import Gather, Pairs, Result, all_here, compare, metrics, negatives
+from simclr_jax.losses.contrastive import Gather, Pairs, Result, all_here, compare, metrics, negatives, unit
 
 
 def find(cosines: Pairs, kept: jax.Array, threshold: float, most: int) -> jax.Array:
@@ -14,8 +14,8 @@ def find(cosines: Pairs, kept: jax.Array, threshold: float, most: int) -> jax.Ar
     scores = jnp.minimum(jnp.repeat(by_image, 2, axis=0), 1)
     scores = jax.lax.stop_gradient(jnp.where(kept, scores, -jnp.inf))
     if most < 2 * n:
-        least = jax.lax.top_k(scores, most)[0][:, -1:]
-        kept &= scores >= least
+        # Not top_k, which a mesh would gather all rows for.
+        kept &= scores >= jnp.sort(scores, axis=1)[:, -most][:, None]
     return kept & (scores > threshold)
 
 
@@ -55,9 +55,16 @@ def fnc(
     Returns:
       the loss, the metrics of `nt_xent`, and false_negatives, the mean size of F.
     """
-    pairs = compare(z, temperature, normalize, gather)
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    if normalize:
+        pairs = compare(z, temperature, True, gather)
+        cosines = pairs._replace(logits=pairs.logits * temperature)
+    else:
+        columns = gather(z.reshape(2 * len(z), -1))  # once for both
+        pairs = compare(z, temperature, False, lambda _: columns)
+        cosines = compare(z, 1.0, True, lambda _: unit(columns))
     kept = negatives(pairs, one_view)
-    false = find(compare(z, 1.0, True, gather), kept, threshold, most) if most else jnp.zeros_like(kept)
+    false = find(cosines, kept, threshold, most) if most else jnp.zeros_like(kept)
     counted = (pairs.apart == 1) | (kept if attract else kept & ~false)
     log_sum = jax.nn.logsumexp(jnp.where(counted, pairs.logits, -jnp.inf), axis=1)
     positive, size = pairs.positive, jnp.sum(false, axis=1, dtype=pairs.logits.dtype)

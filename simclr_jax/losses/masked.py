@@ -7,6 +7,7 @@ convolutional encoders, blocks of pixels are hidden as in SimMIM (arXiv 2111.098
 of the visible pixels.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,7 +65,8 @@ def _patches(mine: Mapping[str, Any], sizes: Sizes) -> Objective:
     (arXiv 2111.06377, section 3).
 
     Raises:
-      SimclrError: the encoder takes no part of the patches, or no patch would be hidden.
+      SimclrError: the encoder takes no part of the patches, no patch would be hidden, or a patch is one
+        number, which cannot be normalised.
     """
     decoder, ends = reconstruction.decoder_of(sizes, "logits")
     height, width, _ = sizes.example.shape
@@ -75,6 +77,9 @@ def _patches(mine: Mapping[str, Any], sizes: Sizes) -> Objective:
         raise SimclrError(
             f"config.loss.masked.ratio={mine['ratio']}: must be larger: it hides none of {total} patches"
         )
+
+    if mine["normalize"] and math.prod(patch) * sizes.example.shape[2] == 1:
+        raise SimclrError("config.loss.masked.normalize: must be False where a patch is one number")
 
     def change(keys: jax.Array, views: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         kept = masking.kept_patches(draws.named_keys(keys, "patches"), total, mine["ratio"])

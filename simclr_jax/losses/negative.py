@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from simclr_jax.losses.adversarial import adversarial
-from simclr_jax.losses.contrast import gather_over, two_views
+from simclr_jax.losses.contrast import check_room, gather_over, two_views
 from simclr_jax.losses.contrastive import Result
 from simclr_jax.losses.false_negatives import fnc
 from simclr_jax.losses.hard import debiased, hcl
@@ -20,8 +20,12 @@ def create(name: str, options: Mapping[str, Any], sizes: Sizes) -> Objective:
     """The objective `name`: a loss of projections `[n, 2, d]`, times `options["scale"]`.
 
     The loss takes its own fields, `options[name]`, and of the common ones those that its docstring names.
+
+    Raises:
+      SimclrError: there are small views, or the logits pass `dense_mb` on a device.
     """
     two_views(name, sizes)
+    check_room(name, options, sizes, 2 * sizes.images, 2 * sizes.images)
     loss_of, gather = LOSSES[name], gather_over(sizes.mesh)
     takes = inspect.signature(loss_of).parameters
     common = {field: options[field] for field in ("normalize", "one_view") if field in takes}

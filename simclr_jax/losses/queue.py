@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from simclr_jax.losses.contrast import gather_over, two_views
+from simclr_jax.losses.contrast import check_room, gather_over, two_views
 from simclr_jax.losses.contrastive import Gather, Result, all_here, compare, metrics, negatives, unit
 from simclr_jax.losses.objective import Objective, Sizes
 
@@ -62,9 +62,14 @@ def enqueue(memory: Memory, keys: jax.Array, normalize: bool) -> Memory:
 
 
 def create(name: str, options: Mapping[str, Any], sizes: Sizes) -> Objective:
-    """The objective `queue`; its state is the memory, empty at first, and the moving average."""
+    """The objective `queue`; its state is the memory, empty at first, and the moving average.
+
+    Raises:
+      SimclrError: there are small views, or the logits pass `dense_mb` on a device.
+    """
     two_views(name, sizes)
-    own, gather = options[name], gather_over(sizes.mesh)
+    own, gather, rows = options[name], gather_over(sizes.mesh), 2 * sizes.images
+    check_room(name, options, sizes, rows, rows + own["length"])
     how = {option: options[option] for option in ("normalize", "one_view")}
 
     def init(rng: jax.Array) -> tuple[dict, Memory]:

@@ -137,12 +137,13 @@ def mixtures(x: np.ndarray, axes: Axes, components: int, seed: int = 0) -> list[
     rows: what few rows tell of a component is mixed with what all tell (Friedman, Regularized Discriminant
     Analysis, 1989).
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     tolerance = GAIN * len(axes.scale)
     found = GaussianMixture(components, tol=tolerance, reg_covar=1e-4, random_state=seed, max_iter=ROUNDS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is reached in ROUNDS is a mixture, too
+        warnings.simplefilter("ignore", ConvergenceWarning)  # what is reached in ROUNDS is a mixture, too
         found.fit(axes.apply(x))
     weights, means, covariances = found.weights_, found.means_, found.covariances_
     trace = np.trace(covariances, axis1=1, axis2=2)[:, None, None] / means.shape[1]

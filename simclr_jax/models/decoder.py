@@ -515,7 +515,8 @@ class Tokens(nn.Module):
         if kept is not None:
             mask = self.param("mask_token", nn.initializers.normal(0.02), (width,), self.param_dtype)
             everywhere = jnp.broadcast_to(mask.astype(x.dtype), (len(x), count, width))
-            seen = everywhere.at[jnp.arange(len(x))[:, None], kept].set(x[:, prefix:])
+            # Image by image, or a mesh would gather the batch.
+            seen = jax.vmap(lambda e, i, v: e.at[i].set(v))(everywhere, kept, x[:, prefix:])
             x = jnp.concatenate([x[:, :prefix], seen], axis=1)
         x = x.at[:, prefix:].add(jnp.asarray(sincos(*grid, width), x.dtype)[None])
         if condition is not None:

@@ -1,4 +1,4 @@
-"""What others make of a corrupted image without learning: non-local means and wavelets, by scikit-image."""
+"""Restoration without learning: non-local means and wavelets, by scikit-image."""
 
 from collections.abc import Callable
 from typing import Any

@@ -170,9 +170,10 @@ class _Evaluations:
             self.feed.mesh,
         ).features
         if jax.process_index() == 0:
-            rows = {"corrupted": seen["spoilt"], "restored": seen["restored"], "clean": seen["clean"]}
+            rows = [list(seen[name]) for name in ("spoilt", "restored", "clean")]
+            names = ("corrupted", "restored", "clean")
             path = context.workdir / "figures" / "restored.png"
-            figures.attempt(print, path, figures.rows, rows, "Central crops of test images")
+            figures.attempt(print, path, figures.rows, rows, names, 1.8)
         return {}
 
 

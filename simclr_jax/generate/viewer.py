@@ -1,4 +1,4 @@
-"""What encoder and decoder of a run see in images, read or made."""
+"""A viewer: features, pixels and latents of images, read or made, by the encoder and decoder of a run."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ class Near(NamedTuple):
     by_features: np.ndarray  # [n] number of the nearest by features
 
 
-class Eyes:
+class Viewer:
     """Looks at the images of `splits`, and at those that the decoder makes."""
 
     def __init__(self, autoencoder: Autoencoder, splits: Splits):
