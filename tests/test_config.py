@@ -72,6 +72,23 @@ def test_good_configs_pass():
     checks.validate(tiny_config(data__source="tfds:cifar10", data__image_size=32))
 
 
+def test_options_are_taken_by_every_term():
+    for fields, told in (
+        ({"loss__name": "nt_xent+margin", "loss__semi_hard": True}, "semi_hard=True: must be False but for"),
+        ({"loss__name": "debiased+margin", "loss__semi_hard": True}, "semi_hard=True: must be False but for"),
+        ({"loss__name": "nt_xent+supcon", "loss__one_view": True}, "one_view=True: must be False for .*supcon"),
+        ({"loss__name": "reconstruction", "loss__one_view": True}, "one_view=True: must be False for .*recon"),
+        ({"loss__name": "reconstruction", "augment__small_views": 2}, "small_views=2: must be 0 for loss.name"),
+        ({"loss__name": "reconstruction", "model__decoder__output": "logits"}, "'logits': must be unit for"),
+        ({"train__batch_size": 1}, "batch_size=1: must be 2 or more"),
+    ):
+        with pytest.raises(SimclrError, match=told):
+            checks.validate(tiny_config(**fields))
+    checks.validate(tiny_config(loss__name="margin+reconstruction", loss__semi_hard=True))
+    checks.validate(tiny_config(loss__name="queue+nt_xent", loss__one_view=True))
+    checks.validate(tiny_config(loss__name="reconstruction", train__batch_size=1))
+
+
 @pytest.mark.parametrize("kind", ["tfds", "folder", "npz"])
 def test_source_without_name_says_what_to_type(kind):
     with pytest.raises(SimclrError, match=f"--config.data.source={kind}:"):

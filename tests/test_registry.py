@@ -53,6 +53,9 @@ def test_fields_are_checked_and_told(registered):
 def test_names_of_the_package_are_its_own(registered):
     with pytest.raises(SimclrError, match="'resnet': is the name of one that simclr_jax has"):
         registry.add(registry.ENCODERS, "resnet", "toys:create")
+    for name in ("probe", "average"):
+        with pytest.raises(SimclrError, match=f"'{name}': is the name of something else in every run"):
+            registry.add(registry.OBJECTIVES, name, "toys:objective")
     with pytest.raises(SimclrError, match="must be a word"):
         registry.add(registry.ENCODERS, "my-toy", "toys:create")
 
