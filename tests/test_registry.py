@@ -107,6 +107,14 @@ def test_a_checkpoint_without_the_state_that_an_objective_needs_is_refused(regis
         train.run(toy_config(train__steps=16), tmp_path, splits=splits, force=True)
 
 
+def test_two_terms_that_change_the_views_alike_are_refused(registered, monkeypatch):
+    monkeypatch.setitem(registry.OBJECTIVES, "toy_veil", registry.OBJECTIVES["toy_hidden"])
+    task = create_task(toy_config(loss__name="toy_hidden+toy_veil"), tiny_splits(), sharding.make_mesh(1))
+    batch = next(task.input(0))
+    with pytest.raises(SimclrError, match="toy_hidden and toy_veil both .* give 'dropped'; leave one out"):
+        jax.eval_shape(task.forward, {}, {}, batch, jax.random.key(0), 0)
+
+
 @pytest.mark.parametrize("name", ["toy_nce", "toy_energy", "nt_xent+toy_follow+toy_hidden"])
 def test_microbatches_have_the_gradient_of_the_whole(registered, name):
     """In float64; the encoder has no BatchNorm, so that nothing but the sums differs. Weights are unequal."""

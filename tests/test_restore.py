@@ -127,7 +127,9 @@ def test_the_recipe_starts_from_any_run(tmp_path):
         assert (config.model.encoder, config.model.width) == (encoder, 0.25)
         assert (config.model.projection, config.model.decoder.output) == ("none", "residual")
         told = told_of_start(given, config)
-        assert told == ([] if encoder == "cnn" else [f"the encoder is that of {start}: model.encoder='resnet'"])
+        assert told == (
+            [] if encoder == "cnn" else [f"the encoder is that of {start}: model.encoder='resnet'"]
+        )
     given.start.workdir = str(tmp_path / "cnn")
     task = create_task(config := adopt_start(given), tiny_splits(size=64), mesh := sharding.make_mesh(1))
     state = train.init_state(task, train.build_optimizer(config, 80, 4, task)[0], 0, mesh)
@@ -137,7 +139,8 @@ def test_the_recipe_starts_from_any_run(tmp_path):
 def test_a_decoder_that_begins_anew_is_told(tmp_path):
     other = tiny_config(loss__name="nt_xent+reconstruction", model__decoder__channels=16)
     (tmp_path / CONFIG_FILE).write_text(to_json(other, {}))
-    given = tiny_config(start__workdir=str(tmp_path), loss__name="reconstruction", model__decoder__channels=8)
+    fields = {"loss__name": "reconstruction", "model__decoder__channels": 8}
+    given = tiny_config(start__workdir=str(tmp_path), **fields)
     config = adopt_start(given)  # no contradiction
     assert config.model.decoder.channels == 8
     assert told_of_start(given, config) == ["the decoder of loss.name=reconstruction begins anew"]
@@ -215,7 +218,10 @@ def test_fields_that_do_not_fit():
         ({"restore__corruption": "jpeg", "data__channels": 2}, r"data\.channels=2: must be 1 or 3"),
         ({"restore__corruption": "holes", "restore__share": 1.0}, r"share=1\.0: must be above 0 and below 1"),
         ({"augment__small_views": 2}, r"small_views=2: must be 0 for task='restore'"),
-        ({"data__source": "folder:x", "augment__device": "all"}, "augment.resize='none': must be another for"),
+        (
+            {"data__source": "folder:x", "augment__device": "all"},
+            "resize='none': must be another for",
+        ),
         ({"data__source": "table:x.csv", "model__encoder": "mlp"}, r"data\.source='table:x.csv': must hold"),
     ):
         with pytest.raises(SimclrError, match=told):

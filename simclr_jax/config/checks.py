@@ -180,12 +180,8 @@ def _check_options(flat: dict[str, Any], terms: tuple[str, ...]) -> None:
 def _check_task(flat: dict[str, Any]) -> None:
     task, batch = flat["task"], "train.batch_size"
     alone = task == "pretrain" and flat[batch] == 1
-    _require(
-        not alone or not contrasts(flat["loss.name"]),
-        flat,
-        batch,
-        "2 or more for task='pretrain': one image has no others to differ from",
-    )
+    fits = not alone or not contrasts(flat["loss.name"])
+    _require(fits, flat, batch, "2 or more for task='pretrain': one image has no others to differ from")
     if task not in ("pretrain", "restore"):
         _require(flat["model.probe"], flat, "model.probe", f"True for task={task!r}: it is the classifier")
     registry.facts(registry.TASKS, task, "task").check(flat)

@@ -176,9 +176,7 @@ def told_of_start(given: ConfigDict, config: ConfigDict) -> list[str]:
     with contextlib.suppress(SimclrError):  # a run that goes on needs no start
         theirs = flatten(load_config(start)[0])
         if config.task == "pretrain" and registry.decodes(now) and registry.decodes(theirs):
-            lines.append(
-                f"the decoder of loss.name={config.loss.name} starts anew: {start} gives the encoder"
-            )
+            lines.append(f"the decoder of loss.name={config.loss.name} begins anew")
     return lines
 
 
