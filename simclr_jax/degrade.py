@@ -103,14 +103,15 @@ def _bicubic(images: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def holes(images: jax.Array, keys: jax.Array, *, share: float, side: int) -> tuple[jax.Array, jax.Array]:
     """Squares of `side` pixels become the mean colour of all other pixels.
 
-    Of the squares of a grid, which begins at a random place, round(share · their number) are hidden.
+    Of the squares of a grid, which begins at a random place, round(share · their number) are hidden: at
+    least one and never all.
 
     Returns:
       (images, known `[m, h, w, 1]`: 1 where a pixel is itself, 0 in a hole).
     """
     h, w = images.shape[1:3]
     rows, columns = -(-h // side) + 1, -(-w // side) + 1  # one more: the grid begins outside
-    hidden = round(share * rows * columns)
+    hidden = min(max(round(share * rows * columns), 1), rows * columns - 1)
 
     def mask(key: jax.Array) -> jax.Array:
         for_place, for_choice = jax.random.split(key)

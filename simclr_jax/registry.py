@@ -82,6 +82,7 @@ TASKS: dict[str, Entry] = {  # target: create(config, splits, mesh) -> tasks.tas
     "linear_sweep": Entry("simclr_jax.tasks.linear_sweep:create"),
 }
 OF_IMAGES = ("tfds", "folder", "list", "npz", "builtin", "arrays")  # sources
+RESERVED = ("probe", "average")  # no names of objectives: the classifier's, and that of the moving average
 BROKEN: dict[str, str] = {}  # installed packages' entries that cannot be loaded: why
 GROUPS = {  # of entry points, and where in a config the fields of each stand
     "simclr_jax.encoders": (ENCODERS, "model"),
@@ -104,6 +105,8 @@ def add(where: dict[str, Entry], name: str, target: str, facts: Facts | str | No
         raise SimclrError(f"{name!r}: must be a word of letters, digits and _, to be a name in a config")
     if where is FEEDS and name in OF_IMAGES:
         raise SimclrError(f"{name!r}: is a source of images; choose another name")
+    if where is OBJECTIVES and name in RESERVED:
+        raise SimclrError(f"{name!r}: is the name of something else in every run; choose another")
     known = where.get(name)
     if known is not None and known.target.startswith("simclr_jax."):
         raise SimclrError(f"{name!r}: is the name of one that simclr_jax has itself; choose another")

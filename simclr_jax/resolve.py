@@ -21,6 +21,7 @@ from simclr_jax.config import (
     going_on,
     load_config,
     to_json,
+    told_of_start,
     total_steps,
 )
 from simclr_jax.data import notes as data_notes
@@ -101,7 +102,7 @@ def resolved(
       SimclrError: the config makes no sense, another run holds the workdir, or the workdir is another run's.
     """
     workdir = paths.expand(workdir)
-    config = adopt_start(config, workdir)
+    given, config = config, adopt_start(config, workdir)
     checks.validate(config)
     if config.model.dtype == "float64" and not cast(Any, jax.config).jax_enable_x64:
         raise SimclrError("config.model.dtype='float64': set JAX_ENABLE_X64=1")
@@ -123,6 +124,7 @@ def resolved(
         with clock.phase("start"):
             sharding.from_first(lambda: owned.append(stack.enter_context(lock.hold(workdir))))
             run = _resolve(config, workdir, splits, mesh, force)
+        run = run._replace(notes=(*told_of_start(given, config), *run.notes))
         yield run._replace(check_owner=owned[0]) if owned else run
 
 

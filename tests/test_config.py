@@ -1,6 +1,7 @@
 """The config: what is refused and how, durations, config.json."""
 
 import inspect
+import contextlib
 import json
 
 import pytest
@@ -70,6 +71,29 @@ def test_bad_value_is_one_line_that_names_field_and_value(field):
 def test_good_configs_pass():
     checks.validate(tiny_config())
     checks.validate(tiny_config(data__source="tfds:cifar10", data__image_size=32))
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "told"),
+    [
+        ("nt_xent+margin", "loss.semi_hard", True, "False but for"),
+        ("debiased+margin", "loss.semi_hard", True, "False but for"),
+        ("nt_xent+supcon", "loss.one_view", True, "False for loss.name='supcon'"),
+        ("reconstruction", "loss.one_view", True, "False for loss.name='reconstruction'"),
+        ("reconstruction", "augment.small_views", 2, "0 for loss.name='reconstruction'"),
+        ("masked", "model.decoder.output", "logits", "unit for loss.name='masked'"),
+        ("nt_xent", "train.batch_size", 1, "2 or more"),
+        ("margin+reconstruction", "loss.semi_hard", True, ""),
+        ("queue+nt_xent", "loss.one_view", True, ""),
+        ("reconstruction", "train.batch_size", 1, ""),
+    ],
+)
+def test_options_are_taken_by_every_term(name, option, value, told):
+    config = tiny_config(loss__name=name, **{option.replace(".", "__"): value})
+    with pytest.raises(SimclrError) if told else contextlib.nullcontext() as error:
+        checks.validate(config)
+    if told:
+        assert str(error.value).startswith(f"config.{option}={value!r}: must be {told}")
 
 
 @pytest.mark.parametrize("kind", ["tfds", "folder", "npz"])

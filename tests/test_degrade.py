@@ -119,10 +119,19 @@ def test_holes_hide_a_share_and_take_the_mean_of_the_rest():
     for image, now, seen in zip(images, changed, known[..., 0] == 1, strict=True):
         assert np.array_equal(now[seen], image[seen].astype(np.float64))
         assert np.abs(now[~seen] - image[seen].astype(np.float64).mean(axis=0)).max() < 1e-5
-    # Holes are squares of 7 pixels on a grid: inside the image every run of hidden rows is a multiple of 7.
-    row = known[0, :, :, 0].min(axis=1)
     assert len({tuple(m.reshape(-1)) for m in known}) == 32  # every image has its own
-    assert row.size == 60
+    for each in known[..., 0]:  # squares of 7 pixels on a grid: borders are multiples of 7 apart
+        for axis in (0, 1):
+            borders = np.nonzero(np.diff(each, axis=axis))[axis]
+            assert len({*(borders % 7)}) == 1
+
+
+@pytest.mark.parametrize("share", [1e-4, 0.9999])
+def test_holes_are_one_cell_at_least_and_never_all(share):
+    _, known = degrade.holes(photo(21, 21, n=64), keys(64), share=share, side=7)
+    seen = np.asarray(known).mean(axis=(1, 2, 3))
+    rare = 1 - seen if share < 0.5 else seen
+    assert rare.max() == pytest.approx(7**2 / 21**2)  # one whole square; in some images it is cut
 
 
 OPTIONS = {"sigma": 25.0, "sigma_range": (), "peak": 20.0, "share": 0.2, "quality": 20, "scale": 2, "hole": 5}

@@ -54,6 +54,9 @@ def test_fields_are_checked_and_told(registered):
 def test_names_of_the_package_are_its_own(registered):
     with pytest.raises(SimclrError, match="'resnet': is the name of one that simclr_jax has"):
         registry.add(registry.ENCODERS, "resnet", "toys:create")
+    for name in ("probe", "average"):
+        with pytest.raises(SimclrError, match=f"'{name}': is the name of something else in every run"):
+            registry.add(registry.OBJECTIVES, name, "toys:objective")
     with pytest.raises(SimclrError, match="must be a word"):
         registry.add(registry.ENCODERS, "my-toy", "toys:create")
 
@@ -103,6 +106,14 @@ def test_a_checkpoint_without_the_state_that_an_objective_needs_is_refused(regis
     train.run(tiny_config(model__encoder="toy"), tmp_path, splits=splits)
     with pytest.raises(SimclrError, match=r"extra/toy_nce/count: missing there"):
         train.run(toy_config(train__steps=16), tmp_path, splits=splits, force=True)
+
+
+def test_two_terms_that_change_the_views_alike_are_refused(registered, monkeypatch):
+    monkeypatch.setitem(registry.OBJECTIVES, "toy_veil", registry.OBJECTIVES["toy_hidden"])
+    task = create_task(toy_config(loss__name="toy_hidden+toy_veil"), tiny_splits(), sharding.make_mesh(1))
+    batch = next(task.input(0))
+    with pytest.raises(SimclrError, match="toy_hidden and toy_veil both .* give 'dropped'; leave one out"):
+        jax.eval_shape(task.forward, {}, {}, batch, jax.random.key(0), 0)
 
 
 @pytest.mark.parametrize("name", ["toy_nce", "toy_energy", "nt_xent+toy_follow+toy_hidden"])

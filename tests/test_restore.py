@@ -1,18 +1,20 @@
 """Task restore: training, freezing, resuming, devices, and the checks of its fields."""
 
+import runpy
+
 import jax
 import numpy as np
 import pytest
-from conftest import tiny_config, tiny_splits
+from conftest import tiny_config, tiny_splits, untrained_run
 
 import simclr_jax
 from simclr_jax import checkpoint, sharding, train
-from simclr_jax.config import adopt_start, checks, duration
+from simclr_jax.config import CONFIG_FILE, adopt_start, checks, duration, to_json, told_of_start
 from simclr_jax.errors import Preempted, SimclrError
 from simclr_jax.losses import reconstruction
 from simclr_jax.step import make_gradient
 from simclr_jax.tasks import create_task
-from simclr_jax.tasks.restore import keys_of
+from simclr_jax.tasks.restore import TEST_KEY, keys_of
 
 
 def restoring(**overrides):
@@ -100,6 +102,48 @@ def test_the_loss_is_the_formula(corruption):
         assert not inside.any()
     assert np.allclose(value, by_hand, atol=1e-6)
     assert np.all(metrics["psnr"] >= metrics["input_psnr"] - 1e-4)  # clipped to [0, 1]
+    if corruption == "holes":  # known pixels stay as they are, whatever the network says of them
+        wrong = {**outputs, "restored": np.where(inside, outputs["restored"], 0.0)}
+        found = task.objectives["restoration"].loss({}, {}, wrong, batch, 0)[1]
+        assert np.array_equal(found["psnr"], metrics["psnr"])
+
+
+def test_the_recipe_starts_from_any_run(tmp_path):
+    """Of a default pretraining run: its encoder, without its head; and without a start by itself."""
+    recipe = runpy.run_path("configs/restore.py")["get_config"]()
+    recipe.data.source, recipe.data.channels = "arrays", 1
+    checks.validate(adopt_start(recipe))
+    for encoder in ("cnn", "resnet"):
+        given, start = recipe.copy_and_resolve_references(), tmp_path / encoder
+        start.mkdir()
+        other = tiny_config(model__encoder=encoder, model__depth=18, model__stem="cifar")
+        if encoder == "cnn":
+            untrained_run(start, other)
+        else:
+            (start / CONFIG_FILE).write_text(to_json(other, {}))
+        given.start.workdir = str(start)
+        config = adopt_start(given)
+        checks.validate(config)
+        assert (config.model.encoder, config.model.width) == (encoder, 0.25)
+        assert (config.model.projection, config.model.decoder.output) == ("none", "residual")
+        told = told_of_start(given, config)
+        assert told == (
+            [] if encoder == "cnn" else [f"the encoder is that of {start}: model.encoder='resnet'"]
+        )
+    given.start.workdir = str(tmp_path / "cnn")
+    task = create_task(config := adopt_start(given), tiny_splits(size=64), mesh := sharding.make_mesh(1))
+    state = train.init_state(task, train.build_optimizer(config, 80, 4, task)[0], 0, mesh)
+    assert equal(variables_after(tmp_path / "cnn")["params"]["encoder"], state.params["encoder"])
+
+
+def test_a_decoder_that_begins_anew_is_told(tmp_path):
+    other = tiny_config(loss__name="nt_xent+reconstruction", model__decoder__channels=16)
+    (tmp_path / CONFIG_FILE).write_text(to_json(other, {}))
+    fields = {"loss__name": "reconstruction", "model__decoder__channels": 8}
+    given = tiny_config(start__workdir=str(tmp_path), **fields)
+    config = adopt_start(given)  # no contradiction
+    assert config.model.decoder.channels == 8
+    assert told_of_start(given, config) == ["the decoder of loss.name=reconstruction begins anew"]
 
 
 @pytest.mark.slow
@@ -161,7 +205,8 @@ def test_eight_devices_and_microbatches_make_the_same_step():
 def test_crops_of_one_image_have_noise_of_their_own():
     config = restoring()
     keys = jax.random.key_data(keys_of(config, np.arange(3, dtype=np.uint32), 2))
-    assert len({tuple(key) for key in np.asarray(keys)}) == 6
+    tests = jax.random.key_data(keys_of(config, np.arange(3, dtype=np.uint32), 2, TEST_KEY))
+    assert len({tuple(key) for key in np.concatenate([keys, tests])}) == 12
 
 
 def test_fields_that_do_not_fit():
@@ -171,10 +216,17 @@ def test_fields_that_do_not_fit():
         ({"restore__scale": 3}, r"restore\.scale=3: must be one of 2, 4"),
         ({"restore__loss": "bernoulli"}, r"restore\.loss='bernoulli': must be bernoulli for .*logits"),
         ({"restore__corruption": "jpeg", "data__channels": 2}, r"data\.channels=2: must be 1 or 3"),
+        ({"restore__corruption": "holes", "restore__share": 1.0}, r"share=1\.0: must be above 0 and below 1"),
+        ({"augment__small_views": 2}, r"small_views=2: must be 0 for task='restore'"),
+        (
+            {"data__source": "folder:x", "augment__device": "all"},
+            "resize='none': must be another for",
+        ),
         ({"data__source": "table:x.csv", "model__encoder": "mlp"}, r"data\.source='table:x.csv': must hold"),
     ):
         with pytest.raises(SimclrError, match=told):
             checks.validate(restoring(**overrides))
+    checks.validate(restoring(model__probe=False, loss__name="nt_xent+supcon", loss__semi_hard=True))
 
 
 def test_losses_named_in_the_config_are_those_there_are():

@@ -106,6 +106,26 @@ def test_the_stride_is_the_encoders(still):
     assert run.Restorer(still).stride == 8  # three convolutions of stride 2
 
 
+def test_the_stride_is_the_encoders_for_a_side_that_is_no_multiple(tmp_path):
+    network = run.Restorer(written(tmp_path / "run", restoring(data__image_size=28)))
+    assert network.stride == 8  # maps of 4 × 4, not of 7 pixels each
+
+
+def test_images_of_many_sizes_need_few_programs(still):
+    network, shapes = run.Restorer(still), []
+
+    def apply(variables, x):
+        shapes.append(x.shape)
+        return np.zeros_like(x)
+
+    network._apply = apply
+    for h, w in ((1, 64), (50, 3), (64, 65), (33, 128)):
+        assert network(np.zeros((h, w, 3), np.float32), tile=128).shape == (h, w, 3)
+    assert {*shapes} == {(1, 64, 64, 3), (1, 64, 128, 3)}
+    network(np.zeros((16, 129, 3), np.float32), tile=128)
+    assert shapes[-1] == (4, 128, 128, 3)  # a longer side than a tile
+
+
 def test_more_pixels(photos, tmp_path, capsys):
     folder, pixels = photos
     config = restoring(data__channels=3, restore__corruption="fewer_pixels", restore__scale=4)
@@ -223,6 +243,7 @@ def test_the_comparison_is_what_its_files_say(still, tmp_path, capsys, monkeypat
     assert rows["input"]["psnr_gain"][0] > 0  # clipping helps
     page = (out / "report.html").read_text()
     assert report["verdict"] in said
+    assert " to " not in report["verdict"]  # no interval of two images
     assert "data:image/png;base64" in page
     assert "best of 2 settings on these images: all" in page
     assert (out / "corrupted" / "deep" / "b.png").exists()
@@ -268,7 +289,8 @@ def test_intervals_are_of_the_mean():
     assert mean == values.mean()
     assert (mean - low) / error == pytest.approx(1.96, abs=0.1)
     assert (high - mean) / error == pytest.approx(1.96, abs=0.1)
-    assert pictures.interval([3.0, 3.0]) == (3, 3, 3)
+    assert pictures.interval([3.0] * 5) == (3, 3, 3)
+    assert pictures.interval([3.0] * 4) == (3,)  # too few for an interval
 
 
 def test_help_imports_no_jax():

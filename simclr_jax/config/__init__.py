@@ -26,6 +26,7 @@ from simclr_jax.config.stored import (
     going_on,
     load_config,
     to_json,
+    told_of_start,
 )
 
 __all__ = [
@@ -52,5 +53,6 @@ __all__ = [
     "microbatches",
     "set_field",
     "to_json",
+    "told_of_start",
     "total_steps",
 ]

@@ -24,6 +24,7 @@ PLACES = {  # kinds of sources that name one, with an example
     "npz": "/my/images.npz",
 }
 ONLY_RESNET = ("model.sk_ratio", "model.se_ratio", "model.dropblock_keep", "model.blocks")
+DECODING = ("reconstruction", "masked")  # terms of single images
 PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]*@")  # of scheme://user:password@host
 
 
@@ -87,8 +88,12 @@ def _check_images(flat: dict[str, Any]) -> None:
 
 def _check_small_views(flat: dict[str, Any]) -> None:
     views, side = "augment.small_views", registry.small_side(flat)
+    task, name = flat["task"], flat["loss.name"]
+    _require(task == "pretrain" or not flat[views], flat, views, f"0 for task={task!r}")
     if not side:
         return
+    takes = any(term == "nt_xent" or not _is_own(term) for term in registry.terms(name))
+    _require(takes, flat, views, f"0 for loss.name={name!r}: nt_xent takes them")
     _require(registry.of_images(flat["data.source"]), flat, views, "0: rows of a table have no size")
     least, why = registry.encoder_facts(flat).smallest(flat)
     if side < least:
@@ -141,25 +146,55 @@ def _check_calls(flat: dict[str, Any]) -> None:
         "train.steps_per_call",
         "0 or 1 but for augment.device='all'",
     )
+    kind = flat["data.source"].partition(":")[0]
+    stored = device == "all" and images and kind not in ("arrays", "npz", "builtin")
+    _require(
+        flat["augment.resize"] != "none" or not stored,
+        flat,
+        "augment.resize",
+        f"another for data.source={kind} and augment.device='all', which stores whole images as small "
+        "squares; or augment.device='none'",
+    )
+
+
+def _is_own(term: str) -> bool:
+    """Whether a term of the loss is one of the package, which tells here what it takes."""
+    return registry.entry(registry.OBJECTIVES, term, "loss.name").target.startswith("simclr_jax.")
+
+
+def contrasts(name: str) -> bool:
+    """Whether a `config.loss.name` compares images with each other, or may: reconstructions do not."""
+    return not {*registry.terms(name)} <= {*DECODING}
+
+
+def _check_options(flat: dict[str, Any], terms: tuple[str, ...]) -> None:
+    """Options of contrastive terms, which all of them must take."""
+    own = {term for term in terms if _is_own(term)} - {*DECODING}
+    taken = "supcon" not in own and contrasts(flat["loss.name"])
+    where = "'supcon'" if "supcon" in own else repr(flat["loss.name"])
+    _require(taken or not flat["loss.one_view"], flat, "loss.one_view", f"False for loss.name={where}")
+    hard = not flat["loss.semi_hard"] or (own and own <= {"nt_logistic", "margin"})
+    _require(bool(hard), flat, "loss.semi_hard", "False but for loss.name='nt_logistic' and 'margin'")
 
 
 def _check_task(flat: dict[str, Any]) -> None:
     task, batch = flat["task"], "train.batch_size"
     alone = task == "pretrain" and flat[batch] == 1
-    _require(not alone, flat, batch, "2 or more for task='pretrain': one image has no others to differ from")
-    if task != "pretrain":
+    fits = not alone or not contrasts(flat["loss.name"])
+    _require(fits, flat, batch, "2 or more for task='pretrain': one image has no others to differ from")
+    if task not in ("pretrain", "restore"):
         _require(flat["model.probe"], flat, "model.probe", f"True for task={task!r}: it is the classifier")
     registry.facts(registry.TASKS, task, "task").check(flat)
     terms = registry.terms(flat["loss.name"])
     _require(len({*terms}) == len(terms), flat, "loss.name", "terms joined by +, each once")
     for term in terms:
-        registry.facts(registry.OBJECTIVES, term, "loss.name").check(flat)
+        facts = registry.facts(registry.OBJECTIVES, term, "loss.name")
+        if task == "pretrain":
+            facts.check(flat)
+    if task == "pretrain":
+        _check_options(flat, terms)
     if not any(flat[f"train.{unit}"] for unit in ("steps", "examples", "epochs")):
         raise SimclrError("config.train.epochs=0: give the length of the run, in epochs or steps")
-    labels = "supcon" in terms and flat["loss.one_view"]
-    _require(not labels, flat, "loss.one_view", "False for loss.name='supcon'")
-    hard = not flat["loss.semi_hard"] or {"nt_logistic", "margin"} & {*terms}
-    _require(bool(hard), flat, "loss.semi_hard", "False but for loss.name='nt_logistic' and 'margin'")
     for field in PATTERNS:
         for pattern in flat[field]:
             try:
@@ -244,7 +279,8 @@ def validate_run(config: ConfigDict, examples: int, devices: int) -> None:
     """Raises SimclrError if the batch does not fit the images or devices, or the run exceeds its counters."""
     batch = config.train.batch_size
     if batch > examples:
-        most, least = examples // devices * devices, 2 if config.task == "pretrain" else 1
+        others = config.task == "pretrain" and contrasts(config.loss.name)
+        most, least = examples // devices * devices, 2 if others else 1
         remedy = f"at most --config.train.batch_size={most}"
         if most < least:
             more = "give more images"

@@ -5,9 +5,9 @@ from typing import Any
 from simclr_jax import registry
 from simclr_jax.errors import SimclrError
 from simclr_jax.field import POSITIVE, PROBABILITY, Field, Rule, one_of
+from simclr_jax.losses.reconstruction_fields import LOSSES
 
 CORRUPTIONS = ("gaussian", "poisson", "salt_and_pepper", "jpeg", "fewer_pixels", "holes")
-LOSSES = ("gaussian", "laplace", "bernoulli", "ssim", "ms_ssim")
 
 
 def _none_or_ordered(pair: Any) -> bool:
@@ -45,6 +45,11 @@ def check(flat: registry.Flat) -> None:
     if flat["restore.corruption"] == "jpeg" and flat["data.channels"] not in (0, 1, 3):
         raise SimclrError(
             f"config.data.channels={flat['data.channels']}: must be 1 or 3 for restore.corruption='jpeg'"
+        )
+    if flat["restore.corruption"] == "holes" and not 0 < flat["restore.share"] < 1:
+        raise SimclrError(
+            f"config.restore.share={flat['restore.share']}: must be above 0 and below 1 for "
+            "restore.corruption='holes'"
         )
     logits = flat["model.decoder.output"] == "logits"
     if logits != (flat["restore.loss"] == "bernoulli"):

@@ -108,7 +108,8 @@ def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> Co
     """Adopts the fields of `config.start.workdir` that describe its encoder and its images.
 
     These are the architecture, mean and std of images, the conversion of files to pixels, and crop and resize
-    for evaluation (if the config has the defaults); also image size and channels if they are 0. A student
+    for evaluation (if the config has the defaults); also image size and channels if they are 0. A restorer
+    has its start's encoder whatever the config says, and a decoder from another restorer alone. A student
     without a start takes size and channels from its teacher. A run that resumes in `workdir` reads all this
     from its own config.json, with the steps of start and teacher, and no longer needs its start.
 
@@ -147,16 +148,36 @@ def adopt_start(config: ConfigDict, workdir: epath.PathLike | None = None) -> Co
 
 def _adopt_model(config: ConfigDict, source: ConfigDict) -> None:
     """Fields of `source` that are left at their defaults in `config`; a contradiction is refused."""
+    restores = config.task == "restore"  # its recipe has an encoder, for runs without a start
     headless = source.model.projection == "none" and config.task == "pretrain"  # it gets a new head
     today, mine, theirs = flatten(default()), flatten(config), flatten(source)
-    new = ("model.projection",) * headless + ("model.decoder.",) * (not registry.decodes(theirs))
+    new = ("model.projection",) * (headless or restores)
+    new += ("model.decoder.",) * (not restores or source.task != "restore")  # no other decoder is taken
     architecture = [field for field in deciding(ARCHITECTURE) if not field.startswith(new)]
+    of_encoder = {field for field in architecture if restores and not field.startswith("model.decoder.")}
     for field in (*architecture, "data.mean", "data.std", "eval.crop", "eval.resize"):
-        if mine[field] == today[field]:
+        if mine[field] == today[field] or field in of_encoder:
             set_field(config, field, theirs[field])
         elif mine[field] != theirs[field] and not field.startswith("eval."):
             start = config.start.workdir
             raise SimclrError(f"config.{field}={mine[field]!r}: {start} has {theirs[field]!r}; leave it out")
+
+
+def told_of_start(given: ConfigDict, config: ConfigDict) -> list[str]:
+    """Lines about what `config`, adopted from `given`, has of its start in another way than one may think."""
+    start, mine, now = config.start.workdir, flatten(given), flatten(config)
+    if not start:
+        return []
+    lines, today = [], flatten(default())
+    fields = [field for field in deciding(ARCHITECTURE) if mine[field] not in (today[field], now[field])]
+    if fields:
+        used = ", ".join(f"{field}={now[field]!r}" for field in fields)
+        lines.append(f"the encoder is that of {start}: {used}")
+    with contextlib.suppress(SimclrError):  # a run that goes on needs no start
+        theirs = flatten(load_config(start)[0])
+        if config.task == "pretrain" and registry.decodes(now) and registry.decodes(theirs):
+            lines.append(f"the decoder of loss.name={config.loss.name} begins anew")
+    return lines
 
 
 def _adopt_pixels(config: ConfigDict, source: ConfigDict, where: str) -> None:

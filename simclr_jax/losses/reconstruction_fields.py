@@ -24,11 +24,12 @@ FIELDS = {
 
 
 def check_output(flat: Flat) -> None:
-    """Raises SimclrError if the decoder adds to an image: a term of the loss shows it none."""
-    if flat["model.decoder.output"] == "residual":
+    """Raises SimclrError for another output than unit: there is no image to add to, and terms know logits."""
+    output = flat["model.decoder.output"]
+    if output != "unit":
+        why = "its decoder sees no image" if output == "residual" else "the term itself takes logits"
         raise SimclrError(
-            f"config.model.decoder.output='residual': must be unit for loss.name={flat['loss.name']!r}: its "
-            "decoder sees no image"
+            f"config.model.decoder.output={output!r}: must be unit for loss.name={flat['loss.name']!r}: {why}"
         )
 
 

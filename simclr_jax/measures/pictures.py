@@ -9,6 +9,7 @@ from simclr_jax.losses.reconstruction import C1, C2, LEAST, SIGMA, WINDOW
 
 DRAWS = 10_000  # of the bootstrap
 LEVEL = 0.95
+ENOUGH = 5  # images for an interval: of fewer, the bootstrap's is too short
 
 
 def psnr(found: np.ndarray, clean: np.ndarray) -> float:
@@ -39,13 +40,15 @@ def ssim(found: np.ndarray, clean: np.ndarray) -> float:
     return float(similar.mean())
 
 
-def interval(values: np.ndarray | Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+def interval(values: np.ndarray | Sequence[float], seed: int = 0) -> tuple[float, ...]:
     """(mean, low, high): the mean of numbers `[n]` with its 95 % percentile bootstrap interval over images.
 
     Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. Of paired differences it is the
-    interval of the mean difference.
+    interval of the mean difference. Of fewer than `ENOUGH` images it is (mean,) alone.
     """
     values = np.asarray(values, np.float64)
+    if len(values) < ENOUGH:
+        return (float(values.mean()),)
     rng, means = np.random.default_rng(seed), np.empty(DRAWS)
     for i in range(DRAWS):  # one by one: 10,000 draws of a large set would take gigabytes
         means[i] = values[rng.integers(0, len(values), len(values))].mean()

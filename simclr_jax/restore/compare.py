@@ -15,7 +15,7 @@ from simclr_jax.data import formats
 from simclr_jax.errors import SimclrError
 from simclr_jax.measures import pictures
 from simclr_jax.restore import baselines, page, run
-from simclr_jax.tasks.restore import keys_of
+from simclr_jax.tasks.restore import TEST_KEY, keys_of
 
 SHOWN = 6  # images in the figure
 PATCH = 128  # side of their central crops, pixels: each is shown as it is
@@ -82,7 +82,7 @@ def compare(
 
 def corrupted(config: Any, image: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
     """(spoilt image `[h, w, c]`, known `[h, w, 1]`) of image `number`, as the run's config says."""
-    keys = keys_of(config, jnp.asarray([number], jnp.uint32), 1)
+    keys = keys_of(config, jnp.asarray([number], jnp.uint32), 1, TEST_KEY)
     spoilt, known = degrade.corrupt(jnp.asarray(image[None]), keys, config.restore)
     return np.asarray(spoilt)[0], np.asarray(known)[0]
 

@@ -19,7 +19,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     *others, mine = report["rows"]
     gains = ", ".join(
         f"{_number(row['psnr_gain'], '+.2f')} against {row['title']}"
-        + (" (not separated)" if row["psnr_gain"][1] <= 0 <= row["psnr_gain"][2] else "")
+        + (" (not separated)" if _has_zero(*row["psnr_gain"]) else "")
         for row in others
     )
     n = len(report["images"]["names"])
@@ -27,8 +27,13 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 
 def _number(interval: Sequence[float], form: str) -> str:
-    mean, low, high = (format(value, form) for value in interval)
-    return f"{mean} ({low} to {high})"
+    mean, *ends = (format(value, form) for value in interval)
+    return f"{mean} ({' to '.join(ends)})" if ends else mean
+
+
+def _has_zero(mean: float, low: float = 0.0, high: float = -1.0) -> bool:
+    """Whether an interval has 0 in it; where there is none, nothing is said."""
+    return low <= 0 <= high
 
 
 def table(report: Mapping[str, Any]) -> list[str]:

@@ -3,8 +3,9 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +18,13 @@ from simclr_jax.data import formats
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import kind
 from simclr_jax.metrics import Progress
-from simclr_jax.models import restorer, simclr
+from simclr_jax.models import restorer
 from simclr_jax.train import use_compile_cache
 
 BATCH = 4  # tiles at a time
+FAR = 32  # places of maps: so many tell strides apart
 OVERLAP = 64  # pixels that tiles share, at most
+STEP = 64  # sides of whole images are multiples of about so many pixels: every size is compiled by itself
 SHOWN = 5  # names in an error
 
 
@@ -65,23 +68,29 @@ class Restorer:
 
     def _stride(self) -> int:
         """The pixels that one place of the coarsest maps stands for; 0: another size does not fit."""
-        network: Any = self.model.encoder  # a Flax module too
         side = self.example.shape[0]
-        variables = {name: tree["encoder"] for name, tree in self.variables.items() if "encoder" in tree}
-        ends = jax.eval_shape(
-            functools.partial(network.apply, train=False), variables, simclr.sample(self.example)
-        )
-        maps = [jax.eval_shape(functools.partial(network.maps, name), end) for name, end in ends.items()]
-        rows = [found.shape[1] for found in maps if found is not None]
-        stride = -(-side // min(rows, default=side))
-        other = jax.ShapeDtypeStruct((1, side + stride, side + 2 * stride, self.example.shape[2]), np.float32)
+        rows = self._rows(side)
+        first, last = -(-side // rows), -(-side // max(rows - 1, 1))  # a side need not be a multiple
         try:
-            found = jax.eval_shape(
-                functools.partial(self.model.apply, method="restored"), self.variables, other
-            )
-        except Exception:  # Flax's for shapes of parameters, the decoder's own, JAX's for shapes
-            return 0
-        return stride if found.shape == other.shape else 0
+            for stride in range(first, last + 1):
+                if rows == side or self._rows(FAR * stride) == FAR:
+                    size = (rows + 1) * stride, (rows + 2) * stride
+                    other = jax.ShapeDtypeStruct((1, *size, self.example.shape[2]), np.float32)
+                    apply = functools.partial(self.model.apply, method="restored")
+                    found = cast(Any, jax.eval_shape(apply, self.variables, other))
+                    return stride if found.shape == other.shape else 0
+        except (flax.errors.FlaxError, SimclrError, TypeError, ValueError):  # shapes that do not fit
+            pass
+        return 0
+
+    def _rows(self, side: int) -> int:
+        """The rows of the encoder's coarsest maps for images of `side` pixels; `side` without maps."""
+        network: Any = self.model.encoder  # a Flax module too
+        variables = {name: tree["encoder"] for name, tree in self.variables.items() if "encoder" in tree}
+        example = jax.ShapeDtypeStruct((1, side, side, self.example.shape[2]), np.float32)
+        ends = jax.eval_shape(functools.partial(network.apply, train=False), variables, example)
+        maps = [jax.eval_shape(functools.partial(network.maps, name), end) for name, end in ends.items()]
+        return min((found.shape[1] for found in maps if found is not None), default=side)
 
     def __call__(self, image: np.ndarray, tile: int = 512) -> np.ndarray:
         """A restored image `[h, w, c]` in [0, 1] of a corrupted one, float32 about [0, 1]."""
@@ -93,8 +102,8 @@ class Restorer:
         if not self.stride:
             side = self.example.shape[0]
             return tiles.blended(image, apply, side, side // 4, BATCH)
-        if image.shape[0] * image.shape[1] <= tile**2:
-            return tiles.whole(image, apply, self.stride)
+        if max(image.shape[:2]) <= tile:
+            return tiles.whole(image, apply, -(-STEP // self.stride) * self.stride)
         tile = max(tile // self.stride, 1) * self.stride
         return tiles.blended(image, apply, tile, min(OVERLAP, tile // 4), BATCH)
 

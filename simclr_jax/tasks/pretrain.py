@@ -81,10 +81,16 @@ def _forward(model: simclr.SimCLR, feed: Feed, objectives: dict[str, Objective])
     def forward(params, model_state, batch, rng, step):
         views = feed.views(params, batch)
         n, v = views.shape[:2]
-        seen, told = views.reshape(n * v, *views.shape[2:]), {}
+        seen, told, by = views.reshape(n * v, *views.shape[2:]), {}, {}
         for name, change in changes.items():
             keys = draws.view_keys(feed.config.seed, batch["position"], v)
             seen, found = change(draws.named_keys(keys.reshape(-1), name), seen)
+            for output in found:
+                if by.setdefault(output, name) != name:
+                    raise SimclrError(
+                        f"config.loss.name: {by[output]} and {name} both change the views and give "
+                        f"{output!r}; leave one out"
+                    )
             told |= found
         x, small = feed.prepare(seen), feed.small(params, batch)
         more = {"kept": told.get("kept"), "small": None if small is None else feed.prepare(small)}

@@ -26,7 +26,7 @@ from simclr_jax.measures.features import extract
 from simclr_jax.models import restorer, simclr
 from simclr_jax.tasks.task import Context, Task
 
-KEY = "restore"  # of its random numbers
+KEY, TEST_KEY = "restore", "restore/test"  # of its random numbers: noise of tests is never that of training
 SHOWN = 6  # test images in the figure
 
 
@@ -78,9 +78,9 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     )
 
 
-def keys_of(config: ConfigDict, position: jax.Array, views: int) -> jax.Array:
+def keys_of(config: ConfigDict, position: jax.Array, views: int, name: str = KEY) -> jax.Array:
     """A key `[n · views]` for the corruption of every view."""
-    return draws.named_keys(draws.view_keys(config.seed, position, views).reshape(-1), KEY)
+    return draws.named_keys(draws.view_keys(config.seed, position, views).reshape(-1), name)
 
 
 def _objective(options: dict[str, Any], output: str) -> Objective:
@@ -94,6 +94,7 @@ def _objective(options: dict[str, Any], output: str) -> Objective:
         value = distance(each["restored"], each["clean"], mask)
         seen = jax.lax.stop_gradient(each["restored"])
         seen = jnp.clip(jax.nn.sigmoid(seen) if output == "logits" else seen, 0, 1)
+        seen = degrade.completed(seen, each["spoilt"], each["known"]) if inside else seen
         metrics = {
             "loss": value,
             "psnr": reconstruction.psnr(seen, each["clean"]),
@@ -119,7 +120,7 @@ class _Evaluations:
         """{clean, spoilt, restored} `[n, h, w, c]` of the examples number `first`, `first` + 1 ..."""
         clean = self.feed.see(examples)
         position = first + jnp.arange(len(clean), dtype=jnp.uint32)
-        keys = keys_of(self.config, position, 1)
+        keys = keys_of(self.config, position, 1, TEST_KEY)
         spoilt, known = degrade.corrupt(clean, keys, self.config.restore)
         restored = cast(jax.Array, self.model.apply(variables, spoilt, method="restored"))
         name = self.config.restore.corruption
@@ -156,8 +157,8 @@ class _Evaluations:
         found["psnr_gain"] = found["psnr"] - found["input_psnr"]
         results: dict[str, Any] = {"test/images": len(found["psnr"])}
         for name, values in found.items():
-            mean, low, high = pictures.interval(values)
-            results |= {f"test/{name}": mean, f"test/{name}_low": low, f"test/{name}_high": high}
+            found_of = zip(("", "_low", "_high"), pictures.interval(values), strict=False)
+            results |= {f"test/{name}{end}": value for end, value in found_of}
         return results
 
     def draw(self, state, context: Context) -> dict[str, float]:
