@@ -191,7 +191,8 @@ def test_eight_devices_and_microbatches_make_the_same_step():
         if state is None:
             optimizer, _ = train.build_optimizer(config, 80, 12, task)
             state = jax.device_get(train.init_state(task, optimizer, 0, mesh))
-            state.params["decoder"]["out"]["kernel"] += 0.1  # it starts at 0, and would hide the rest
+            last = state.params["decoder"]["out"]
+            last["kernel"] = last["kernel"] + np.float32(0.1)  # it starts at 0, and would hide the rest
         gradient = jax.jit(make_gradient(task, 0, 16 // micro if micro else 1))
         batch = sharding.put_batch(next(task.input(0)), mesh)
         gradients, metrics, *_ = gradient(sharding.put_same(state, sharding.replicated(mesh)), batch)
