@@ -21,7 +21,7 @@ def get_config():
     c.augment.crop_area = (0.3, 1.0)
     c.model.encoder = "cnn"
     c.model.projection_dim = 64
-    c.model.decoder.channels = 64
+    c.model.decoder.width = 0.5  # at the encoder's own width it would take most of the time
     c.loss.name = "nt_xent+masked"
     c.loss.temperature = 0.2
     c.loss.masked.weight = 1.0
@@ -33,7 +33,7 @@ def get_config():
     c.optimizer.weight_decay = 1e-4
     c.optimizer.warmup = config.duration(epochs=1)
     c.train.epochs = 10.0
-    c.train.batch_size = 256
+    c.train.batch_size = 128
     c.checkpoint.every = config.duration(epochs=1)
     c.eval.every = config.duration(epochs=1)
     return c

@@ -24,6 +24,7 @@ def random_views(
     *,
     size: int,
     views: int = 2,
+    first: int = 0,
     crop_area: tuple[float, float] = (0.08, 1.0),
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
     crop_min_covered: float = 0.1,
@@ -40,6 +41,7 @@ def random_views(
     Args:
       images: `[n, h, w, c]` uint8.
       position: `[n]` uint32, step · batch + row.
+      first: number of the first view, which keys its random numbers.
       seed, crop_area, ...: fields of a config; `colour`: the fields that `photometric` takes.
     """
     height, width = images.shape[1:3]
@@ -60,18 +62,21 @@ def random_views(
         columns = jnp.where(u[0] < flip, columns[::-1], columns)
         return geometry.resample(image, rows, columns)
 
-    keys = draws.view_keys(seed, position, views)
+    keys = draws.view_keys(seed, position, views, first)
     of_geometry, of_colour = jnp.moveaxis(jax.vmap(jax.vmap(jax.random.split))(keys), 2, 0)
     cropped = jax.vmap(jax.vmap(one, (None, 0)))(images, of_geometry)
     return _coloured(cropped, of_colour, **colour)
 
 
-def photometric(views: jax.Array, position: jax.Array, seed: int, **colour: Any) -> jax.Array:
+def photometric(
+    views: jax.Array, position: jax.Array, seed: int, *, first: int = 0, **colour: Any
+) -> jax.Array:
     """Colour jitter, grayscale and blur (SimCLR, arXiv 2002.05709, appendix A), as in `data.host_augment`.
 
     Args:
       views: cropped and flipped, `[n, v, h, w, c]`, uint8, or float in [0, 1].
       position: `[n]` uint32, step · batch + row.
+      first: number of the first view, as for `random_views`.
       seed, colour: fields of a config: jitter, jitter_strength, brightness, grayscale, blur, blur_kernel,
         blur_sigma.
 
@@ -81,7 +86,7 @@ def photometric(views: jax.Array, position: jax.Array, seed: int, **colour: Any)
     """
     if views.dtype == jnp.uint8:
         views = views.astype(jnp.float32) / 255
-    return _coloured(views, draws.view_keys(seed, position, views.shape[1]), **colour)
+    return _coloured(views, draws.view_keys(seed, position, views.shape[1], first), **colour)
 
 
 # ---- colour and blur, on planes -------------------------------------------------------------------

@@ -18,7 +18,7 @@ from simclr_jax.losses import reconstruction
 from simclr_jax.losses.objective import Sizes
 from simclr_jax.models import simclr
 
-TERM = "reconstruction"  # of the loss, whose parameters are the decoder's
+TERMS = ("reconstruction", "masked")  # of the loss, whose parameters can be a decoder's
 HOW = "train one that has: --config.loss.name=nt_xent+reconstruction --config.model.decoder.start=features"
 
 
@@ -32,13 +32,15 @@ class Autoencoder:
       encoder: the encoder alone.
       decoder: the Flax module; `to_images` calls it.
       variables: of both, NumPy.
+      term: of the loss, which the decoder belongs to.
       shapes: {endpoint: its shape} of what the decoder reads, in the order of a row.
     """
 
     def __init__(self, encoder: Encoder):
         config = encoder.config
         self.encoder, self.variables = encoder, encoder.variables
-        self._logits = config.loss[TERM]["loss"] == "bernoulli"
+        self.term = cast(str, term_of(encoder))
+        self._logits = config.loss[self.term]["loss"] == "bernoulli"
         ends = jax.eval_shape(self._ends, self.variables, self.example(2))
         spec = encoder.reader.spec()
         sizes = Sizes(
@@ -75,7 +77,7 @@ class Autoencoder:
         parts = jnp.split(latents, cuts, axis=1)
         named = zip(self.shapes.items(), parts, strict=True)
         ends = {name: part.reshape(len(part), *shape) for (name, shape), part in named}
-        params = {"params": variables["params"]["objectives"][TERM]}
+        params = {"params": variables["params"]["objectives"][self.term]}
         images = cast(jax.Array, self.decoder.apply(params, ends))
         return jax.nn.sigmoid(images) if self._logits else images
 
@@ -106,8 +108,15 @@ class Autoencoder:
         return {name: functools.partial(jax.jit(one), on_device) for name, one in both.items()}
 
 
+def term_of(encoder: Encoder) -> str | None:
+    """The term of the loss that has a decoder of whole images; None: the run has none."""
+    own = encoder.variables["params"].get("objectives", {})
+    tokens = encoder.config.model.decoder.variant == "tokens"  # which hidden patches are made by alone
+    return next((term for term in TERMS if term in own and not (tokens and term == "masked")), None)
+
+
 def load(workdir: epath.PathLike, step: int = 0, config: ConfigDict | None = None) -> Autoencoder:
-    """The encoder of a run with the decoder of its term `reconstruction`; step 0 is the newest checkpoint.
+    """The encoder of a run with the decoder of one of TERMS; step 0 is the newest checkpoint.
 
     Args:
       config: the run's, with changes.
@@ -116,7 +125,7 @@ def load(workdir: epath.PathLike, step: int = 0, config: ConfigDict | None = Non
       SimclrError: the workdir holds no run, or no such checkpoint; the run has no decoder.
     """
     found = encoder.load(workdir, step)
-    if TERM not in found.variables["params"].get("objectives", {}):
+    if term_of(found) is None:
         raise SimclrError(f"{workdir}: has no decoder (config.loss.name={found.config.loss.name!r}); {HOW}")
     if config is not None:
         found = Encoder(config, found.classes, found.step, found.variables, found.data)

@@ -6,17 +6,18 @@ import jax
 import jax.numpy as jnp
 
 
-def view_keys(seed: int, position: jax.Array, views: int) -> jax.Array:
+def view_keys(seed: int, position: jax.Array, views: int, first: int = 0) -> jax.Array:
     """A key `[n, views]` for every view.
 
     Args:
       position: `[n]` uint32, step · batch + row.
+      first: number of the first view.
     """
 
     def of_view(p, v):
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), p), v)
 
-    numbers = jnp.arange(views, dtype=jnp.uint32)
+    numbers = first + jnp.arange(views, dtype=jnp.uint32)
     return jax.vmap(jax.vmap(of_view, (None, 0)), (0, None))(position, numbers)
 
 

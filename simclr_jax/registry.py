@@ -57,13 +57,19 @@ ENCODERS: dict[str, Entry] = {  # target: create(model, dtype=, param_dtype=) ->
     "vit": Entry("simclr_jax.models.vit:create", "simclr_jax.models.vit_fields:FACTS"),
     "tutorial": Entry("simclr_jax.models.tutorial:create", "simclr_jax.models.tutorial_fields:FACTS"),
 }
+_LOSSES = "simclr_jax.losses"
+_CONTRAST = Entry(f"{_LOSSES}.contrast:create")
+_NEGATIVE, _FIELDS = f"{_LOSSES}.negative:create", f"{_LOSSES}.negative_fields"
 OBJECTIVES: dict[str, Entry] = {  # target: create(name, options, sizes) -> losses.objective.Objective
-    name: Entry("simclr_jax.losses.contrast:create")
-    for name in ("nt_xent", "nt_logistic", "margin", "supcon", "dcl", "dclw")
+    **dict.fromkeys(("nt_xent", "nt_logistic", "margin", "supcon", "dcl", "dclw"), _CONTRAST),
+    "debiased": Entry(_NEGATIVE, f"{_FIELDS}:DEBIASED"),
+    "hcl": Entry(_NEGATIVE, f"{_FIELDS}:HCL"),
+    "adversarial": Entry(_NEGATIVE, f"{_FIELDS}:ADVERSARIAL"),
+    "fnc": Entry(_NEGATIVE, f"{_FIELDS}:FNC"),
+    "queue": Entry(f"{_LOSSES}.queue:create", f"{_FIELDS}:QUEUE"),
+    "reconstruction": Entry(f"{_LOSSES}.reconstruction:create", f"{_LOSSES}.reconstruction_fields:FACTS"),
+    "masked": Entry(f"{_LOSSES}.masked:create", f"{_LOSSES}.masked_fields:FACTS"),
 }
-for _name in ("reconstruction", "masked"):
-    _module = f"simclr_jax.losses.{_name}"
-    OBJECTIVES[_name] = Entry(f"{_module}:create", f"{_module}_fields:FACTS")
 FEEDS: dict[str, Entry] = {  # by the part of config.data.source before the colon; all others are images
     "images": Entry("simclr_jax.feeds.images:KIND"),
     "table": Entry("simclr_jax.feeds.tables:KIND", "simclr_jax.data.table_fields:FACTS"),
@@ -209,6 +215,13 @@ def kind_of(source: str) -> str:
     """The kind of feed of a `config.data.source`: a name of FEEDS, or "images"."""
     kind = source.partition(":")[0]
     return kind if kind in FEEDS else "images"
+
+
+def small_side(flat: Flat) -> int:
+    """The side of small views, in pixels; 0: a config has none."""
+    if not flat["augment.small_views"] or flat["task"] != "pretrain":
+        return 0
+    return flat["augment.small_size"] or flat["data.image_size"] // 2
 
 
 def of_images(source: str) -> bool:

@@ -6,13 +6,13 @@ import json
 import pytest
 from conftest import tiny_config
 
-from simclr_jax import augment, feeds, geometry, losses, optim, registry
+from simclr_jax import augment, feeds, geometry, optim, registry
 from simclr_jax import config as cfg
 from simclr_jax.config import checks, fields, stored
 from simclr_jax.data import host_augment
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import images
-from simclr_jax.losses import reconstruction, reconstruction_fields
+from simclr_jax.losses import dense, negative, reconstruction, reconstruction_fields
 from simclr_jax.models import projection, resnet, resnet_fields
 
 BAD = {
@@ -112,8 +112,9 @@ def test_names_are_those_of_the_constructors():
     assert set(fields.PROJECTIONS) == set(projection.PROJECTIONS)
     assert set(fields.RESIZES) == set(geometry.RESIZES)
     assert set(resnet_fields.REMAT_KEEPS) == set(resnet.REMAT_POLICIES)
-    decoding = {"reconstruction", "masked"}
-    assert set(registry.OBJECTIVES) == set(losses.LOSSES) | decoding
+    for module, names in (("contrast", dense.LOSSES), ("negative", negative.LOSSES)):
+        target = f"simclr_jax.losses.{module}:create"
+        assert {name for name, one in registry.OBJECTIVES.items() if one.target == target} == set(names)
     assert set(reconstruction_fields.LOSSES) == set(reconstruction.LOSSES)
     assert set(fields.OPTIMIZERS) == set(optim.OPTIMIZERS)
     for where in (registry.ENCODERS, registry.OBJECTIVES, registry.TASKS):
@@ -198,8 +199,9 @@ def test_older_workdir_keeps_its_behaviour(monkeypatch):
 
 
 def test_augmentation_defaults_are_those_of_the_functions():
-    fields = cfg.default().augment.to_dict()
-    del fields["device"]
+    fields = images.crops(cfg.default(), 2).options._asdict()
+    of_sizes = {"device", "small_views", "small_size", "small_area"}
+    assert {*cfg.default().augment} == {*fields} | of_sizes
     assert host_augment.Options(**fields) == host_augment.Options()
     defaults = {**inspect.signature(augment.random_views).parameters}
     defaults |= inspect.signature(augment._coloured).parameters

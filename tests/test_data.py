@@ -10,7 +10,7 @@ from conftest import tiny_arrays
 from PIL import Image
 
 from simclr_jax.data import decode, order, pipeline, sources, splits
-from simclr_jax.data.host_augment import Options
+from simclr_jax.data.host_augment import Crops, Options
 from simclr_jax.data.prefetch import Prefetch
 from simclr_jax.data.tf import load
 from simclr_jax.errors import SimclrError
@@ -347,13 +347,9 @@ def test_shipped_digits():
 
 
 def train(source, start=0, stop=6, batch=8, seed=0, channels=3, options=None, **kwargs):
-    options = options or Options()
-    return list(
-        pipeline.train_batches(
-            source, start=start, stop=stop, batch=batch, seed=seed, size=12,
-            channels=channels, options=options, **kwargs,
-        )
-    )  # fmt: skip
+    kinds = kwargs.pop("kinds", [Crops("views", 12, 2, 0, options or Options())])
+    which = {"start": start, "stop": stop, "batch": batch, "seed": seed, "channels": channels}
+    return list(pipeline.train_batches(source, **which, kinds=kinds, **kwargs))
 
 
 def arrays(n=20, channels=3):

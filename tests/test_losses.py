@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simclr_jax import losses, sharding
-from simclr_jax.losses import contrastive, margin_triplet, nt_logistic, nt_xent, supcon
-from simclr_jax.losses.pairwise import semi_hard_negatives
+from simclr_jax import sharding
+from simclr_jax.losses import contrastive, dense
+from simclr_jax.losses.contrastive import nt_xent, supcon
+from simclr_jax.losses.pairwise import margin_triplet, nt_logistic, semi_hard_negatives
 
 
 def formula(z, temperature):
@@ -170,7 +171,7 @@ def labels(n):
 def test_values_of_all_losses(name, changes, n):
     options = OPTIONS | changes
     z, label = embeddings(n, d=3, noise=1.0, seed=n), labels(n)
-    loss, metrics = jax.jit(losses.create(name, **options))(z, label)
+    loss, metrics = jax.jit(dense.create(name, **options))(z, label)
     temperature = 1.0 if name == "margin" else options["temperature"]
     expected = slow(name, z, label, z, **options)
     np.testing.assert_allclose(loss, expected, rtol=2e-6, atol=2e-6 / temperature)
@@ -184,7 +185,7 @@ def test_values_of_all_losses(name, changes, n):
 def test_gradients_of_all_losses(name, changes):
     options = OPTIONS | changes
     z, label = embeddings(3, d=3, noise=1.5, seed=1), np.int32([0, 0, -1])
-    loss = losses.create(name, **options)
+    loss = dense.create(name, **options)
     gradient = jax.jit(jax.grad(lambda z: loss(z, label)[0]))(z)
     assert np.abs(gradient).max() > 1e-3
     for i in np.ndindex(z.shape):
@@ -238,13 +239,13 @@ def test_equal_negatives_are_not_semi_hard_and_only_one_is_kept():
     assert [np.flatnonzero(row).tolist() for row in mask] == [[], [4], [0], [0], [0], [0]]
 
 
-@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("name", dense.LOSSES)
 @pytest.mark.parametrize("changes", [{}, {"normalize": False}], ids=str)
 def test_all_losses_are_finite_at_low_temperature_and_zero_rows(name, changes):
     z = embeddings(4, noise=0.0)
     z[1, 0] = z[2] = 0
     options = OPTIONS | {"temperature": 0.01, "sigma": 0.01} | changes
-    loss = losses.create(name, **options)
+    loss = dense.create(name, **options)
     value, gradient = jax.jit(jax.value_and_grad(lambda z: loss(z, labels(4))[0]))(z)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
@@ -252,7 +253,7 @@ def test_all_losses_are_finite_at_low_temperature_and_zero_rows(name, changes):
 
 def test_one_image_has_no_negatives():
     found = {
-        name: jax.jit(losses.create(name, **OPTIONS))(embeddings(1), np.int32([0]))[0]
+        name: jax.jit(dense.create(name, **OPTIONS))(embeddings(1), np.int32([0]))[0]
         for name in ("nt_xent", "margin", "dcl")
     }
     assert found == {"nt_xent": 0, "margin": 0, "dcl": -np.inf}
@@ -265,7 +266,7 @@ def test_eight_devices_give_the_value_and_gradient_of_one(name, changes):
     mesh = sharding.make_mesh(8)
     z, label = embeddings(32), labels(32)
     gather = lambda x: jax.lax.with_sharding_constraint(x, sharding.replicated(mesh))  # noqa: E731
-    loss = losses.create(name, **OPTIONS | changes)
+    loss = dense.create(name, **OPTIONS | changes)
     f = jax.jit(jax.value_and_grad(lambda z, label: loss(z, label, gather)[0]))
     split = f(*jax.device_put((z, label), sharding.by_batch(mesh)))
     whole = jax.jit(jax.value_and_grad(lambda z: loss(z, label)[0]))(z)
@@ -275,9 +276,9 @@ def test_eight_devices_give_the_value_and_gradient_of_one(name, changes):
 
 def test_create_refuses_options_that_a_loss_does_not_take():
     with pytest.raises(ValueError, match=r"^one_view: .*'supcon'.* nt_xent, nt_logistic, margin, dcl, dclw$"):
-        losses.create("supcon", **OPTIONS | {"one_view": True})
+        dense.create("supcon", **OPTIONS | {"one_view": True})
     for name in ("nt_xent", "supcon", "dcl", "dclw"):
         with pytest.raises(ValueError, match=rf"^semi_hard: .*'{name}'.* nt_logistic, margin$"):
-            losses.create(name, **OPTIONS | {"semi_hard": True})
+            dense.create(name, **OPTIONS | {"semi_hard": True})
     with pytest.raises(ValueError, match="'nt_exent'; there are nt_xent, nt_logistic, margin"):
-        losses.create("nt_exent", **OPTIONS)
+        dense.create("nt_exent", **OPTIONS)

@@ -52,33 +52,48 @@ def test_equal_to_the_whole_batch_with_grouped_batch_norm(devices):
         assert apart(cached[0], other) > 1e-2
 
 
+def temporaries(batch, microbatch, **fields):
+    """Bytes of activations and the like of a compiled step, ResNet-18 at 32 px."""
+    config = tiny_config(
+        model__encoder="resnet", model__depth=18, model__stem="cifar", data__image_size=32, data__channels=3,
+        **fields,
+    )  # fmt: skip
+    task = create_task(config, tiny_splits(), sharding.make_mesh(1))
+    optimizer, rate = train.build_optimizer(config, 80, 12, task)
+
+    def init():
+        variables = task.init(jax.random.key(0))
+        own, extra = train.init_objectives(task, 0)
+        params = variables.pop("params") | ({step.OBJECTIVES: own} if own else {})
+        return train.TrainState(jnp.int32(0), params, variables, optimizer.init(params), extra)
+
+    shapes = {
+        "views": jax.ShapeDtypeStruct((batch, 2, 32, 32, 3), jnp.float32),
+        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+        "position": jax.ShapeDtypeStruct((batch,), jnp.uint32),
+    }
+    step_fn = step.make_step(task, optimizer, rate, 0, batch // microbatch)
+    compiled = jax.jit(step_fn, donate_argnums=0).lower(jax.eval_shape(init), shapes).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
 @pytest.mark.slow
 def test_activations_are_of_one_microbatch():
-    """ResNet-18 at 32 px: 4096 images in microbatches of 256 need what 256 need, but for the input itself."""
+    """4096 images in microbatches of 256 need what 256 need, but for the input itself."""
+    batch_itself, fields = 4096 * 2 * 32 * 32 * 3 * 4, {"model__width": 1.0, "loss__dense_mb": 0.0}
+    whole = temporaries(4096, 256, **fields)
+    assert whole - batch_itself < 1.3 * temporaries(256, 256, **fields)
 
-    def temporaries(batch, microbatch):
-        config = tiny_config(
-            model__encoder="resnet", model__depth=18, model__stem="cifar", model__width=1.0,
-            data__image_size=32, data__channels=3, loss__dense_mb=0.0,
-        )  # fmt: skip
-        task = create_task(config, tiny_splits(), sharding.make_mesh(1))
-        optimizer, rate = train.build_optimizer(config, 80, 12, task)
 
-        def init():
-            variables = task.init(jax.random.key(0))
-            params = variables.pop("params")
-            return train.TrainState(jnp.int32(0), params, variables, optimizer.init(params))
-
-        shapes = {
-            "views": jax.ShapeDtypeStruct((batch, 2, 32, 32, 3), jnp.float32),
-            "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
-        }
-        step_fn = step.make_step(task, optimizer, rate, 0, batch // microbatch)
-        compiled = jax.jit(step_fn, donate_argnums=0).lower(jax.eval_shape(init), shapes).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    batch_itself = 4096 * 2 * 32 * 32 * 3 * 4
-    assert temporaries(4096, 256) - batch_itself < 1.3 * temporaries(256, 256)
+@pytest.mark.slow
+def test_a_decoder_costs_one_microbatch_too():
+    """Reconstructions never exist for the whole batch."""
+    fields = {
+        "loss__name": "nt_xent+reconstruction",
+        "model__decoder__start": "features",
+        "model__width": 0.5,
+    }
+    assert temporaries(1024, 64, **fields) < 1.1 * temporaries(64, 64, **fields)
 
 
 def test_a_run_in_microbatches(tmp_path):

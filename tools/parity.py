@@ -18,13 +18,14 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from simclr_jax import geometry, losses, optim, sharding, train
+from simclr_jax import geometry, optim, sharding, train
 from simclr_jax.config import count_steps, default, duration, total_steps
 from simclr_jax.convert import google_tf, names
 from simclr_jax.convert import workdir as conversion
 from simclr_jax.data import host_augment, sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.data.tf import load as load_tensorflow
+from simclr_jax.losses import contrastive
 from simclr_jax.losses.classification import distillation
 from simclr_jax.models import simclr
 from simclr_jax.tasks import create_task
@@ -69,7 +70,7 @@ def nt_xent(ref) -> Iterator[Row]:
 
         def loss(hidden, n=n, temperature=temperature):
             z = jnp.stack([hidden[:n], hidden[n:]], axis=1)
-            value, metrics = losses.nt_xent(z, temperature)
+            value, metrics = contrastive.nt_xent(z, temperature)
             return 2 * value, metrics
 
         (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(hidden)
@@ -77,7 +78,7 @@ def nt_xent(ref) -> Iterator[Row]:
         if "/t" in case:
             found["contrast_accuracy"] = (metrics["contrast_accuracy"], "contrast_acc")
             found["contrast_entropy"] = (metrics["contrast_entropy"], "contrast_entropy")
-            unit = losses.contrastive.unit(jnp.asarray(hidden))
+            unit = contrastive.unit(jnp.asarray(hidden))
             found["logits"] = (unit[:n] @ unit[n:].T / temperature, "logits_ab")
         for name, (ours, theirs) in found.items():
             # Logits of temperature 0.05 are 20: relative to their size, as float32 rounds.

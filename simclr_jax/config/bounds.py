@@ -41,7 +41,8 @@ def check(flat: dict[str, Any]) -> None:
 def check_together(flat: dict[str, Any]) -> None:
     """Raises SimclrError if numbers that are valid alone are together too large for any machine."""
     pixels = flat["data.image_size"] ** 2 * flat["data.channels"]
-    views_of = {"train.batch_size": 2 if flat["task"] == "pretrain" else 1, "eval.batch_size": 1}
+    small = flat["augment.small_views"] * (registry.small_side(flat) / flat["data.image_size"]) ** 2
+    views_of = {"train.batch_size": 2 + small if flat["task"] == "pretrain" else 1, "eval.batch_size": 1}
     for field, views in views_of.items() if registry.of_images(flat["data.source"]) else ():
         size = 4 * flat[field] * views * pixels
         if size > BYTES:

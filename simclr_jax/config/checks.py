@@ -85,6 +85,16 @@ def _check_images(flat: dict[str, Any]) -> None:
     _require(both, flat, "data.std", "given together with data.mean")
 
 
+def _check_small_views(flat: dict[str, Any]) -> None:
+    views, side = "augment.small_views", registry.small_side(flat)
+    if not side:
+        return
+    _require(registry.of_images(flat["data.source"]), flat, views, "0: rows of a table have no size")
+    least, why = registry.encoder_facts(flat).smallest(flat)
+    if side < least:
+        raise SimclrError(f"config.augment.small_size: comes to {side}, must be {least} or more for {why}")
+
+
 def _check_evaluation(flat: dict[str, Any]) -> None:
     shares = flat["eval.finetune.shares"]
     same = len(shares) == len(flat["eval.finetune.epochs"])
@@ -217,6 +227,7 @@ def validate(config: ConfigDict) -> None:
     _check_values(flat)
     _check_images(flat)
     _check_model(flat)
+    _check_small_views(flat)
     _check_microbatch(flat)
     _check_calls(flat)
     _check_task(flat)

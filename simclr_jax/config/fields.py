@@ -156,6 +156,11 @@ FIELDS: dict[str, Field] = {
     "augment.blur_kernel": Field(0.1, "of the image's side", POSITIVE, 2,
         "it is a share of the image's side"),
     "augment.blur_sigma": Field((0.1, 2.0), "pixels, drawn per view", RANGE, 1e4, "it is in pixels", 1e-3),
+    "augment.small_views": Field(0, "small views of each image beside the two large ones (multi-crop), for "
+        "loss.name=nt_xent", NOT_NEGATIVE, 64, "each is a pass of the encoder"),
+    "augment.small_size": Field(0, "their side, pixels; 0: half of data.image_size", NOT_NEGATIVE, *SIDE),
+    "augment.small_area": Field((0.05, 0.14), "their share of the image, range; crop_min_covered is not of "
+        "them", RANGE, *IN_SHARE),
     # encoder and heads
     "model.encoder": Field("resnet", "resnet, vit, cnn, mlp (tables), or another that is registered",
         decides=ARCHITECTURE),

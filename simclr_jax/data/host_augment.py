@@ -31,6 +31,16 @@ class Options(NamedTuple):
     blur_sigma: tuple[float, float] = (0.1, 2.0)
 
 
+class Crops(NamedTuple):
+    """Views of an image that have one size."""
+
+    name: str  # of their array in a batch
+    size: int  # side, pixels
+    count: int
+    first: int  # number of the first; numbers key the random draws
+    options: Options
+
+
 def view_key(seed: int, position, view: int):
     """The key of a view: int64 `[2]` from (seed, position in the run, view)."""
     tf = load()

@@ -2,14 +2,14 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from simclr_jax.data import order
 from simclr_jax.data.decode import decode, to_channels
-from simclr_jax.data.host_augment import Options, center_view, random_crop, random_view, view_key
+from simclr_jax.data.host_augment import Crops, center_view, random_crop, random_view, view_key
 from simclr_jax.data.sources import AHEAD, Source, Stream
 from simclr_jax.data.tf import load
 from simclr_jax.errors import UnreadableImagesError
@@ -23,11 +23,9 @@ def train_batches(
     start: int,
     stop: int,
     batch: int,
-    size: int,
     seed: int,
-    options: Options,
+    kinds: Sequence[Crops],
     channels: int = 3,
-    views: int = 2,
     dtype: str = "float32",
     threads: int = 0,
     process: int = 0,
@@ -35,10 +33,10 @@ def train_batches(
 ) -> Iterator[Batch]:
     """This process's share of the batches of steps `start` to `stop`.
 
-    A batch is {views [n, v, size, size, c] float32 in [0, 1], or with dtype="uint8" cropped and flipped only,
-    position [n] uint32 (step·batch + row, the key of the augmentation), label [n] int32 (-1: none),
-    mask [n] bool}. (seed, p, v) key the view `v` of position `p`: every epoch has new views, and a resumed
-    run has the same ones.
+    A batch is {the name of each of `kinds`: its views [n, count, size, size, c], float32 in [0, 1], or with
+    dtype="uint8" cropped and flipped only, position [n] uint32 (step·batch + row, the key of the
+    augmentation), label [n] int32 (-1: none), mask [n] bool}. (seed, p, v) key the view of number `v` of
+    position `p`: every epoch has new views, and a resumed run has the same ones.
 
     For a Stream the order of the images also depends on the number of processes, and a start in mid-epoch
     reads and skips the images before it.
@@ -50,10 +48,12 @@ def train_batches(
         def example(payload, label, index, position):
             image, label, used = read(payload, label)
             image = to_channels(image, channels)
-            keys = [view_key(seed, position, view) for view in range(views)]
-            stack = tf.stack([make(image, key, size, options) for key in keys])
+            views = {}
+            for kind in kinds:
+                keys = [view_key(seed, position, kind.first + view) for view in range(kind.count)]
+                views[kind.name] = tf.stack([make(image, key, kind.size, kind.options) for key in keys])
             used = tf.where(used < 0, index, used)
-            return {"views": stack, "position": position, "label": label, "index": index, "used": used}
+            return {**views, "position": position, "label": label, "index": index, "used": used}
 
         if isinstance(source, Source):
             runs = [_random_access_rows(source, start + done, stop, batch, seed, process, processes)]

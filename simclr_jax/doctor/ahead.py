@@ -17,7 +17,7 @@ from simclr_jax import loop, nonfinite, registry, sharding, train
 from simclr_jax.config import microbatches, total_steps
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
-from simclr_jax.feeds.images import in_memory
+from simclr_jax.feeds.images import crops, in_memory, small_crops
 from simclr_jax.step import OBJECTIVES, make_step, with_average
 from simclr_jax.tasks import create_task
 
@@ -68,15 +68,19 @@ def unread(size: int, classes: int = CLASSES, name: str = "none") -> Splits:
 
 def batch_shapes(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch from the input: views, or image numbers if the images are in device memory."""
-    side, batch, of = config.data.image_size, config.train.batch_size, jax.ShapeDtypeStruct
+    batch, of = config.train.batch_size, jax.ShapeDtypeStruct
     common = {"position": of((batch,), np.uint32)}
     if config.task == "linear_sweep":
         common["held"] = of((batch,), bool)
     if in_memory(config):
         return {"index": of((batch,), np.int32), **common}
-    views = (batch, 2 if config.task == "pretrain" else 1, side, side, config.data.channels)
+    dtype = np.float32 if config.augment.device == "none" else np.uint8
+    kinds = [crops(config, 2 if config.task == "pretrain" else 1), *filter(None, [small_crops(config)])]
     return {
-        "views": of(views, np.float32 if config.augment.device == "none" else np.uint8),
+        **{
+            kind.name: of((batch, kind.count, kind.size, kind.size, config.data.channels), dtype)
+            for kind in kinds
+        },
         "label": of((batch,), np.int32),
         "mask": of((batch,), bool),
         **common,

@@ -29,6 +29,7 @@ PROTOCOLS = """protocols, in this order; all but the last two are the default:
   neighbours  retrieval, near-duplicates, outliers
   saliency    Grad-CAM, and what makes two images similar
   maps        t-SNE, UMAP, files for TensorBoard's projector
+  reconstructions  PSNR and SSIM of images through encoder and decoder, where the loss has a reconstruction
   finetune    with 1, 10 and 100 % of the labels, beside training from scratch
   transfer    to the labelled sets of --transfer
 

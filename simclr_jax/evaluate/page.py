@@ -21,6 +21,7 @@ SECTIONS = (
     ("When images change", ("robustness", "invariance"), ("robustness", "invariance")),
     ("Health of the representation", ("spectrum",), ("health",)),
     ("Where it looks", ("class_maps", "similarity_maps"), ("saliency",)),
+    ("What the decoder makes of images", ("reconstructions",), ("reconstructions",)),
     ("Unusual images", ("duplicates", "outliers"), ("neighbours",)),
     ("How the classifiers were chosen", ("knn_grid", "penalties", "sweep"), ()),
 )

@@ -16,7 +16,7 @@ from simclr_jax.config.fields import deciding
 from simclr_jax.data import notes
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError, Stopped, StorageError
-from simclr_jax.evaluate import frozen, inside, learning, page, report, robust
+from simclr_jax.evaluate import decoded, frozen, inside, learning, page, report, robust
 from simclr_jax.evaluate.subject import Subject, differences
 from simclr_jax.feeds import load_splits
 from simclr_jax.field import ARCHITECTURE
@@ -31,6 +31,7 @@ PROTOCOLS = {
         frozen.features, scores.of_subject, frozen.nearest_neighbours, frozen.logistic_regression,
         frozen.linear_heads, frozen.own_classifier, robust.robustness, robust.invariance,
         inside.representation, inside.neighbourhood, inside.where_it_looks, inside.maps,
+        decoded.reconstructions,
         learning.few_labels, learning.transfer,
     )
 }  # fmt: skip

@@ -52,6 +52,10 @@ class Feed(Protocol):
         """Augmented views `[n, v, ...]`, row by row."""
         ...
 
+    def small(self, fixed: dict[str, Any], batch: Batch) -> jax.Array | None:
+        """Further views `[n, k, ...]` of another size, numbered from 2 on; None: there are none."""
+        ...
+
     def clean(self, fixed: dict[str, Any], batch: Batch) -> jax.Array:
         """The same views before colour and blur; raises SimclrError if the feed cannot give them."""
         ...

@@ -10,11 +10,11 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simclr_jax import augment, figures, geometry
-from simclr_jax.config import total_steps
+from simclr_jax import augment, figures, geometry, registry
+from simclr_jax.config import flatten, total_steps
 from simclr_jax.data import formats, memory, order, pipeline
 from simclr_jax.data import splits as data_splits
-from simclr_jax.data.host_augment import Options
+from simclr_jax.data.host_augment import Crops, Options
 from simclr_jax.data.sources import Source, Stream
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
@@ -33,6 +33,21 @@ def in_memory(config: ConfigDict) -> bool:
     return config.augment.device == "all"
 
 
+def crops(config: ConfigDict, views: int) -> Crops:
+    """The views of the size that the encoder is for."""
+    fields = {field: config.augment[field] for field in Options._fields}
+    return Crops("views", config.data.image_size, views, 0, Options(**fields))
+
+
+def small_crops(config: ConfigDict) -> Crops | None:
+    """The small views of pretraining, numbered after the two large ones; None: there are none."""
+    side, count = registry.small_side(flatten(config)), config.augment.small_views
+    if not side:
+        return None
+    options = crops(config, 2).options._replace(crop_area=config.augment.small_area, crop_min_covered=0.0)
+    return Crops("small", side, count, 2, options)
+
+
 class Images:
     """The images of `splits`; training gets `views` augmented views of each."""
 
@@ -45,7 +60,8 @@ class Images:
         self._in_memory = in_memory(config)
         alone = config.train.steps_per_call or (1 if jax.default_backend() == "cpu" else 16)
         self.steps_per_call = alone if self._in_memory else 1
-        self._reading = {"size": data.image_size, "channels": data.channels, "threads": data.threads}
+        self._reading = {"channels": data.channels, "threads": data.threads}
+        self._large, self._small = crops(config, views), small_crops(config) if views == 2 else None
         self._share = {"process": jax.process_index(), "processes": jax.process_count()}
 
     def spec(self) -> jax.ShapeDtypeStruct:
@@ -63,7 +79,11 @@ class Images:
 
     def views(self, fixed: dict[str, Any], batch: Batch) -> jax.Array:
         """The views `[n, v, h, w, c]` of a batch; `config.augment.device` is the accelerator's part."""
-        return self._views(batch)
+        return self._views(batch, self._large)
+
+    def small(self, fixed: dict[str, Any], batch: Batch) -> jax.Array | None:
+        """The small views `[n, k, s, s, c]` of a batch, made as the others; None: the config has none."""
+        return self._small and self._views(batch, self._small)
 
     def clean(self, fixed: dict[str, Any], batch: Batch) -> jax.Array:
         """The same crops before colour and blur.
@@ -76,19 +96,19 @@ class Images:
                 "config.augment.device='none': must be photometric or all where a loss compares with the "
                 "views before colour and blur"
             )
-        return self._views(batch, jitter=0.0, grayscale=0.0, blur=0.0)
+        return self._views(batch, self._large, jitter=0.0, grayscale=0.0, blur=0.0)
 
-    def _views(self, batch: Batch, **changes: float) -> jax.Array:
-        """Views by the fields of `config.augment`, but for the `changes`."""
-        fields = self.config.augment.to_dict() | changes
-        device = fields.pop("device")
+    def _views(self, batch: Batch, of: Crops, **changes: float) -> jax.Array:
+        """These views, by their options but for the `changes`."""
+        device = self.config.augment.device
+        fields: dict[str, Any] = {**of.options._asdict(), **changes}
         if device == "none":
-            return batch["views"]
+            return batch[of.name]
+        where = {"position": batch["position"], "seed": self.config.seed, "first": of.first}
         if device == "photometric":
-            fields = {field: fields[field] for field in PHOTOMETRIC}
-            return augment.photometric(batch["views"], batch["position"], self.config.seed, **fields)
-        fields |= {"size": self.config.data.image_size, "views": self.count}
-        return augment.random_views(batch["image"], batch["position"], self.config.seed, **fields)
+            colour = {field: fields[field] for field in PHOTOMETRIC}
+            return augment.photometric(batch[of.name], **where, **colour)
+        return augment.random_views(batch["image"], **where, size=of.size, views=of.count, **fields)
 
     def see(self, examples: jax.Array) -> jax.Array:
         """The evaluation view `[n, h, w, c]` in [0, 1]; images from memory come whole, as uint8."""
@@ -108,11 +128,9 @@ class Images:
 
     def change(self, seen: jax.Array, position: jax.Array, seed: int, **fields: Any) -> jax.Array:
         """Augments every evaluation view once; `fields` override the fields of `config.augment`."""
-        mine = self.config.augment.to_dict() | fields
-        del mine["device"]
+        mine = self._large.options._asdict() | fields
         as_bytes = jnp.rint(255 * seen).astype(jnp.uint8)
-        mine |= {"size": self.config.data.image_size, "views": 1}
-        return augment.random_views(as_bytes, position, seed, **mine)[:, 0]
+        return augment.random_views(as_bytes, position, seed, size=self._large.size, views=1, **mine)[:, 0]
 
     def batches(self, step: int) -> Iterator[Batch]:
         """The training batches from `step` on, this process's rows."""
@@ -121,10 +139,9 @@ class Images:
         which = {**steps, "batch": config.train.batch_size, "seed": config.seed, **self._share}
         if self._in_memory:
             return memory.batches(cast(Source, train), **which)
-        fields = config.augment.to_dict()
-        dtype = "uint8" if fields.pop("device") == "photometric" else "float32"
-        made = {"options": Options(**fields), "views": self.count, "dtype": dtype, **self._reading}
-        return pipeline.train_batches(train, **which, **made)
+        dtype = "uint8" if config.augment.device == "photometric" else "float32"
+        kinds = [self._large, *([self._small] if self._small else [])]
+        return pipeline.train_batches(train, **which, kinds=kinds, dtype=dtype, **self._reading)
 
     def every(self, split: Source | Stream, index: np.ndarray | None = None) -> Iterator[Batch]:
         """This process's rows of a split, every image once or only those in `index`, without augmentation.
@@ -137,7 +154,12 @@ class Images:
         if self._in_memory:
             return memory.eval_batches(split, batch=batch, index=index, **share)
         evaluation = self.config.eval
-        view = {"crop": evaluation.crop, "resize": evaluation.resize, **self._reading}
+        view = {
+            "size": self._large.size,
+            "crop": evaluation.crop,
+            "resize": evaluation.resize,
+            **self._reading,
+        }
         return pipeline.eval_batches(split, batch=batch, index=index, **view, **share)
 
     def preview(self, workdir: epath.Path, batch: Batch) -> None:

@@ -66,6 +66,9 @@ class Rows:
         """`[n, v, d]`: the row itself, and corrupted ones."""
         return self._corrupted(batch["rows"], fixed["rows"], batch["position"], self.config.seed, self.count)
 
+    def small(self, fixed: dict[str, Any], batch: Batch) -> None:
+        """Rows have no size."""
+
     def clean(self, fixed: dict[str, Any], batch: Batch) -> jax.Array:
         """`[n, v, d]`: the row itself, for every view."""
         return jnp.repeat(batch["rows"][:, None], self.count, axis=1)

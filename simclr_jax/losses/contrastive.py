@@ -62,10 +62,15 @@ def negatives(pairs: Pairs, one_view: bool) -> jax.Array:
 def metrics(pairs: Pairs) -> dict[str, jax.Array]:
     """contrast_accuracy and contrast_entropy, as `nt_xent` describes them; without gradient."""
     n = len(pairs.logits) // 2
-    ab = jax.lax.stop_gradient(pairs.logits.reshape(n, 2, n, 2)[:, 0, :, 1])
+    return agreement(pairs.logits.reshape(n, 2, n, 2)[:, 0, :, 1])
+
+
+def agreement(ab: jax.Array) -> dict[str, jax.Array]:
+    """The metrics of view a's rows against view b's columns, logits `[n, n]`."""
+    ab = jax.lax.stop_gradient(ab)
     p = jax.nn.softmax(ab, axis=1)
     return {
-        "contrast_accuracy": jnp.mean(jnp.argmax(ab, axis=1) == jnp.arange(n), dtype=ab.dtype),
+        "contrast_accuracy": jnp.mean(jnp.argmax(ab, axis=1) == jnp.arange(len(ab)), dtype=ab.dtype),
         "contrast_entropy": -jnp.mean(jnp.sum(p * jnp.log(p + 1e-8), axis=1)),
     }
 

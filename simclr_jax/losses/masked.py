@@ -18,7 +18,7 @@ from simclr_jax import draws, masking
 from simclr_jax.errors import SimclrError
 from simclr_jax.losses import reconstruction
 from simclr_jax.losses.objective import ROWS, Metrics, Objective, Sizes
-from simclr_jax.losses.reconstruction import LOSSES, of_views, rows
+from simclr_jax.losses.reconstruction import LOSSES, decode, of_views, rows
 
 LEVEL = 128  # numbers that tell the decoder the level of the noise, as in CAN's released code
 STEPS = 1000  # levels are counted up to it, as the steps of a diffusion are
@@ -45,7 +45,7 @@ def _blocks(mine: Mapping[str, Any], sizes: Sizes) -> Objective:
 
     def loss(params: Any, extra: Any, outputs: Any, batch: Any, step: Any) -> tuple[jax.Array, Metrics]:
         view = outputs["view"]
-        predicted = decoder.apply({"params": params}, {name: rows(outputs[name]) for name in ends})
+        predicted = decode(decoder, params, {name: rows(outputs[name]) for name in ends})
         compared = predicted, rows(view), rows(outputs["hidden"])
         value, decibels = LOSSES[mine["loss"]](*compared), reconstruction.psnr(*compared)
         return mine["weight"] * of_views(value, view), {"masked_psnr": of_views(decibels, view)}
@@ -92,7 +92,7 @@ def _patches(mine: Mapping[str, Any], sizes: Sizes) -> Objective:
     def loss(params: Any, extra: Any, outputs: Any, batch: Any, step: Any) -> tuple[jax.Array, Metrics]:
         view, kept = outputs["view"], rows(outputs["kept"])
         seen, level = {name: rows(outputs[name]) for name in ends}, told(rows(outputs["level"]))
-        predicted = decoder.apply({"params": params}, seen, kept=kept, condition=level)
+        predicted = decode(decoder, params, seen, kept=kept, condition=level)
         hidden = masking.hidden_by(kept, grid, patch)
         target = rows(view).astype(high)
         target = normalized(target, patch) if mine["normalize"] else target

@@ -7,7 +7,7 @@ image, `[m]`, in at least float32. Where no pixel of an image counts, the mean i
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -197,11 +197,11 @@ def create(name: str, options: Mapping[str, Any], sizes: Sizes) -> Objective:
     def loss(params: Any, extra: Any, outputs: Any, batch: Any, step: Any) -> tuple[jax.Array, Metrics]:
         if "kept" in outputs:
             raise SimclrError(
-                "config.loss.name: reconstruction must not be beside a term that hides patches, as masked with "
-                "config.model.decoder.variant=tokens, which reconstructs by itself"
+                "config.loss.name: reconstruction must not be beside a term that hides patches; masked with "
+                "config.model.decoder.variant=tokens reconstructs by itself"
             )
         target = outputs[mine["target"]]
-        predicted = decoder.apply({"params": params}, {name: rows(outputs[name]) for name in ends})
+        predicted = decode(decoder, params, {name: rows(outputs[name]) for name in ends})
         value = LOSSES[mine["loss"]](predicted, rows(target))
         decibels = psnr(jax.nn.sigmoid(predicted) if logits else predicted, rows(target))
         value, decibels = (of_views(each, target) for each in (value, decibels))
@@ -216,6 +216,11 @@ def decoder_of(sizes: Sizes, output: str) -> tuple[nn.Module, tuple[str, ...]]:
     dtypes = {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
     needs = decoders.needs(options, sizes.encoder, sizes.ends)
     return decoders.create(options, sizes.encoder, sizes.ends, sizes.example, **dtypes), needs
+
+
+def decode(decoder: nn.Module, params: Any, ends: Mapping[str, jax.Array], **given: Any) -> jax.Array:
+    """The images `[m, h, w, c]` of endpoints `[m, ...]`."""
+    return cast(jax.Array, decoder.apply({"params": params}, ends, **given))
 
 
 def zeros(sizes: Sizes, ends: tuple[str, ...]) -> dict[str, jax.Array]:

@@ -216,6 +216,17 @@ def _tokens(options: Mapping[str, Any], encoder: Encoder, ends: Ends, fields: di
 # ---- layers -------------------------------------------------------------------------------------------
 
 
+def _size(example: tuple[int, ...], image: jax.Array | None = None) -> Grid:
+    """The size of what is made: the image's, if there is one."""
+    height, width = example[:2] if image is None else image.shape[1:3]
+    return height, width
+
+
+def _coarser(grid: Grid, factor: Grid) -> Grid:
+    """The grid that covers `grid` with pixels of this size."""
+    return -(-grid[0] // factor[0]), -(-grid[1] // factor[1])
+
+
 def fit(x: jax.Array, grid: Grid) -> jax.Array:
     """Maps `[n, h, w, c]` cut to a grid, or their edge repeated up to it; centred, an odd pixel at the end.
 
@@ -346,25 +357,22 @@ class Mirror(nn.Module):
             raise SimclrError(
                 "config.model.decoder.variant='mirror': must be tokens where patches are hidden"
             )
-        size = self.example[:2] if image is None else image.shape[1:3]
+        size = _size(self.example, image)
         grids = [size]
         for level in reversed(self.levels):
-            grids.append(tuple(-(-side // f) for side, f in zip(grids[-1], level.factor, strict=True)))
+            grids.append(_coarser(grids[-1], level.factor))
         grid, *grids = reversed(grids)
         x = self.begin(ends[self.start], size, grid)
         for i, (level, grid) in enumerate(zip(self.levels, grids, strict=True)):
-            seen = [self.maps(level.skip, ends[level.skip])] if self.skips and level.skip else []
-            if self.skips and i + 1 == len(self.levels) and image is not None:
-                seen.append(image)
             up = Up(*level[:2], self.upsample, self.dtype, self.param_dtype, name=f"level{i + 1}_up")
-            x = self.climb(i, fit(up(x), grid), [fit(each, grid) for each in seen])
+            x = self.climb(i, fit(up(x), grid), [fit(each, grid) for each in self.seen(i, ends, image)])
         x = self.conv(self.example[-1], "out", _last(self.output))(x)
         return _finish(x, image, self.output)
 
-    def begin(self, x: jax.Array, size: tuple[int, ...], grid: Grid) -> jax.Array:
+    def begin(self, x: jax.Array, size: Grid, grid: Grid) -> jax.Array:
         """The start as maps on the coarsest grid."""
         if x.ndim == 2:
-            if tuple(size) != self.example[:2]:
+            if size != _size(self.example):
                 raise SimclrError(
                     f"config.model.decoder.start={self.start!r}: makes images of {self.example[0]} × "
                     f"{self.example[1]} pixels alone, not {size[0]} × {size[1]}; maps make images of any size"
@@ -380,6 +388,14 @@ class Mirror(nn.Module):
                 f"{size[1]} pixels; give multiples of the encoder's stride, here and in training"
             )
         return fit(maps.astype(self.dtype), grid)
+
+    def seen(self, i: int, ends: Mapping[str, jax.Array], image: jax.Array | None) -> list[jax.Array]:
+        """What joins at level i: the encoder's maps of its size; at the last level also the image."""
+        if not self.skips:
+            return []
+        name, last = self.levels[i].skip, i + 1 == len(self.levels)
+        found = [self.maps(name, ends[name]) if name else None, image if last else None]
+        return [each for each in found if each is not None]
 
     def conv(self, channels: int, name: str, init: Callable[..., jax.Array] = HE) -> nn.Conv:
         return _conv(channels, name, self.dtype, self.param_dtype, init)
@@ -430,12 +446,12 @@ class Tutorial(nn.Module):
     ) -> jax.Array:
         """Images `[m, h, w, c]` of the size of `example`; arguments as in `Mirror`."""
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        size = self.example[:2]
-        if kept is not None or condition is not None or (image is not None and image.shape[1:3] != size):
+        size = _size(self.example)
+        if kept is not None or condition is not None or _size(self.example, image) != size:
             raise SimclrError(
                 "config.model.decoder.variant='tutorial': makes images of one size, from all of an image"
             )
-        grids = [tuple(-(-side // 2**i) for side in size) for i in range(len(self.channels), -1, -1)]
+        grids = [_coarser(size, (2**i, 2**i)) for i in range(len(self.channels), -1, -1)]
         x = nn.Dense(math.prod(grids[0]) * self.channels[0], name="dense", **dtypes)(ends[self.start])
         x = nn.relu(x).reshape(len(x), *grids[0], self.channels[0])
         widths, kernel = (*self.channels[1:], self.example[-1]), (tutorial_fields.KERNEL,) * 2
@@ -443,7 +459,7 @@ class Tutorial(nn.Module):
             last = i == len(widths)
             init = _last(self.output) if last else HE
             up = nn.ConvTranspose(width, kernel, (2, 2), kernel_init=init, name=f"conv{i}", **dtypes)
-            x = fit(up(x), (grid[0], grid[1]))
+            x = fit(up(x), grid)
             x = x if last else nn.relu(x)
         return _finish(x, image, self.output)
 
@@ -486,7 +502,7 @@ class Tokens(nn.Module):
         """
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width, tokens = self.heads * HEAD, ends[self.start]
-        height, across = self.example[:2] if image is None else image.shape[1:3]
+        height, across = _size(self.example, image)
         grid = (height // self.patch[0], across // self.patch[1])
         count = math.prod(grid)
         prefix = tokens.shape[1] - (count if kept is None else kept.shape[1])

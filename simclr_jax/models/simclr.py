@@ -35,22 +35,50 @@ class SimCLR(nn.Module):
         train: bool,
         wanted: tuple[str, ...] = (),
         kept: jax.Array | None = None,
+        small: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """For pretraining: {features [n, d], projection [n, dim], logits [n, classes] with a probe}.
 
         The classifier learns online, behind a stop-gradient.
 
+        With small views the encoder runs once for each size, so that BatchNorm takes each apart, as SwAV's
+        code does (arXiv 2006.09882), and the head once on all of them. Features and projections then have
+        the rows of both, an image's together: [large, large, small, ...]; all else is of the large views.
+
         Args:
           wanted: endpoints of the encoder that are given as well, by their names.
           kept: `[n, t]` the patches that an encoder of tokens is to see.
+          small: `[m, k, s, s, c]` k small views of each of m examples, of which `images` has n/m each.
         """
         some: dict[str, Any] = {} if kept is None else {"kept": kept}
         ends = self.encoder(images, train, **some)
-        hidden = self.projection(ends[self.encoder.features], train)
+        h = ends[self.encoder.features]
+        if small is not None:
+            h = self._with_small(h, small, train)
+        hidden = self.projection(h, train)
         outputs = {"features": hidden[0], "projection": hidden[-1], **{name: ends[name] for name in wanted}}
         if self.probe is not None:
-            outputs["logits"] = self.probe(jax.lax.stop_gradient(hidden[self.probe_layer]))
+            read = jax.lax.stop_gradient(hidden[self.probe_layer])
+            if small is not None:
+                read = read.reshape(len(small), -1, read.shape[-1])[:, : len(images) // len(small)]
+            outputs["logits"] = self.probe(read.reshape(len(images), -1))
         return outputs
+
+    def _with_small(self, h: jax.Array, small: jax.Array, train: bool) -> jax.Array:
+        """The features of all views, by example: rows stay on the device that has the example.
+
+        Raises:
+          SimclrError: the encoder makes fewer numbers of such small views.
+        """
+        m, k, side = small.shape[:3]
+        more = self.encoder(small.reshape(m * k, *small.shape[2:]), train)[self.encoder.features]
+        if more.shape[-1] != h.shape[-1]:
+            raise SimclrError(
+                f"config.augment.small_size: comes to {side}, of which this encoder makes {more.shape[-1]} "
+                f"numbers and not {h.shape[-1]}; take larger ones"
+            )
+        both = [x.reshape(m, -1, x.shape[-1]) for x in (h, more)]
+        return jnp.concatenate(both, axis=1).reshape(-1, h.shape[-1])
 
     def classify(
         self, images: jax.Array, train: bool = False, frozen: int = -1, frozen_train: bool = False

@@ -12,7 +12,7 @@ from simclr_jax.field import (
     Field,
     one_of,
 )
-from simclr_jax.registry import Facts, Flat
+from simclr_jax.registry import Facts, Flat, small_side
 
 # size: (width, blocks, heads), as DeiT (Touvron et al., arXiv 2012.12877, Table 1) and timm have them.
 SIZES = {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12)}
@@ -127,6 +127,16 @@ def check(flat: Flat) -> None:
     if side % patch:  # 0: the size of the run that this one starts from
         raise SimclrError(
             f"config.data.image_size={side}: must be a multiple of config.model.vit.patch={patch}"
+        )
+    small = small_side(flat)
+    if small % patch:
+        raise SimclrError(
+            f"config.augment.small_size: comes to {small}, must be a multiple of "
+            f"config.model.vit.patch={patch}"
+        )
+    if small and vit["positions"] == "learned":
+        raise SimclrError(
+            "config.augment.small_views: must be 0 for config.model.vit.positions=learned, which fit one size"
         )
 
 

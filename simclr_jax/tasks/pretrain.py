@@ -87,13 +87,14 @@ def _forward(model: simclr.SimCLR, feed: Feed, objectives: dict[str, Objective])
             keys = draws.view_keys(feed.config.seed, batch["position"], v)
             seen, found = change(draws.named_keys(keys.reshape(-1), name), seen)
             told |= found
-        x, kept = feed.prepare(seen), told.get("kept")
-        outputs, state = apply(params, model_state, x, rng, wanted=wanted, kept=kept)
+        x, small = feed.prepare(seen), feed.small(params, batch)
+        more = {"kept": told.get("kept"), "small": None if small is None else feed.prepare(small)}
+        outputs, state = apply(params, model_state, x, rng, wanted=wanted, **more)
         outputs |= told
         if AVERAGE in params:
-            by_average = apply(params[AVERAGE], model_state, x, rng, kept=kept)[0]
+            by_average = apply(params[AVERAGE], model_state, x, rng, **more)[0]
             outputs[AVERAGE] = jax.lax.stop_gradient(by_average["projection"])
-        outputs = jax.tree.map(lambda x: x.reshape(n, v, *x.shape[1:]), outputs)
+        outputs = jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), outputs)
         outputs |= {"view": views} if "view" in needs else {}
         outputs |= {"clean": feed.clean(params, batch)} if "clean" in needs else {}
         return outputs, state
@@ -107,7 +108,8 @@ def _objectives(config: ConfigDict, mesh: Mesh, model: simclr.SimCLR, feed: Feed
     if config.model.projection == "none":  # z is h
         dim = ends[model.encoder.features].shape[-1]
     facts = mesh, model.encoder, ends, feed.spec(), config.model.to_dict()
-    sizes = Sizes(config.train.batch_size, 2, dim, *facts)
+    views = 2 + config.augment.small_views
+    sizes = Sizes(config.train.batch_size, views, dim, *facts)
     names = registry.terms(config.loss.name)
     creators = [registry.load(registry.OBJECTIVES, name, "loss.name") for name in names]
     found = {name: create(name, config.loss, sizes) for name, create in zip(names, creators, strict=True)}

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from bench import table
 from bench.contest import contest, peers, rate, timed
 from simclr_jax import augment, run_summary, sharding
-from simclr_jax.feeds.images import PHOTOMETRIC
+from simclr_jax.feeds.images import PHOTOMETRIC, crops
 
 VIEWS = 2
 
@@ -45,8 +45,7 @@ def measure(config: ConfigDict, *, images: int = 64, steps: int = 10, peer: str 
 def stages(config: ConfigDict, images: int, stored: int) -> dict[str, tuple[Callable, np.ndarray]]:
     """{what is done: (function of (images, position), the images it is given)}."""
     rng, size, channels = np.random.default_rng(0), config.data.image_size, config.data.channels
-    fields = config.augment.to_dict()
-    del fields["device"]
+    fields = crops(config, VIEWS).options._asdict()
     colour = {field: fields[field] for field in PHOTOMETRIC}
     whole = {**fields, "size": size, "views": VIEWS}
     return {

@@ -15,8 +15,9 @@ from bench import table
 from bench.contest import Contender, Reading, contest, peers, rate
 from simclr_jax import run_summary
 from simclr_jax.data import pipeline, splits
-from simclr_jax.data.host_augment import Options
+from simclr_jax.data.host_augment import Crops, Options
 from simclr_jax.errors import SimclrError
+from simclr_jax.feeds.images import crops
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90  # like ImageNet's
 EPOCHS = 3  # of a timed run: long beside the time to start one
@@ -29,15 +30,14 @@ def measure(
     if images < batch:
         raise SimclrError(f"--images={images}: less than a batch; give --batch={images} too")
     size, strength = config.data.image_size, config.augment.jitter_strength
-    fields = config.augment.to_dict()
-    del fields["device"]
+    options = crops(config, 2).options
     stages = {"decode, crop, flip": "uint8", "with colour and blur": "float32"}
     rows, notes = [], []
     with tempfile.TemporaryDirectory() as folder:
         make_folder(Path(folder), images, config.seed)
         source = splits.load(f"folder:{folder}").train
         for stage, dtype in stages.items():
-            own = reader(source, Options(**fields), dtype, batch, size, config.seed, config.data.threads)
+            own = reader(source, options, dtype, batch, size, config.seed, config.data.threads)
             settings = {"folder": folder, "size": size, "batch": batch, "strength": strength}
             colour = stage != "decode, crop, flip"
             with peers(peer, part="input", colour=colour, **settings) as (others, said):
@@ -71,9 +71,8 @@ def reader(source, options: Options, dtype: str, batch: int, size: int, seed: in
             start=0,
             stop=steps,
             batch=batch,
-            size=size,
             seed=seed,
-            options=options,
+            kinds=[Crops("views", size, 2, 0, options)],
             dtype=dtype,
             threads=threads,
         )

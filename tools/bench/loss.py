@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from bench import passes, table
 from bench.contest import compiled_to_fit, contest, peers, rate, timed
-from simclr_jax import losses, run_summary, sharding
-from simclr_jax.losses import tiled
+from simclr_jax import run_summary, sharding
+from simclr_jax.losses import contrastive, tiled
 
 EXACT_IMAGES = 512  # at least, to compare with float64
 TF32_FROM = 8.0  # CUDA's compute capability, Ampere
@@ -66,7 +66,7 @@ def ways(temperature: float, mesh: jax.sharding.Mesh) -> dict[str, Callable]:
     def gather(z):
         return jax.lax.with_sharding_constraint(z, sharding.replicated(mesh))
 
-    dense = functools.partial(losses.nt_xent, temperature=temperature, gather=gather)
+    dense = functools.partial(contrastive.nt_xent, temperature=temperature, gather=gather)
     in_tiles = functools.partial(tiled.nt_xent, temperature=temperature, mesh=mesh, axis=sharding.AXIS)
     found = {"dense": dense, "tiled": in_tiles, "ring": functools.partial(in_tiles, ring=True)}
     if float(getattr(mesh.devices.flat[0], "compute_capability", 0)) >= TF32_FROM:
