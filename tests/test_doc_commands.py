@@ -35,6 +35,8 @@ from simclr_jax.doctor import pitfalls
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import __main__ as evaluation
 from simclr_jax.generate import __main__ as generation
+from simclr_jax.generate import run as generating
+from simclr_jax.measures import density
 from simclr_jax.restore import __main__ as restoration
 
 ROOT = Path(__file__).parents[1]
@@ -248,8 +250,14 @@ def run_evaluate(words: list[str]) -> None:
 
 
 def run_generate(words: list[str]) -> None:
-    """`python -m simclr_jax.generate`."""
-    generation.main(words[3:])
+    """`python -m simclr_jax.generate`, of fewer images."""
+    few = {"FIT": 200, "HELD": 40, "RAW_EXAMPLES": 400}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in few.items():
+            patch.setattr(generating, name, value)
+        patch.setattr(density, "COMPONENTS", (1,))
+        patch.setattr(density, "PATIENCE", 1)
+        generation.main(words[3:])
 
 
 def run_restore(words: list[str]) -> None:

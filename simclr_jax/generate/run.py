@@ -259,9 +259,7 @@ def _drawn(
         rows[sheet] = _beside(found, drawn[name], near[name], np.arange(samples))
         for way, order in (("pixels", near[name].away), ("features", -near[name].alike)):
             sheet = f"{name}_nearest_by_{way}"
-            captions[sheet] = (
-                f"Those of {len(order):,} samples that come nearest to a training image: {title}, {way}"
-            )
+            captions[sheet] = f"Of {len(order):,} samples the nearest to training images by {way}: {title}"
             rows[sheet] = _beside(found, drawn[name], near[name], np.argsort(order)[:COLUMNS])
     captions["between"] = "From one held-out image to another: the straight way, and around the mean latent"
     rows["between"] = _between(found)
