@@ -38,8 +38,8 @@ def check_room(name: str, options: Mapping[str, Any], sizes: Sizes, rows: int, c
     if needed > options["dense_mb"]:
         raise SimclrError(
             f"config.loss.dense_mb={options['dense_mb']:g}: {name} holds {needed:.3g} MB of logits on a "
-            "device; raise it, lower config.train.batch_size, or take loss.name='nt_xent' with two views, which "
-            "goes tile by tile"
+            "device; raise it, lower config.train.batch_size, or take loss.name='nt_xent' with two views, "
+            "which goes tile by tile"
         )
 
 
