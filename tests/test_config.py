@@ -1,7 +1,7 @@
 """The config: what is refused and how, durations, config.json."""
 
-import inspect
 import contextlib
+import inspect
 import json
 
 import pytest
