@@ -112,7 +112,7 @@ def test_two_terms_that_change_the_views_alike_are_refused(registered, monkeypat
     monkeypatch.setitem(registry.OBJECTIVES, "toy_veil", registry.OBJECTIVES["toy_hidden"])
     task = create_task(toy_config(loss__name="toy_hidden+toy_veil"), tiny_splits(), sharding.make_mesh(1))
     batch = next(task.input(0))
-    with pytest.raises(SimclrError, match="toy_hidden and toy_veil both .* give 'dropped'; leave one out"):
+    with pytest.raises(SimclrError, match=r"toy_hidden and toy_veil both .* give 'dropped'; leave one out"):
         jax.eval_shape(task.forward, {}, {}, batch, jax.random.key(0), 0)
 
 

@@ -63,10 +63,10 @@ def reconstructions(subject: Subject) -> Result:
     )
 
 
-def _line(scores: dict[str, tuple[float, float, float]]) -> str:
+def _line(scores: dict[str, tuple[float, ...]]) -> str:
     """PSNR 21.30 dB [21.12, 21.49], SSIM 0.871 [0.868, 0.874]"""
     parts = []
     for name, (_, title, style, unit) in SCORES.items():
         value, *ends = (style.format(x) for x in scores[name])
-        parts.append(f"{title} {value}{unit} [{', '.join(ends)}]")
+        parts.append(f"{title} {value}{unit}" + (f" [{', '.join(ends)}]" if ends else ""))
     return ", ".join(parts)
