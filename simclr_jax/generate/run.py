@@ -84,11 +84,9 @@ def generate(
     workdir, out, begin = paths.expand(workdir), paths.expand(out), time.perf_counter()
     found = _fit(*_opened(workdir, config, step, splits), seed, workdir)
     half = len(found.held.features) // 2
-    drawn = {
-        name: found.viewer.made(one.sample(max(half, samples), seed + 1))
-        for name, one in found.densities.items()
-    }
-    again = found.viewer.made(found.held.latents)
+    count, make = max(half, samples), found.viewer.made
+    drawn = {name: make(one.sample(count, seed + 1)) for name, one in found.densities.items()}
+    again = make(found.held.latents)
     near = {
         name: found.viewer.near(found.bank, looks, max(COPIES, samples))
         for name, looks in {"held_out": found.held, "reconstructions": again, **drawn}.items()
