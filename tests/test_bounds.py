@@ -168,11 +168,21 @@ def test_more_images_than_the_device_counts_are_refused(device):
 # ---- one image ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", registry.OBJECTIVES)
+DECODING = ("reconstruction", "masked")
+
+
+@pytest.mark.parametrize("loss", [name for name in registry.OBJECTIVES if name not in DECODING])
 def test_a_batch_of_one_image_teaches_a_contrastive_loss_nothing(loss):
     with pytest.raises(SimclrError, match=r"^config\.train\.batch_size=1: must be 2 or more for"):
         checks.validate(tiny_config(train__batch_size=1, loss__name=loss))
     checks.validate(tiny_config(train__batch_size=2, train__microbatch=1, loss__name=loss))
+
+
+@pytest.mark.parametrize("loss", DECODING)
+def test_a_batch_of_one_image_is_enough_for_a_decoder(loss):
+    checks.validate(tiny_config(train__batch_size=1, loss__name=loss))
+    with pytest.raises(SimclrError, match=r"batch_size=1: must be 2 or more"):
+        checks.validate(tiny_config(train__batch_size=1, loss__name=f"nt_xent+{loss}"))
 
 
 @pytest.mark.parametrize("task", ["supervised", "distill", "linear_sweep"])
