@@ -245,4 +245,4 @@ def test_a_chart_that_fails_costs_no_evaluation(tmp_path, capsys, first):
 
 
 def test_the_page_leaves_out_a_figure_that_failed(tmp_path):
-    assert page._figure(tmp_path, "tsne", "caption") == ""
+    assert page.figure(tmp_path, "tsne", "caption") == ""
