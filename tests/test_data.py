@@ -486,6 +486,7 @@ def test_array_record_has_random_access(tfds_dir):
     assert [int(b["mask"].sum()) for b in batches] == [4, 3]
 
 
+@pytest.mark.slow
 def test_tfrecord_is_a_stream(tfds_dir):
     found = splits.load("tfds:large", data_dir=str(tfds_dir / "tfrecord"))
     assert isinstance(found.train, sources.Stream)

@@ -420,7 +420,7 @@ COMMANDS = (
     Rule(r"python -m simclr_jax\.evaluate --workdir=runs", run_evaluate, SCORES),
     Rule(r"python -m simclr_jax\.evaluate --workdir=/tmp/lesion_run", run_evaluate, SCORES, slow=True),
     Rule(r"python -m simclr_jax\.evaluate --compare", run_evaluate),
-    Rule(r"python -m simclr_jax\.generate", run_generate, ("--samples=2", *LITTLE)),
+    Rule(r"python -m simclr_jax\.generate", run_generate, ("--samples=2", *LITTLE), slow=True),
     Rule(r"python -m simclr_jax\.main --config=configs/restore\.py", run_main, RESTORE, slow=True),
     Rule(r"python -m simclr_jax\.restore .*--corrupt", run_restore, ("--baselines=",), slow=True),
     Rule(r"python -m simclr_jax\.restore (?!.*--corrupt)", run_restore, slow=True),

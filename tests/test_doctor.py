@@ -132,6 +132,7 @@ def test_a_batch_that_does_not_fit_the_images(tmp_path):
     assert marks(sections) == 2
 
 
+@pytest.mark.slow
 def test_images_that_are_not_here(tmp_path):
     config = sound_config(data__source="tfds:cifar10", data__channels=3, augment__device="photometric")
     config.data.data_dir = str(tmp_path / "none")

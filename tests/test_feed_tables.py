@@ -24,6 +24,7 @@ def arrays(workdir, step=12):
     return checkpoint.read(workdir / "checkpoints", step).arrays
 
 
+@pytest.mark.slow
 def test_trained_scored_evaluated_and_loaded(tmp_path):
     config = table_config(eval__final=True, eval__figures=True, train__steps=40)
     summary = train.run(config, tmp_path)
@@ -66,6 +67,7 @@ def test_one_device_equals_eight_and_a_cut_run_goes_on_to_the_bit(tmp_path):
         np.testing.assert_array_equal(one[name], again[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_microbatches_see_the_same_views(tmp_path):
     """Draws are keyed by position: the first loss is that of the whole batch."""
     fields = {"model__projection": "none", "train__steps": 4, "train__steps_per_call": 1}
@@ -79,6 +81,7 @@ def test_microbatches_see_the_same_views(tmp_path):
     assert rows[0]["grad_norm"] == pytest.approx(rows[1]["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_learning_from_labels_reads_the_rows_as_they_are(tmp_path):
     train.run(table_config(), tmp_path / "start")
     config = table_config(task="supervised", start__workdir=str(tmp_path / "start"), train__steps=40,

@@ -99,7 +99,9 @@ def fitted(name, x, choice, **more):
     return density.fit_mixture(x, choice, axes, (1, 2), **more)
 
 
-@pytest.mark.parametrize(("name", "bound"), [("mixture", 0.01), ("flow", 0.1)])
+@pytest.mark.parametrize(
+    ("name", "bound"), [("mixture", 0.01), pytest.param("flow", 0.1, marks=pytest.mark.slow)]
+)
 def test_a_known_mixture_is_found(name, bound):
     """Held-out nats within a bound of the truth's own; a single Gaussian is further away."""
     (x, _), (choice, _), (test, truth) = known(2500, 0), known(800, 1), known(4000, 2)

@@ -31,7 +31,7 @@ def apart(a, b):
     )
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_equal_to_the_whole_batch_with_grouped_batch_norm(devices):
     """In float64: gradient, metrics and moving statistics. Groups are contiguous, microbatches are not."""
     with jax.enable_x64(True):

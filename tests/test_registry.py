@@ -68,6 +68,7 @@ def test_what_is_not_chosen_never_differs(registered):
     assert differences(old, new) == ["config.model.toy.patch: 4 -> 2"]
 
 
+@pytest.mark.slow
 def test_trained_evaluated_and_loaded(registered, tmp_path):
     splits = tiny_splits()
     config = toy_config(eval__final=True, eval__linear__draws=2)
@@ -87,6 +88,7 @@ def test_trained_evaluated_and_loaded(registered, tmp_path):
     assert "no picture" in made["protocols"]["saliency"]["skipped"]
 
 
+@pytest.mark.slow
 def test_the_same_after_a_stop_and_by_microbatches_is_exact(registered, tmp_path):
     """Parameters and state of an objective go on from a checkpoint to the bit."""
     splits = tiny_splits()

@@ -169,7 +169,8 @@ def test_the_encoder_of_another_run_stands_still(tmp_path):
     assert equal(tuned["params"], state.params)
 
 
-@pytest.mark.parametrize("device", ["none", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["none", "all"])
 def test_stopped_and_resumed_is_never_stopped(device, tmp_path, monkeypatch):
     config = restoring(augment__device=device, train__steps=9, restore__sigma_range=(5.0, 50.0))
     train.run(config, tmp_path / "whole", splits=tiny_splits())

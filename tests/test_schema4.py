@@ -56,6 +56,7 @@ def test_it_goes_on_and_learns_the_same(workdir):
     assert differences(load_config(workdir)[0], config) == []
 
 
+@pytest.mark.slow
 def test_it_is_evaluated(workdir):
     made = evaluation.evaluate(workdir, protocols=["knn"])
     (row,) = [row for row in made["rows"] if row["id"] == "knn_200"]

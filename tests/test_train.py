@@ -176,6 +176,7 @@ def restore_numpy(directory):
     }
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_device_goes_on_on_eight(tmp_path):
     run(tmp_path, train__steps=12)
     first = rows(tmp_path)
@@ -190,6 +191,7 @@ def test_a_checkpoint_of_one_device_goes_on_on_eight(tmp_path):
 # ---- the workdir ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves_behind(tmp_path):
     config = tiny_config(train__steps=13, eval__final=True, eval__figures=True)
     config.eval.every.steps = 5

@@ -254,7 +254,8 @@ def test_sizes_and_what_is_known_of_them(size, millions):
 
 def flat(side=224, **fields):
     vit = {name: field.default for name, field in FIELDS.items()} | fields
-    return {"data.image_size": side, "data.channels": 3} | {f"model.vit.{name}": vit[name] for name in vit}
+    images = {"data.image_size": side, "data.channels": 3, "augment.small_views": 0, "task": "pretrain"}
+    return images | {f"model.vit.{name}": vit[name] for name in vit}
 
 
 # ---- what the contract asks ----------------------------------------------------------------------
@@ -374,6 +375,7 @@ def test_one_device_equals_eight():
         np.testing.assert_allclose(one[name], eight[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_rematerialised_blocks_have_the_same_gradient():
     params = random_params()
 
@@ -569,6 +571,7 @@ def test_numbers_that_are_not_finite_and_unknown_heads_are_refused():
         convert_vit.read(state, "weights.pth", heads=HEADS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["timm", "torchvision"])
 def test_files_to_workdirs_and_back(tmp_path, kind):
     state = state_of(kind)
