@@ -13,7 +13,7 @@ from simclr_jax.config.fields import RENAMED, RENAMED_VALUES, deciding, declared
 from simclr_jax.errors import DamagedError, SimclrError
 from simclr_jax.field import ARCHITECTURE, NOTHING, PIXELS
 
-SCHEMA = 6  # of config.json; raise it when a field is added, renamed or changes its meaning
+SCHEMA = 7  # of config.json; raise it when a field is added, renamed or changes its meaning
 CONFIG_FILE = "config.json"
 
 # Fields added after schema 1, with the value that keeps the behaviour older workdirs had.
