@@ -5,8 +5,9 @@
 Three 4×4 convolutions of stride 2 to 128 numbers, and three transposed convolutions back to the image. The
 decoder is there for its pictures and is not claimed to help accuracy: docs/decoder.md.
 
-Hardware: 2 CPU cores. Time: about 10 minutes (measured to a quarter of the steps).
-Expected: not measured yet.
+Hardware: 2 CPU cores. Time: 9 minutes (measured), the page one more.
+Expected (measured, one run): kNN 95.2 %, linear probe on 100 / 1,000 / 4,000 labels 89.0 / 94.6 / 96.1 %
+(untrained encoder 92.5 % and 72.9 / 85.9 / 88.4 %); reconstructions of test digits 16.9 dB, SSIM 0.68.
 """
 
 from simclr_jax import config
