@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import Precision
 
+from simclr_jax import masking
 from simclr_jax.errors import SimclrError
 
 NOISE = ("gaussian", "poisson")  # may leave [0, 1], and is scored as it is
@@ -121,14 +122,7 @@ def holes(images: jax.Array, keys: jax.Array, *, share: float, side: int) -> tup
         return jax.lax.dynamic_slice(whole, (top, left), (h, w))
 
     known = each(mask, keys)[..., None].astype(images.dtype)
-    return filled(images, known), known
-
-
-def filled(images: jax.Array, known: jax.Array) -> jax.Array:
-    """Images whose unknown pixels (`known [m, h, w, 1]` is 0) have the mean colour of the known ones."""
-    total = jnp.sum(known, axis=(1, 2), keepdims=True)
-    mean = jnp.sum(images * known, axis=(1, 2), keepdims=True) / jnp.maximum(total, 1)
-    return images * known + mean * (1 - known)
+    return masking.filled(images, 1 - known), known
 
 
 def completed(restored: jax.Array, spoilt: jax.Array, known: jax.Array) -> jax.Array:

@@ -28,6 +28,18 @@ def new(*args: Any, **kwargs: Any):
     return figure
 
 
+def write_png(path: epath.PathLike, image: np.ndarray) -> None:
+    """Writes an image `[h, w, c]` in [0, 1] as PNG, rounded to 8 bits; makes its folder.
+
+    Of other channels than one and three: the first three, or the first.
+    """
+    from PIL import Image  # late, as matplotlib above
+
+    levels = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    with files.replacing(epath.Path(path)) as half, half.open("wb") as file:
+        Image.fromarray(levels[..., :3] if levels.shape[-1] >= 3 else levels[..., 0]).save(file, "PNG")
+
+
 def save(figure, path: epath.PathLike | io.BytesIO) -> None:
     """Writes a figure as PNG into a file, whose folder is made, or into memory."""
     picture = path if isinstance(path, io.BytesIO) else io.BytesIO()

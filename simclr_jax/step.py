@@ -83,12 +83,18 @@ def repeated(step_fn: Callable) -> Callable:
 # ---- terms of the loss ------------------------------------------------------------------------------
 
 
-def with_average(task: Task, params: Any, extra: dict[str, Any]) -> dict[str, Any]:
-    """`extra` with the first moving average of the model, if the task has one."""
-    if not task.average:
-        return extra
-    copied = jax.jit(functools.partial(jax.tree.map, jnp.copy))  # a step donates both
-    return extra | {AVERAGE: copied(_averaged(params))}
+def with_objectives(task: Task, model: Any, own: Any, extra: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """(parameters, `extra`) of a run: those of the model and of its objectives, and the first moving average.
+
+    Args:
+      model: its parameters.
+      own, extra: parameters and state of the objectives, by name.
+    """
+    params = model | ({OBJECTIVES: own} if own else {})
+    if task.average:
+        copied = jax.jit(functools.partial(jax.tree.map, jnp.copy))  # a step donates both
+        extra = extra | {AVERAGE: copied(_averaged(params))}
+    return params, extra
 
 
 def _averaged(params: Any) -> Any:

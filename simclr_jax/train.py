@@ -41,7 +41,7 @@ from simclr_jax.loop import Loop, Outlets
 from simclr_jax.resolve import Run
 from simclr_jax.signals import Signals
 from simclr_jax.state import TrainState
-from simclr_jax.step import OBJECTIVES, make_step, with_average
+from simclr_jax.step import OBJECTIVES, make_step, with_objectives
 from simclr_jax.tasks import Context, Task, create_task
 from simclr_jax.text import printable
 
@@ -150,13 +150,13 @@ def init_state(
     if fresh:
         variables = task.start(variables)
     own, extra = jax.jit(lambda: init_objectives(task, seed), out_shardings=everywhere)()
-    params = variables.pop("params") | ({OBJECTIVES: own} if own else {})
+    params, extra = with_objectives(task, variables.pop("params"), own, extra)
     return TrainState(
         step=sharding.put_same(np.int32(0), everywhere),
         params=params,
         model_state=variables,
         opt_state=jax.jit(optimizer.init, out_shardings=everywhere)(params),
-        extra=with_average(task, params, extra),
+        extra=extra,
         fixed=task.fixed(),
         failed=sharding.put_same(nonfinite.nothing(), everywhere),
     )

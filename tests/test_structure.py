@@ -17,7 +17,7 @@ from simclr_jax.data import sources
 from simclr_jax.data.splits import Splits
 from simclr_jax.feeds import load_splits
 from simclr_jax.models import simclr
-from simclr_jax.step import OBJECTIVES, with_average
+from simclr_jax.step import with_objectives
 from simclr_jax.tasks import create_task
 
 ROOT = Path(__file__).parent.parent
@@ -134,9 +134,8 @@ def traced_step(config, n=100_000, devices=8):
 
     def init():
         variables = task.init(jax.random.key(0))
-        own, extra = train.init_objectives(task, 0)
-        params = variables.pop("params") | ({OBJECTIVES: own} if own else {})
-        extra, opt_state = with_average(task, params, extra), optimizer.init(params)
+        params, extra = with_objectives(task, variables.pop("params"), *train.init_objectives(task, 0))
+        opt_state = optimizer.init(params)
         return train.TrainState(jnp.int32(0), params, variables, opt_state, extra, task.fixed())
 
     state = jax.eval_shape(init)

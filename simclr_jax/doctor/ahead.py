@@ -18,7 +18,7 @@ from simclr_jax.config import bounds, flatten, microbatches, total_steps
 from simclr_jax.data.sources import Source
 from simclr_jax.data.splits import Splits
 from simclr_jax.feeds.images import crops, in_memory, small_crops
-from simclr_jax.step import OBJECTIVES, make_step, with_average
+from simclr_jax.step import make_step, with_objectives
 from simclr_jax.tasks import create_task
 
 CLASSES = 10  # assumed number of classes if the images are not here
@@ -92,9 +92,8 @@ def arguments(config: ConfigDict, images: Splits, built: Built, mesh: Mesh) -> A
 
     def init() -> train.TrainState:
         variables = built.task.init(jax.random.key(0))
-        own, extra = train.init_objectives(built.task, 0)
-        params = variables.pop("params") | ({OBJECTIVES: own} if own else {})
-        extra = with_average(built.task, params, extra)
+        own = train.init_objectives(built.task, 0)
+        params, extra = with_objectives(built.task, variables.pop("params"), *own)
         opt_state, failed = built.optimizer.init(params), jax.tree.map(jnp.asarray, nonfinite.nothing())
         return train.TrainState(jnp.int32(0), params, variables, opt_state, extra, failed=failed)
 

@@ -102,9 +102,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _check(args: argparse.Namespace, rest: list[str]) -> None:
-    for word in rest:
-        if not word.lstrip("-").startswith("config."):
-            raise SimclrError(f"{word!r}: not understood; see --help")
+    only_fields(rest)
     if args.compare and args.workdir:
         raise SimclrError("--compare names the runs itself: leave --workdir out")
     if not args.compare and not args.workdir:
@@ -117,6 +115,13 @@ def _check(args: argparse.Namespace, rest: list[str]) -> None:
         )
     if args.step < 0:
         raise SimclrError(f"--step={args.step}: must be one of the run's checkpoints, or 0 for the newest")
+
+
+def only_fields(rest: list[str]) -> None:
+    """Raises SimclrError for the first word that is no `--config.FIELD=VALUE`."""
+    for word in rest:
+        if not word.lstrip("-").startswith("config."):
+            raise SimclrError(f"{word!r}: not understood; see --help")
 
 
 def override(workdir: str, options: list[str]) -> ConfigDict:

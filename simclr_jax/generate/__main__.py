@@ -13,7 +13,7 @@ from absl import logging
 
 from simclr_jax import cli, command, registry
 from simclr_jax.errors import SimclrError
-from simclr_jax.evaluate.__main__ import override
+from simclr_jax.evaluate.__main__ import only_fields, override
 
 ABOUT = """Draws images from a density of the latents of a run's encoder, by its decoder: DIR/generate.html.
 
@@ -61,9 +61,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _check(args: argparse.Namespace, rest: list[str]) -> None:
-    for word in rest:
-        if not word.lstrip("-").startswith("config."):
-            raise SimclrError(f"{word!r}: not understood; see --help")
+    only_fields(rest)
     if not args.workdir:
         raise SimclrError("--workdir is missing: that of a run with a decoder")
     if args.samples < 1:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
-from PIL import Image
 
 from simclr_jax import decoding, figures, files, metrics, paths, run_summary
 from simclr_jax.config import load_config
@@ -218,10 +217,8 @@ def _written(found: Found, drawn: Made, near: Near, count: int, folder: epath.Pa
     """Writes the first samples as PNG files; which training images each is nearest to."""
     told = []
     for i, image in enumerate(drawn.images[:count]):
-        pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
         path = folder / f"{i:04d}.png"
-        with files.replacing(path) as half, half.open("wb") as file:
-            Image.fromarray(pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., 0]).save(file, "PNG")
+        figures.write_png(path, image)
         told.append({
             "file": f"{folder.name}/{path.name}",
             "nearest_by_pixels": _name(found, near.by_pixels[i]), "away": float(near.away[i]),

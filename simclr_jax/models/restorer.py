@@ -62,9 +62,6 @@ def create(
     dtype = jnp.dtype(model["dtype"])
     dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
     encoder = registry.load(registry.ENCODERS, model["encoder"], "model.encoder")(model, **dtypes)
-
-    def ends() -> Any:
-        return encoder.init_with_output(jax.random.key(0), simclr.sample(example), train=False)[0]
-
-    decoder = decoders.create(model["decoder"], encoder, jax.eval_shape(ends), example, **dtypes)
+    ends = simclr.ends_of(encoder, example)
+    decoder = decoders.create(model["decoder"], encoder, ends, example, **dtypes)
     return Restorer(encoder, decoder, tuple(mean), tuple(std), model["decoder"]["output"])

@@ -126,6 +126,16 @@ def sample(spec: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.zeros((2, *spec.shape), spec.dtype)
 
 
+def ends_of(encoder: Encoder, example: jax.ShapeDtypeStruct) -> dict[str, jax.ShapeDtypeStruct]:
+    """The encoder's endpoints for two examples of this shape, without a batch's axis, as shapes."""
+    module = cast(nn.Module, encoder)
+
+    def ends() -> Any:
+        return module.init_with_output(jax.random.key(0), sample(example), train=False)[0]
+
+    return jax.eval_shape(ends)
+
+
 def stage_of(encoder: Encoder, path: str) -> int:
     """The stage of the encoder that a parameter "encoder/..." belongs to; the heads come after all stages.
 

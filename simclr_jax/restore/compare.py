@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from simclr_jax import degrade, files, run_summary
+from simclr_jax import degrade, figures, files, run_summary
 from simclr_jax.config.fields import flatten
 from simclr_jax.data import formats
 from simclr_jax.errors import SimclrError
@@ -63,9 +63,9 @@ def compare(
             unreadable.append(name)
             continue
         spoilt, known = corrupted(network.config, image, number)
-        run.write(out / "corrupted" / targets[name], spoilt)
+        figures.write_png(out / "corrupted" / targets[name], spoilt)
         restored = _measure(found, contenders, name, (image, spoilt, known))
-        run.write(out / targets[name], restored)
+        figures.write_png(out / targets[name], restored)
     if not found.names:
         run.fail_if(unreadable, len(files_))
     report = summarize(found, contenders, network, str(workdir))

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from PIL import Image
 
-from simclr_jax import degrade, encoder, files, paths, tiles
+from simclr_jax import degrade, encoder, figures, masking, paths, tiles
 from simclr_jax.config import load_config
 from simclr_jax.data import formats
 from simclr_jax.errors import SimclrError
@@ -185,13 +184,6 @@ def prepare_out(options: Options) -> Path:
     return out
 
 
-def write(path: Path, image: np.ndarray) -> None:
-    """Writes an image `[h, w, c]` in [0, 1] as PNG, rounded to 8 bits; makes its folder."""
-    levels = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
-    with files.replacing(epath.Path(path)) as half:
-        Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels).save(half, "PNG")
-
-
 def each(
     names: Sequence[str], folder: Path, config: Any
 ) -> Iterator[tuple[int, str, np.ndarray | formats.UnreadableError]]:
@@ -237,7 +229,7 @@ def restore(workdir: epath.PathLike, step: int, options: Options) -> list[str]:
         if isinstance(image, formats.UnreadableError):
             unreadable.append(name)
             continue
-        write(out / target[name], _restored(network, image, masks(name, image), options.tile))
+        figures.write_png(out / target[name], _restored(network, image, masks(name, image), options.tile))
     done = len(names) - len(unreadable)
     print(f"{done} of {len(names)} images restored by {workdir}, step {network.step}: {out}", flush=True)
     fail_if(unreadable, len(names))
@@ -271,7 +263,7 @@ def mask_reader(network: Restorer, where: str) -> Callable[[str, np.ndarray], np
 
 def _restored(network: Restorer, image: np.ndarray, known: np.ndarray | None, tile: int) -> np.ndarray:
     if known is not None:
-        filled = np.asarray(degrade.filled(jnp.asarray(image[None]), jnp.asarray(known[None])))[0]
+        filled = np.asarray(masking.filled(jnp.asarray(image[None]), jnp.asarray(1 - known[None])))[0]
         return network.complete(filled, known, tile)
     if network.corruption == "fewer_pixels":
         scale = network.config.restore.scale

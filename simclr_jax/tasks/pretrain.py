@@ -29,6 +29,7 @@ from simclr_jax.results import WHO
 from simclr_jax.tasks.extractor import MAIN, RAW_EXAMPLES, Extractor, groups_of, labelled, sample
 from simclr_jax.tasks.task import Context, Task
 
+Ends = dict[str, jax.ShapeDtypeStruct]  # the endpoints of an encoder
 GALLERY = 1000  # images in the retrieval and t-SNE figures, at most
 NEIGHBOURS = 8  # beside each query in the retrieval figure
 
@@ -44,7 +45,8 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     classes, start = splits.train.classes, config.start
     feed = create_feed(config, splits, mesh, views=2)
     model = simclr.create(config.model, classes=len(classes))
-    objectives = _objectives(config, mesh, model, feed)
+    ends = simclr.ends_of(model.encoder, feed.spec())
+    objectives = _objectives(config, mesh, model, feed, ends)
 
     def init(rng: jax.Array) -> dict[str, Any]:
         return simclr.init(model, rng, simclr.sample(feed.spec()))
@@ -52,7 +54,7 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     return Task(
         init=init,
         input=feed.batches,
-        forward=_forward(model, feed, objectives),
+        forward=_forward(model, feed, objectives, ends),
         objectives=objectives,
         trainable=lambda path: simclr.trainable(model.encoder, path),
         evals=_Evaluations(config, splits, mesh, model, init, feed).evals(),
@@ -68,10 +70,10 @@ def create(config: ConfigDict, splits: Splits, mesh: Mesh) -> Task:
     )
 
 
-def _forward(model: simclr.SimCLR, feed: Feed, objectives: dict[str, Objective]) -> Callable:
+def _forward(model: simclr.SimCLR, feed: Feed, objectives: dict[str, Objective], ends: Ends) -> Callable:
     """`Task.forward`: the outputs of the model, and whatever else the objectives need."""
     needs = {name for one in objectives.values() for name in one.needs}
-    wanted = tuple(sorted(needs & _ends_of(model, feed).keys() - set(OUTPUTS)))
+    wanted = tuple(sorted(needs & ends.keys() - set(OUTPUTS)))
     changes = {name: one.change for name, one in objectives.items() if one.change}
 
     def apply(params: Any, model_state: Any, x: jax.Array, rng: jax.Array, **options: Any) -> Any:
@@ -107,9 +109,11 @@ def _forward(model: simclr.SimCLR, feed: Feed, objectives: dict[str, Objective])
     return forward
 
 
-def _objectives(config: ConfigDict, mesh: Mesh, model: simclr.SimCLR, feed: Feed) -> dict[str, Objective]:
+def _objectives(
+    config: ConfigDict, mesh: Mesh, model: simclr.SimCLR, feed: Feed, ends: Ends
+) -> dict[str, Objective]:
     """The terms that `config.loss.name` names, and the classifier that learns online."""
-    ends, dim = _ends_of(model, feed), config.model.projection_dim
+    dim = config.model.projection_dim
     if config.model.projection == "none":  # z is h
         dim = ends[model.encoder.features].shape[-1]
     facts = mesh, model.encoder, ends, feed.spec(), config.model.to_dict()
@@ -138,19 +142,6 @@ def _replicated(objective: Objective, mesh: Mesh) -> Objective:
         return jax.lax.with_sharding_constraint(update(params, extra, outputs), sharding.replicated(mesh))
 
     return objective._replace(update=whole)
-
-
-def _ends_of(model: simclr.SimCLR, feed: Feed) -> dict[str, jax.ShapeDtypeStruct]:
-    """The encoder's endpoints for two examples, as shapes."""
-
-    def of_encoder(model: simclr.SimCLR, x: jax.Array) -> dict[str, jax.Array]:
-        return model.encoder(x, False)
-
-    def ends() -> Any:
-        x = simclr.sample(feed.spec())
-        return model.apply(simclr.init(model, jax.random.key(0), x), x, method=of_encoder)
-
-    return jax.eval_shape(ends)
 
 
 def _told(objective: Objective, name: str, watched: bool) -> Objective:
