@@ -11,6 +11,19 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "simclr_jax" / "version.py"
 # TensorFlow only feeds data: the CPU build is half the size where it exists.
 CPU_BUILD = "platform_system == 'Linux' and platform_machine == 'x86_64'"
 
+# The service needs neither JAX nor TensorFlow; `simclr export` writes the same list beside an ONNX file.
+SERVE = [
+    "fastapi>=0.115",
+    "numpy>=2.0",
+    "onnx>=1.17",
+    "onnxruntime>=1.20",
+    "pillow>=10.1",
+    "prometheus-client>=0.20",
+    "pyarrow>=15.0",
+    "python-multipart>=0.0.12",
+    "uvicorn>=0.30",
+]
+
 setup(
     name="simclr_jax",
     version=VERSION,
@@ -52,8 +65,12 @@ setup(
         "cuda": ["jax[cuda13]"],
         "dev": ["pre-commit>=4.0", "pyright[nodejs]>=1.1.400"],
         "dicom": ["pydicom>=3.0"],
+        "embed": ["pyarrow>=15.0"],  # Parquet
         "docs": ["furo>=2025.12.19", "myst-nb>=1.4", "sphinx>=9.0"],
+        "index": ["usearch>=2.12"],  # search in millions of embeddings
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
         "restore": ["scikit-image>=0.24", "PyWavelets>=1.6"],  # to compare with
+        "serve": SERVE,
         "sweep": ["optuna>=4.9"],  # whose heartbeats tell of dead trials
         "torch": ["torch>=2.10"],  # to read and write .pth
         "tpu": ["jax[tpu]"],
@@ -63,11 +80,14 @@ setup(
             "bandit==1.9.4",
             "hypothesis>=6.100",
             "optuna>=4.9",
+            "httpx>=0.27",
             "pydicom>=3.0",
             "pyright[nodejs]==1.1.414",
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff==0.17.6",
+            "usearch>=2.12",
+            *SERVE,
         ],
     },
     classifiers=[

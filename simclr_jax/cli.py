@@ -15,9 +15,18 @@ from simclr_jax.version import __version__
 COMMANDS = {
     "train": ("simclr_jax.main", "trains an encoder without labels, or with them, and scores it"),
     "evaluate": ("simclr_jax.evaluate", "tells how good the encoder of a run is, on one page"),
+    "embed": ("simclr_jax.embed", "embeddings of a folder of images, as one file"),
+    "search": ("simclr_jax.index.search", "the images most similar to one"),
+    "dedup": ("simclr_jax.index.dedup", "lists images that are there twice"),
+    "curate": ("simclr_jax.index.curate", "lists outliers, or a diverse subset"),
+    "export": ("simclr_jax.export", "the encoder as ONNX, StableHLO, SavedModel, LiteRT or PyTorch"),
+    "compress": ("simclr_jax.compress", "a smaller encoder: int8, or fewer channels"),
+    "serve": ("simclr_jax.serve", "embeddings and neighbours over HTTP"),
+    "publish": ("simclr_jax.publish", "a folder for the Hugging Face Hub"),
     "generate": ("simclr_jax.generate", "draws images from the latents of a run with a decoder"),
     "restore": ("simclr_jax.restore", "corrupted images in, clean ones out"),
     "convert": ("simclr_jax.convert", "other projects' weights in, ours out"),
+    "models": ("simclr_jax.convert.released", "lists the checkpoints that Google released"),
     "sweep": ("simclr_jax.sweep", "tries settings of a config's fields"),
     "doctor": ("simclr_jax.doctor", "checks machine, memory, images and recipe before a run"),
 }
@@ -33,7 +42,12 @@ def name(module: str) -> str:
 
 def present() -> dict[str, str]:
     """{word: module} of the commands whose module is installed."""
-    return {word: module for word, (module, _) in COMMANDS.items() if importlib.util.find_spec(module)}
+    return {word: module for word, (module, _) in COMMANDS.items() if _installed(module)}
+
+
+def _installed(module: str) -> bool:
+    package = module.rpartition(".")[0]
+    return bool(importlib.util.find_spec(package) and importlib.util.find_spec(module))
 
 
 def show_help() -> None:

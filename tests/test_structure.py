@@ -28,7 +28,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 FLOORS = (
     ("errors", "version", "signals", "text"),
     ("paths", "orbax_threads", "field", "cli"),
-    ("registry",),
+    ("registry", "index"),
     ("storage",),
     ("files", "memory_error", "command"),
     ("geometry", "draws", "masking", "sharding", "distributed", "lock", "results"),
@@ -46,7 +46,8 @@ FLOORS = (
     ("loop",),
     ("train",),
     ("main", "evaluate"),
-    ("sweep", "doctor", "generate", "restore"),
+    ("sweep", "doctor", "generate", "restore", "embed", "export"),
+    ("serve", "compress", "publish"),
 )  # fmt: skip
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 # Never TensorFlow, flags or the config.
