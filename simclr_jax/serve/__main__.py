@@ -12,7 +12,7 @@ from simclr_jax.index.ends import ends, need
 
 VARIABLE = "SIMCLR_TOKEN"
 NEEDS = ("fastapi", "uvicorn", "onnxruntime", "onnx", "prometheus_client", "python_multipart", "PIL")
-ABOUT = f"""POST an image to /embed, and its embedding, neighbours and classes come back. / is a page to try it,
+ABOUT = f"""POST an image to /embed: its embedding, neighbours and classes come back. / is a page to try it,
 /openapi.json describes it. The service listens to this machine alone unless --host says otherwise; then it
 asks for a token (--token-file, or the variable {VARIABLE}). After Ctrl-C or SIGTERM it finishes what is being
 answered, and exits with 0."""

@@ -49,6 +49,7 @@ async def files_of(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
             raise Refusal(400, "multipart: the body cannot be read") from None
         parts = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
         files = [(printable(part.filename or "image"), await part.read()) for part in parts]
+        await form.close()
     else:
         wanted = "image/jpeg (or another image type) with one image, or multipart/form-data with several"
         raise Refusal(415, f"Content-Type: {printable(kind) or 'none'}: send {wanted}")
