@@ -101,6 +101,21 @@ def read(path: str | os.PathLike) -> Embeddings:
     return Embeddings(paths, np.ascontiguousarray(features, np.float32), label, meta)
 
 
+def meta_of(path: str | os.PathLike) -> dict[str, Any]:
+    """The `meta` of a table, without its rows; {} where it cannot be read."""
+    path = checked(path)
+    try:
+        if path.suffix == ".parquet":
+            schema = need("pyarrow.parquet", "embed").read_schema(path)
+            return json.loads((schema.metadata or {}).get(META, b"{}"))
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return json.loads(str(file["meta"]))
+        return _meta(path)
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+        return {}
+
+
 def checked(path: str | os.PathLike) -> Path:
     """The path, expanded.
 
@@ -166,8 +181,8 @@ def _npy(stack: contextlib.ExitStack, path: Path, n: int, dim: int, meta: dict[s
     about.write(json.dumps(meta) + "\n")
     while (part := (yield)) is not None:
         file.write(np.ascontiguousarray(part[2], "<f4").data)
-        paths.writelines(f"{name}\n" for name in part[0])
-        labels.writelines(f"{name}\n" for name in part[1])
+        for file_of, names in zip((paths, labels), part[:2], strict=True):
+            file_of.writelines(name.replace("\n", "\\n") + "\n" for name in names)
 
 
 def _npz(stack: contextlib.ExitStack, path: Path, n: int, dim: int, meta: dict[str, Any]) -> Sink:
