@@ -14,6 +14,7 @@ from simclr_jax.index.table import Embeddings
 
 PIXELS = "pixels"  # what preprocessing makes of images: [n, size, size, c] float32
 IMAGES = "images"
+FEATURES = ("final_avg_pool", "features")  # as models.simclr: names of any encoder's representation
 WRITE = "`simclr export --format=onnx` writes both"
 
 
@@ -133,6 +134,7 @@ def matching(artefact: Artefact, embeddings: Embeddings, path: Path) -> str:
     """
     meta, run = embeddings.meta, artefact.about["run"]
     endpoint, dim = str(meta.get("endpoint") or "features"), embeddings.features.shape[1]
+    endpoint = "features" if endpoint in FEATURES else endpoint
     made = "make it again with `simclr embed` from the run that was exported"
     if artefact.outputs.get(endpoint) != dim:
         has = ", ".join(f"{name} {size}" for name, size in artefact.outputs.items())
