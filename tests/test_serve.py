@@ -1,11 +1,15 @@
 """The service: answers against formulas, limits, batches, and how it ends; on a stand-in of an export."""
 
+import ast
 import asyncio
+import base64
+import contextlib
 import hashlib
 import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -609,11 +613,11 @@ sys.exit(cli.main(["serve", *sys.argv[1:]]))
 class Running:
     """`simclr serve` in a process of its own."""
 
-    def __init__(self, words, python=(sys.executable, "-c", BLOCKER)):
-        env = {key: value for key, value in os.environ.items() if key != command.VARIABLE}
-        self.process = subprocess.Popen(
-            [*python, *words, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
-        )  # fmt: skip
+    def __init__(self, words, python=(sys.executable, "-c", BLOCKER), cwd=None):
+        without = (command.VARIABLE, *(["PYTHONPATH"] if cwd else []))
+        env = {key: value for key, value in os.environ.items() if key not in without}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([*python, *words, "--port=0"], env=env, cwd=cwd, **pipes)
         line = self.process.stdout.readline()
         assert line.startswith("serving encoder.onnx on http://"), line + self.process.stderr.read()
         self.url = line.split()[-1].rstrip("/")
@@ -665,3 +669,124 @@ def test_the_service_without_jax_and_tensorflow_stops_in_order(made):
                 assert b'"path":"6.png"' in rest.read()
         out, err = running.process.communicate(timeout=20)
         assert (running.process.returncode, out, err) == (0, "", "")
+
+
+# ---- in a browser and in an environment of its own --------------------------------------------------------
+
+
+class Browser:
+    """Headless Chromium by WebDriver (w3.org/TR/webdriver2), as wide as a phone."""
+
+    def __init__(self, stack, width=390, height=844):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL)
+        stack.callback(driver.wait)
+        stack.callback(driver.kill)
+        self.http = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60))
+        until(lambda: self.answers())
+        options = {"args": ["--headless=new", "--no-sandbox", f"--window-size={width},{height}"]}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        self.root = ""
+        self.root = f"/session/{self.do('/session', capabilities={'alwaysMatch': wanted})['sessionId']}"
+        stack.callback(lambda: self.http.delete(self.root))
+
+    def answers(self):
+        with contextlib.suppress(httpx.TransportError):
+            return self.http.get("/status").json()["value"]["ready"]
+
+    def do(self, path, **body):
+        told = self.http.post(self.root + path, json=body).json()["value"]
+        assert not (isinstance(told, dict) and "error" in told), told
+        return told
+
+    def run(self, script):
+        """What a script returns."""
+        return self.do("/execute/sync", script=script, args=[])
+
+    def type(self, selector, text):
+        element = self.do("/element", using="css selector", value=selector)
+        self.do(f"/element/{next(iter(element.values()))}/value", text=text)
+
+    def wait(self, script):
+        until(lambda: self.run(f"return {script}"))
+
+    def shot(self, path):
+        path.write_bytes(base64.b64decode(self.http.get(self.root + "/screenshot").json()["value"]))
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(made, tmp_path):
+    if not shutil.which("chromedriver"):
+        pytest.skip("needs chromium and chromedriver")
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    words = [f"--artefact={made.artefact}", f"--index={made.index}"]
+    with contextlib.ExitStack() as stack:
+        running, page = stack.enter_context(Running(words)), Browser(stack)
+        running.wait_ready()
+        page.do("/url", url=running.url)
+        page.wait("document.querySelector('#about').textContent.includes('20 images')")
+        page.type("#file", str(made.folder / "photos" / "3.png"))
+        page.wait("[...document.querySelectorAll('#near img')].filter(i => i.naturalWidth).length === 20")
+        best = page.run("return document.querySelector('#near figcaption').innerText")
+        assert best.split("\n") == ["odd", "3.png", "similarity 1.000"]
+        assert page.run("return document.querySelectorAll('#classes li').length") == 3
+        assert page.run("return document.querySelector('#query').naturalWidth") == SIZE
+        assert page.run("return document.documentElement.scrollWidth <= innerWidth")
+        assert page.run("return [...document.querySelectorAll('img')].every(i => i.alt)")
+        page.shot(tmp_path / "page.png")
+        page.type("#file", str(bad))
+        page.wait("document.querySelector('#status').textContent.startsWith('bad.png: is no image')")
+        assert page.run("return document.querySelector('#found').hidden")
+        page.run(
+            "const data = new DataTransfer(); return fetch('images/7').then(a => a.blob()).then(blob => {"
+            "data.items.add(new File([blob], 'seven.jpg'));"
+            "document.dispatchEvent(new DragEvent('drop', {dataTransfer: data, cancelable: true})); })"
+        )
+        page.wait("document.querySelector('#status').textContent.includes('similar to seven.jpg')")
+        logs = page.http.post(page.root + "/se/log", json={"type": "browser"}).json()["value"]
+        assert [each for each in logs if "/embed" not in each["message"]] == []
+
+
+@pytest.mark.slow
+def test_the_page_asks_for_a_token(made, tmp_path):
+    if not shutil.which("chromedriver"):
+        pytest.skip("needs chromium and chromedriver")
+    (tmp_path / "token").write_text("s3cret\n")
+    words = [f"--artefact={made.artefact}", f"--index={made.index}", f"--token-file={tmp_path / 'token'}"]
+    with contextlib.ExitStack() as stack:
+        running, page = stack.enter_context(Running(words)), Browser(stack)
+        page.do("/url", url=running.url)
+        page.wait("!document.querySelector('#door').hidden")
+        page.type("#token", "s3cret\n")
+        page.wait("document.querySelector('#door').hidden")
+        page.type("#file", str(made.folder / "photos" / "3.png"))
+        page.wait("[...document.querySelectorAll('#near img')].filter(i => i.naturalWidth).length === 20")
+
+
+def serving_requirements():
+    """SERVE of setup.py."""
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    (found,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "SERVE")
+    return ast.literal_eval(found)
+
+
+@pytest.mark.slow
+def test_it_runs_where_nothing_else_is_installed(made, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
+    python, pip = tmp_path / "env/bin/python", [tmp_path / "env/bin/pip", "install", "--quiet"]
+    subprocess.run([*pip, *serving_requirements()], check=True)
+    copy = shutil.copytree(
+        ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".git", ".venv", "runs", "build")
+    )
+    subprocess.run([*pip, "--no-deps", str(copy)], check=True)
+    words = [f"--artefact={made.artefact}", f"--index={made.index}"]
+    simclr = Running(["serve", *words], [str(python.with_name("simclr"))], cwd=tmp_path)
+    with simclr as running:
+        running.wait_ready()
+        told = httpx.post(f"{running.url}/embed?top=1", files={"image": png(picture(5))}).json()
+        assert told["results"][0]["neighbours"][0]["path"] == "5.png"
+        assert "Similar images" in httpx.get(running.url).text
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(20) == 0

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add("--wait", type=float, default=5.0, metavar="MS", help="wait so long for a batch to fill (5)")
     add("--threads", type=int, default=0, metavar="N", help="of the encoder, and that decode (the cores)")
     add("--body", type=float, default=16, metavar="MB", help="largest body of a request (16)")
-    add("--pixels", type=float, default=50, metavar="M", help="millions of pixels of an image (50)")
+    add("--pixels", type=float, default=25, metavar="M", help="millions of pixels of an image (25)")
     add("--images", type=int, default=16, metavar="N", help="most images in a request (16)")
     add("--timeout", type=float, default=30, metavar="S", help="seconds for a request (30)")
     add("--requests", type=int, default=64, metavar="N", help="requests answered at a time (64)")
@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace, token: str) -> None:
     """Loads, listens, answers."""
+    # The threads of OpenBLAS spin too, for a search that waits for memory. NumPy is not imported yet.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from PIL import Image
 
     from simclr_jax.index import search, table

@@ -21,7 +21,7 @@ class Limits(NamedTuple):
     """What one request, and all of them at a time, may take."""
 
     body: int = 16 << 20  # bytes
-    pixels: int = 50_000_000  # of an image, before it is resized
+    pixels: int = 25_000_000  # of an image; preparing it takes 25 bytes a pixel
     images: int = 16  # in a request
     seconds: float = 30.0  # from the headers to the answer
     requests: int = 64  # at a time

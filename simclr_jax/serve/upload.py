@@ -1,5 +1,7 @@
 """The images in the body of a request."""
 
+import logging
+
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -7,6 +9,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from simclr_jax.serve.door import Limits, Refusal
 from simclr_jax.text import printable
 
+logging.getLogger("python_multipart").setLevel(
+    logging.ERROR
+)  # it warns of every byte that strangers get wrong
 RAW = ("image/", "application/octet-stream")  # a body that is one image
 BODY = {
     "required": True,
