@@ -685,11 +685,13 @@ class Browser:
         stack.callback(driver.kill)
         self.http = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60))
         until(lambda: self.answers())
-        options = {"args": ["--headless=new", "--no-sandbox", f"--window-size={width},{height}"]}
+        options = {"args": ["--headless=new", "--no-sandbox"]}
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         self.root = ""
         self.root = f"/session/{self.do('/session', capabilities={'alwaysMatch': wanted})['sessionId']}"
         stack.callback(lambda: self.http.delete(self.root))
+        screen = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": width < 500}
+        self.do("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=screen)
 
     def answers(self):
         with contextlib.suppress(httpx.TransportError):

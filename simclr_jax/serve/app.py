@@ -30,7 +30,7 @@ MOST_TOP = 100
 def secured_page() -> HTMLResponse:
     """The page; its own script and style alone may run in it, and it talks to nobody but this service."""
     text = PAGE.read_text(encoding="utf-8")
-    policy = ["default-src 'none'", "connect-src 'self'", "img-src blob:", "base-uri 'none'",
+    policy = ["default-src 'none'", "connect-src 'self'", "img-src blob: data:", "base-uri 'none'",
               "form-action 'none'", "frame-ancestors 'none'"]  # fmt: skip
     for tag in ("script", "style"):
         inner = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)[0]

@@ -123,7 +123,7 @@ class Service:
         about, limits = self.artefact.about, self.settings.limits
         return {
             "artefact": about.get("file"),
-            "run": about["run"]["workdir"],
+            "run": Path(about["run"]["workdir"]).name,  # folders are nobody's business
             "step": about["run"].get("step"),
             "dim": self.artefact.outputs["features"],
             "classes": self.artefact.classes,
