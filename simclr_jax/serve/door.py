@@ -62,7 +62,7 @@ class Door:
         reads answers by letting its own name point here (DNS rebinding).
     """
 
-    def __init__(self, app: Any, limits: Limits, token: str = "", local: bool = False):
+    def __init__(self, app: Any, limits: Limits, token: str, local: bool):
         self.app, self.limits, self.token, self.local = app, limits, token.encode(), local
         self.metrics = Metrics()
         self.inside = 0  # requests

@@ -79,6 +79,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                h11_max_incomplete_event_size=16 << 10,  # headers
                 timeout_graceful_shutdown=5,
             )
         )
