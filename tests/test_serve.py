@@ -155,7 +155,7 @@ def client(made):
 
 def ready(client):
     """Waits until the model ran once."""
-    for _ in range(1000):
+    for _ in range(6000):
         if client.get("/readyz").status_code == 200:
             return
     raise AssertionError("never ready")
@@ -215,6 +215,16 @@ def test_a_graph_without_pixels_gives_the_same(made, tmp_path):
     image = picture(0, 30, 50)
     for name, value in whole.run(whole.pixels(image)[None]).items():
         np.testing.assert_allclose(cut.run(cut.pixels(image)[None])[name], value, rtol=1e-6)
+
+
+def test_a_graph_that_uses_more_than_pixels_is_not_cut(made):
+    model = onnx.load(made.artefact)
+    model.graph.node.append(helper.make_node("Mul", ["features", "scale"], ["more"]))
+    model.graph.node.append(helper.make_node("Cast", ["n"], ["also"], to=TensorProto.FLOAT))
+    model.graph.node.append(helper.make_node("Add", ["more", "also"], ["last"]))
+    assert artefact._cut(model) is not None
+    model.graph.output.append(helper.make_tensor_value_info("last", TensorProto.FLOAT, ["n", DIM]))
+    assert artefact._cut(model) is None
 
 
 def test_gray_images_are_the_luma_of_training(tmp_path):
@@ -394,7 +404,7 @@ def held_service(made, **limits):
 
 
 def until(condition):
-    for _ in range(2000):
+    for _ in range(6000):
         if condition():
             return
         threading.Event().wait(0.005)
@@ -425,10 +435,10 @@ def test_overload_is_503_and_those_inside_are_answered(made):
 
 
 def test_late_answers_and_late_bodies_end(made):
-    door, held = held_service(made, seconds=0.2)
+    door, held = held_service(made, seconds=0.5)
     with connected(door) as client:
         late = post(client, png(picture(0)))
-        assert (late.status_code, late.json()["error"]) == (503, "no answer in 0.2 s")
+        assert (late.status_code, late.json()["error"]) == (503, "no answer in 0.5 s")
         held.set()
 
     sent = []
@@ -444,8 +454,27 @@ def test_late_answers_and_late_bodies_end(made):
     asyncio.run(door(scope, receive, send))
     assert (sent[0]["status"], json.loads(sent[1]["body"])) == (
         408,
-        {"error": "the body took more than 0.2 s"},
+        {"error": "the body took more than 0.5 s"},
     )
+
+
+def test_a_model_that_fails_at_once_ends_the_service(made):
+    door = app.create(settings(made))
+    service = door.app.state.service
+
+    def fails(batch, top):
+        raise RuntimeError("no memory")
+
+    service.batcher.run = fails
+    with connected(door) as client:
+        until(lambda: service.failure)
+        assert client.get("/readyz").status_code == 503
+        answer = post(client, png(picture(0)))
+        assert (answer.status_code, answer.json()) == (
+            500,
+            {"error": "the service failed; its log has the reason"},
+        )
+    assert asyncio.run(server.Server(door).on_tick(1))
 
 
 def test_metrics_count_requests_and_batches(made):

@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     with ends("begins anew"):
         check(args, rest)
         token = read_token(args)
+        # Before NumPy is imported: its threads spin while the search waits for memory.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         for module in NEEDS:
             need(module, "serve")
         run(args, token)
@@ -60,8 +62,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace, token: str) -> None:
     """Loads, listens, answers."""
-    # The threads of OpenBLAS spin too, for a search that waits for memory. NumPy is not imported yet.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from PIL import Image
 
     from simclr_jax.index import search, table
@@ -76,9 +76,10 @@ def run(args: argparse.Namespace, token: str) -> None:
     path = Path(args.artefact).expanduser()
     encoder, index, endpoint = artefact.load(path, threads), None, "features"
     if args.index:
-        embeddings = table.read(args.index)
-        endpoint = artefact.matching(encoder, embeddings, args.index)
-        index = search.Index(embeddings)
+        index = search.Index(table.read(args.index))
+        endpoint = artefact.matching(encoder, index.embeddings, args.index)
+        # One copy of the table is enough.
+        index.embeddings = index.embeddings._replace(features=index.unit)
     limits = Limits(
         int(args.body * 2**20), int(args.pixels * 1e6), args.images, args.timeout, args.requests, args.queue
     )

@@ -1,6 +1,7 @@
 """An exported encoder as `simclr serve` runs it: the ONNX file and the JSON beside it."""
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +74,8 @@ def load(path: Path, threads: int) -> Artefact:
         parts = None if _external(whole) else _cut(whole)
         if parts is None:
             return Artefact(about, None, _session(str(path), threads))
-        return Artefact(about, _session(parts[0], 1), _session(parts[1], threads))
+        # An arena would keep what the largest image took.
+        return Artefact(about, _session(parts[0], 1, arena=False), _session(parts[1], threads))
     except Exception as error:  # the libraries have exceptions of their own, without a common ancestor
         raise SimclrError(f"{path}: onnxruntime cannot run it: {one_line(error)}") from None
 
@@ -106,22 +108,27 @@ def _external(model: onnx.ModelProto) -> bool:
 
 
 def _cut(model: onnx.ModelProto) -> tuple[bytes, bytes] | None:
-    """(images to pixels, pixels to the outputs); None if there is no tensor `pixels`."""
+    """(images to pixels, pixels to the outputs); None if the graph has no such place."""
     if not any(PIXELS in node.output for node in model.graph.node):
         return None
     if all(value.name != PIXELS for value in model.graph.value_info):
         kind = onnx.helper.make_tensor_value_info(PIXELS, onnx.TensorProto.FLOAT, [None] * 4)
         model.graph.value_info.append(kind)
     extractor = onnx.utils.Extractor(model)
-    outputs = [value.name for value in model.graph.output]
-    parts = (extractor.extract_model([IMAGES], [PIXELS]), extractor.extract_model([PIXELS], outputs))
+    ends = ([IMAGES], [PIXELS], [value.name for value in model.graph.output])
+    parts = [extractor.extract_model(*pair) for pair in itertools.pairwise(ends)]
+    try:
+        for part in parts:
+            onnx.checker.check_model(part)
+    except onnx.checker.ValidationError:  # what follows uses more than the pixels
+        return None
     return parts[0].SerializeToString(), parts[1].SerializeToString()
 
 
-def _session(model: str | bytes, threads: int) -> onnxruntime.InferenceSession:
+def _session(model: str | bytes, threads: int, arena: bool = True) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.enable_cpu_mem_arena = threads > 1  # an arena keeps what the largest image took
+    options.enable_cpu_mem_arena = arena
     # Threads that wait by spinning take the cores from those that decode: 6 ms a request became 9.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
