@@ -116,6 +116,20 @@ def read(data: bytes, reading: Reading) -> np.ndarray:
         raise UnreadableError(why or type(error).__name__) from None
 
 
+def of_pillow(image: Image.Image, reading: Reading) -> np.ndarray:
+    """An image that Pillow has opened as RGB `[h, w, 3]` uint8, like `read`.
+
+    Raises:
+      UnreadableError: it has more than 8 bits, or cannot be decoded.
+    """
+    if image.mode[0] in "IF":
+        raise UnreadableError(f"mode {image.mode} has more than 8 bits: give the path of its file")
+    try:
+        return turn(_pillow(image, reading), _orientation_of(image) if reading.exif else 1)
+    except OSError as error:
+        raise UnreadableError(" ".join(str(error).split())) from None
+
+
 def _pillow(image: Image.Image, reading: Reading) -> np.ndarray:
     if not image.has_transparency_data:
         return np.asarray(image.convert("RGB"))
