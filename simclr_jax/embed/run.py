@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from simclr_jax.embed.images import Images, find
 from simclr_jax.embed.parts import Parts, runs, shared, told_apart
 from simclr_jax.errors import SimclrError, Stopped, StorageError
 from simclr_jax.evaluate.subject import digest
+from simclr_jax.feeds.images import ImageReader
 from simclr_jax.index import table
 from simclr_jax.index.table import Embeddings
 from simclr_jax.measures import features
@@ -107,7 +108,11 @@ class _Work:
     def __init__(self, found: encoder.Encoder, workdir: str, images: Images, options: Options, out: Path):
         self.encoder, self.images, self.options, self.out = found, images, options, out
         own = found.model.encoder
-        self.endpoint = simclr.endpoint_name(own, options.endpoint)
+        endpoint = simclr.endpoint_name(own, options.endpoint)
+        self.how = (found.model, found.reader, endpoint)
+        spec = found.reader.spec()  # a mistake in the endpoint's name is told before anything is written
+        views = jax.ShapeDtypeStruct((2, *spec.shape), np.float32)
+        jax.eval_shape(functools.partial(_features, *self.how), found.variables, views)
         self.mesh = sharding.mesh_of(jax.local_devices())
         self.parts = Parts(out.with_name(out.name + ".parts"), images.source.size)
         self.unreadable = table.beside(out, "unreadable.csv")
@@ -117,7 +122,7 @@ class _Work:
         }  # fmt: skip
         self.plan = {
             "encoder": digest(found.variables),
-            "endpoint": self.endpoint,
+            "endpoint": endpoint,
             "view": [str(found.reader), str(images.source.reading)],
             "images": [images.source.fingerprint, images.root, images.source.size],
         }
@@ -175,7 +180,8 @@ class _Work:
 
     def _embedded(self, ranges: list[tuple[int, int]]) -> Iterator[Rows]:
         """The rows of `ranges`, by batches."""
-        encode = _encode(self.encoder, self.endpoint)
+        variables = sharding.put_same(self.encoder.variables, sharding.replicated(self.mesh))
+        encode = functools.partial(_features, *self.how, variables)
         positions, done = np.concatenate([np.zeros(0, np.int64), *(np.arange(a, b) for a, b in ranges)]), 0
         for found in features.extracted(encode, self._batches(ranges, positions), self.mesh):
             rows = positions[done : done + len(found.labels)]
@@ -248,7 +254,10 @@ class _Work:
         Raises:
           SimclrError: files could not be read.
         """
-        bad = list(csv.reader(self.unreadable.open(encoding="utf-8")))[1:] if self.unreadable.exists() else []
+        bad = []
+        if self.unreadable.exists():
+            with self.unreadable.open(encoding="utf-8", newline="") as file:
+                bad = list(csv.reader(file))[1:]
         n, dim = self.parts.n, table.meta_of(self.out)["dim"]
         line = f"{self.out}: {n - len(bad)} of {n} images, {dim} numbers each ({self.options.endpoint})"
         if not bad:
@@ -261,24 +270,20 @@ class _Work:
         )
 
 
-def _encode(found: encoder.Encoder, endpoint: str) -> Callable[[jax.Array], jax.Array]:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _features(
+    model: simclr.SimCLR, reader: ImageReader, endpoint: str, variables: Any, views: jax.Array
+) -> jax.Array:
     """Evaluation views `[n, h, w, c]` in [0, 1] to features `[n, d]`; maps are averaged over their places.
 
     Raises:
       SimclrError: the encoder has no such endpoint.
     """
-    model, own, reader = found.model, found.model.encoder, found.reader
-
-    def features_of(variables: Any, views: jax.Array) -> jax.Array:
-        ends = simclr.endpoints(model, variables, reader.prepare(views, False, own.dtype))
-        if endpoint not in ends:
-            raise SimclrError(f"--endpoint={endpoint}: this encoder has {', '.join(ends)}")
-        return simclr.read_endpoint(own, ends, endpoint)
-
-    spec = reader.spec()
-    jax.eval_shape(features_of, found.variables, jax.ShapeDtypeStruct((2, *spec.shape), np.float32))
-    encode = jax.jit(features_of)
-    return lambda views: encode(found.variables, views)
+    own = model.encoder
+    ends = simclr.endpoints(model, variables, reader.prepare(views, False, own.dtype))
+    if endpoint not in ends:
+        raise SimclrError(f"--endpoint={endpoint}: this encoder has {', '.join(ends)}")
+    return simclr.read_endpoint(own, ends, endpoint)
 
 
 def _opened_at(stream: Stream, begin: int, *_: Any) -> Any:
