@@ -89,11 +89,12 @@ def _embedded(args: argparse.Namespace, embeddings: Embeddings) -> np.ndarray:
     if not workdir:
         raise SimclrError(f"{args.index}: names no run: give --workdir=RUN or --artefact=encoder.onnx")
     from simclr_jax.encoder import load
+    from simclr_jax.train import use_compile_cache
 
     print(f"embedding {args.query} by {workdir}", flush=True)
-    return load(workdir, int(meta.get("step") or 0))(
-        args.query, endpoint=meta.get("endpoint", "final_avg_pool")
-    )
+    found = load(workdir, int(meta.get("step") or 0))
+    use_compile_cache(found.config.compile_cache)
+    return found(args.query, endpoint=meta.get("endpoint", "final_avg_pool"))
 
 
 def by_artefact(artefact: str, query: str, endpoint: str) -> np.ndarray:
