@@ -21,7 +21,7 @@ from simclr_jax.embed.images import Images, find
 from simclr_jax.embed.parts import Parts, runs, shared, told_apart
 from simclr_jax.errors import SimclrError, Stopped, StorageError
 from simclr_jax.evaluate.subject import digest
-from simclr_jax.feeds.images import ImageReader
+from simclr_jax.feeds import Reader
 from simclr_jax.index import table
 from simclr_jax.index.table import Embeddings
 from simclr_jax.measures import features
@@ -67,6 +67,8 @@ def embed(found: encoder.Encoder, workdir: str, options: Options) -> list[str]:
         for line in images.notes:
             print(line, flush=True)
     work = _Work(found, workdir, images, options, out)
+    if sharding.from_first(lambda: work.plan) != work.plan:
+        raise SimclrError(f"--images={options.images}: this process sees other images than the first one")
     with contextlib.ExitStack() as stack:
         finished = sharding.from_first(lambda: work.finished())
         if not finished:
@@ -117,9 +119,11 @@ class _Work:
         self.parts = Parts(out.with_name(out.name + ".parts"), images.source.size)
         self.unreadable = table.beside(out, "unreadable.csv")
         self.meta = {
-            "workdir": paths.real(workdir), "step": found.step, "endpoint": options.endpoint,
+            "workdir": workdir if workdir.startswith("hf:") else paths.real(workdir),
+            "step": found.step,
+            "endpoint": options.endpoint,
             "images": images.root,
-        }  # fmt: skip
+        }
         self.plan = {
             "encoder": digest(found.variables),
             "endpoint": endpoint,
@@ -133,13 +137,14 @@ class _Work:
         Raises:
           SimclrError: something else is there.
         """
-        if not self.out.exists() or self.parts.folder.exists():
+        if not self.out.exists():
             return False
         if told := told_apart(table.meta_of(self.out).get("plan", {}), self.plan):
             raise SimclrError(
                 f"--out={self.options.out}: is there already, of another {told}; remove it, "
                 "or give another --out"
             )
+        shutil.rmtree(self.parts.folder, ignore_errors=True)  # of a command that was killed at its very end
         return True
 
     def begin(self) -> list[tuple[int, int]]:
@@ -169,7 +174,7 @@ class _Work:
                     pending, begin = [], time.monotonic()
                 progress.step(total - left)
                 self._stop_if(signals, left)
-            while distributed.several() and self.parts.gaps():
+            while distributed.several() and self.parts.awaited():
                 self._stop_if(signals, left)
                 time.sleep(1)
 
@@ -230,6 +235,8 @@ class _Work:
 
     def merge(self) -> None:
         """Writes the table and the list of files that could not be read; removes the parts."""
+        if self.parts.gaps():
+            raise SimclrError(f"{self.parts.folder}: files in it were removed; the same command goes on")
         bad = self.parts.unreadable()
         count = self.parts.n - len(bad)
         if not count:
@@ -246,7 +253,7 @@ class _Work:
             parts = ((part.paths, part.label, part.features) for part in self.parts.read())
             dim = next(self.parts.read()).features.shape[1]
             table.write_parts(self.out, parts, count, dim, {**self.meta, "plan": self.plan})
-        shutil.rmtree(self.parts.folder)
+        shutil.rmtree(self.parts.folder, ignore_errors=True)
 
     def told(self) -> list[str]:
         """Lines for the user.
@@ -272,7 +279,7 @@ class _Work:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _features(
-    model: simclr.SimCLR, reader: ImageReader, endpoint: str, variables: Any, views: jax.Array
+    model: simclr.SimCLR, reader: Reader, endpoint: str, variables: Any, views: jax.Array
 ) -> jax.Array:
     """Evaluation views `[n, h, w, c]` in [0, 1] to features `[n, d]`; maps are averaged over their places.
 
