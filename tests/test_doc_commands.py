@@ -32,10 +32,13 @@ from simclr_jax.config import check_field, checks, default, flatten, set_field
 from simclr_jax.convert import __main__ as convert
 from simclr_jax.convert import google_tf, torch
 from simclr_jax.doctor import pitfalls
+from simclr_jax.embed import __main__ as embedding
+from simclr_jax.embed import search as searching
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import __main__ as evaluation
 from simclr_jax.generate import __main__ as generation
 from simclr_jax.generate import run as generating
+from simclr_jax.index import curate, dedup
 from simclr_jax.measures import density
 from simclr_jax.restore import __main__ as restoration
 
@@ -159,6 +162,12 @@ def images(path: Path) -> None:
         Image.fromarray(image).save(file)
 
 
+def picture(path: Path) -> None:
+    """A photo of another size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(tiny_arrays(n=1, size=30, channels=3)[0][0]).save(path)
+
+
 def arrays(path: Path) -> None:
     """An .npz file of gray images, with labels and a test split."""
     train, test = tiny_arrays(size=28), tiny_arrays(n=40, size=28, seed=7)
@@ -209,6 +218,7 @@ def space(path: Path) -> None:
 
 GIVEN: dict[str, Callable[[Path], None]] = {
     "my/images": images,
+    "my/query.jpg": picture,
     "data/birds.npz": arrays,
     "fashion10k.npz": arrays,
     "runs/quickstart": quickstart,
@@ -265,6 +275,16 @@ def run_restore(words: list[str]) -> None:
     restoration.main(words[3:])
 
 
+def run_embed(words: list[str]) -> None:
+    """`simclr embed`."""
+    embedding.main(words[2:])
+
+
+def run_index(words: list[str]) -> None:
+    """`simclr search`, `simclr dedup`, `simclr curate`."""
+    {"search": searching.main, "dedup": dedup.main, "curate": curate.main}[words[1]](words[2:])
+
+
 def run_convert(words: list[str]) -> None:
     """`python -m simclr_jax.convert`."""
     convert.main(words[3:])
@@ -304,8 +324,10 @@ def run_snippet(text: str, names: dict[str, Any]) -> dict[str, Any]:
 def use(text: str) -> None:
     """An encoder is loaded and called."""
     given = {"images": tiny_arrays(n=4, size=28)[0], "photos": tiny_arrays(n=4, size=40)[0]}
+    for name in ("a.jpg", "b.png"):
+        picture(Path(name))
     left = run_snippet(text, given)
-    assert left["features"].shape[0] == left["maps"].shape[0] == 4
+    assert (len(left["features"]), len(left["maps"])) == (2, 4)
 
 
 def decodes(text: str) -> None:
@@ -404,6 +426,7 @@ MAIN = r"python -m simclr_jax\.main --config=configs/"
 FOLDER = r"python -m simclr_jax\.main --config=configs/folder\.py --config\.data\.source"
 INSTALLED = {
     "simclr train --config=quickstart": "python -m simclr_jax.main --config=configs/quickstart.py",
+    "simclr train --config=folder": "python -m simclr_jax.main --config=configs/folder.py",
     "simclr train --config=tables": "python -m simclr_jax.main --config=configs/tables.py",
     "simclr evaluate": "python -m simclr_jax.evaluate",
     "simclr sweep": "python -m simclr_jax.sweep",
@@ -432,6 +455,9 @@ COMMANDS = (
     Rule(r"simclr train --config=tables", run_main, TABLE, INSTALLED),
     Rule(r"python -m simclr_jax\.doctor .* --workdir", run_doctor, DIGITS, slow=True),
     Rule("simclr train --config=quickstart$", run_main, TINY, INSTALLED),
+    Rule(r"simclr train --config=folder", run_main, SMALL, INSTALLED),
+    Rule("simclr embed", run_embed, LITTLE),
+    Rule("simclr (search|dedup|curate)", run_index),
     Rule("simclr evaluate", run_evaluate, SCORES, INSTALLED),
     Rule(r"simclr sweep (?!--config=ablation)", run_process, SWEEP, INSTALLED, slow=True),
     Rule(r"python tools/benchmark\.py step --config=configs/quickstart\.py", run_process, ONCE, slow=True),

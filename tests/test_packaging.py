@@ -261,6 +261,8 @@ def test_help_of_the_command_needs_the_standard_library_alone(installed, tmp_pat
 HELP = {
     "train": "usage: simclr train --config=NAME",
     "evaluate": "usage: simclr evaluate",
+    "embed": "usage: simclr embed",
+    "search": "usage: simclr search",
     "generate": "usage: simclr generate",
     "restore": "usage: simclr restore",
     "convert": "usage: simclr convert",

@@ -80,6 +80,10 @@ class Parts:
         begins = [*(part.begin for part in done), self.n]
         return [(a, b) for a, b in zip(ends, begins, strict=True) if a < b]
 
+    def awaited(self) -> bool:
+        """Whether another process has rows to do; no longer once the first one has merged them all."""
+        return (self.folder / PLAN).is_file() and bool(self.gaps())
+
     def write(self, begin: int, end: int, rows: Embeddings) -> None:
         """Adds a part.
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from simclr_jax.embed.images import Images, find
 from simclr_jax.embed.parts import Parts, runs, shared, told_apart
 from simclr_jax.errors import SimclrError, Stopped, StorageError
 from simclr_jax.evaluate.subject import digest
+from simclr_jax.feeds import Reader
 from simclr_jax.index import table
 from simclr_jax.index.table import Embeddings
 from simclr_jax.measures import features
@@ -66,6 +67,8 @@ def embed(found: encoder.Encoder, workdir: str, options: Options) -> list[str]:
         for line in images.notes:
             print(line, flush=True)
     work = _Work(found, workdir, images, options, out)
+    if sharding.from_first(lambda: work.plan) != work.plan:
+        raise SimclrError(f"--images={options.images}: this process sees other images than the first one")
     with contextlib.ExitStack() as stack:
         finished = sharding.from_first(lambda: work.finished())
         if not finished:
@@ -107,17 +110,23 @@ class _Work:
     def __init__(self, found: encoder.Encoder, workdir: str, images: Images, options: Options, out: Path):
         self.encoder, self.images, self.options, self.out = found, images, options, out
         own = found.model.encoder
-        self.endpoint = simclr.endpoint_name(own, options.endpoint)
+        endpoint = simclr.endpoint_name(own, options.endpoint)
+        self.how = (found.model, found.reader, endpoint)
+        spec = found.reader.spec()  # a mistake in the endpoint's name is told before anything is written
+        views = jax.ShapeDtypeStruct((2, *spec.shape), np.float32)
+        jax.eval_shape(functools.partial(_features, *self.how), found.variables, views)
         self.mesh = sharding.mesh_of(jax.local_devices())
         self.parts = Parts(out.with_name(out.name + ".parts"), images.source.size)
         self.unreadable = table.beside(out, "unreadable.csv")
         self.meta = {
-            "workdir": paths.real(workdir), "step": found.step, "endpoint": options.endpoint,
+            "workdir": workdir if workdir.startswith("hf:") else paths.real(workdir),
+            "step": found.step,
+            "endpoint": options.endpoint,
             "images": images.root,
-        }  # fmt: skip
+        }
         self.plan = {
             "encoder": digest(found.variables),
-            "endpoint": self.endpoint,
+            "endpoint": endpoint,
             "view": [str(found.reader), str(images.source.reading)],
             "images": [images.source.fingerprint, images.root, images.source.size],
         }
@@ -128,13 +137,14 @@ class _Work:
         Raises:
           SimclrError: something else is there.
         """
-        if not self.out.exists() or self.parts.folder.exists():
+        if not self.out.exists():
             return False
         if told := told_apart(table.meta_of(self.out).get("plan", {}), self.plan):
             raise SimclrError(
                 f"--out={self.options.out}: is there already, of another {told}; remove it, "
                 "or give another --out"
             )
+        shutil.rmtree(self.parts.folder, ignore_errors=True)  # of a command that was killed at its very end
         return True
 
     def begin(self) -> list[tuple[int, int]]:
@@ -164,7 +174,7 @@ class _Work:
                     pending, begin = [], time.monotonic()
                 progress.step(total - left)
                 self._stop_if(signals, left)
-            while distributed.several() and self.parts.gaps():
+            while distributed.several() and self.parts.awaited():
                 self._stop_if(signals, left)
                 time.sleep(1)
 
@@ -175,7 +185,8 @@ class _Work:
 
     def _embedded(self, ranges: list[tuple[int, int]]) -> Iterator[Rows]:
         """The rows of `ranges`, by batches."""
-        encode = _encode(self.encoder, self.endpoint)
+        variables = sharding.put_same(self.encoder.variables, sharding.replicated(self.mesh))
+        encode = functools.partial(_features, *self.how, variables)
         positions, done = np.concatenate([np.zeros(0, np.int64), *(np.arange(a, b) for a, b in ranges)]), 0
         for found in features.extracted(encode, self._batches(ranges, positions), self.mesh):
             rows = positions[done : done + len(found.labels)]
@@ -224,6 +235,8 @@ class _Work:
 
     def merge(self) -> None:
         """Writes the table and the list of files that could not be read; removes the parts."""
+        if self.parts.gaps():
+            raise SimclrError(f"{self.parts.folder}: files in it were removed; the same command goes on")
         bad = self.parts.unreadable()
         count = self.parts.n - len(bad)
         if not count:
@@ -240,7 +253,7 @@ class _Work:
             parts = ((part.paths, part.label, part.features) for part in self.parts.read())
             dim = next(self.parts.read()).features.shape[1]
             table.write_parts(self.out, parts, count, dim, {**self.meta, "plan": self.plan})
-        shutil.rmtree(self.parts.folder)
+        shutil.rmtree(self.parts.folder, ignore_errors=True)
 
     def told(self) -> list[str]:
         """Lines for the user.
@@ -248,7 +261,10 @@ class _Work:
         Raises:
           SimclrError: files could not be read.
         """
-        bad = list(csv.reader(self.unreadable.open(encoding="utf-8")))[1:] if self.unreadable.exists() else []
+        bad = []
+        if self.unreadable.exists():
+            with self.unreadable.open(encoding="utf-8", newline="") as file:
+                bad = list(csv.reader(file))[1:]
         n, dim = self.parts.n, table.meta_of(self.out)["dim"]
         line = f"{self.out}: {n - len(bad)} of {n} images, {dim} numbers each ({self.options.endpoint})"
         if not bad:
@@ -261,24 +277,20 @@ class _Work:
         )
 
 
-def _encode(found: encoder.Encoder, endpoint: str) -> Callable[[jax.Array], jax.Array]:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _features(
+    model: simclr.SimCLR, reader: Reader, endpoint: str, variables: Any, views: jax.Array
+) -> jax.Array:
     """Evaluation views `[n, h, w, c]` in [0, 1] to features `[n, d]`; maps are averaged over their places.
 
     Raises:
       SimclrError: the encoder has no such endpoint.
     """
-    model, own, reader = found.model, found.model.encoder, found.reader
-
-    def features_of(variables: Any, views: jax.Array) -> jax.Array:
-        ends = simclr.endpoints(model, variables, reader.prepare(views, False, own.dtype))
-        if endpoint not in ends:
-            raise SimclrError(f"--endpoint={endpoint}: this encoder has {', '.join(ends)}")
-        return simclr.read_endpoint(own, ends, endpoint)
-
-    spec = reader.spec()
-    jax.eval_shape(features_of, found.variables, jax.ShapeDtypeStruct((2, *spec.shape), np.float32))
-    encode = jax.jit(features_of)
-    return lambda views: encode(found.variables, views)
+    own = model.encoder
+    ends = simclr.endpoints(model, variables, reader.prepare(views, False, own.dtype))
+    if endpoint not in ends:
+        raise SimclrError(f"--endpoint={endpoint}: this encoder has {', '.join(ends)}")
+    return simclr.read_endpoint(own, ends, endpoint)
 
 
 def _opened_at(stream: Stream, begin: int, *_: Any) -> Any:

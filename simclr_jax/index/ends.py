@@ -1,5 +1,6 @@
 """How a command without JAX ends: `simclr_jax.command` needs etils, which a service does not install."""
 
+import argparse
 import contextlib
 import importlib
 import os
@@ -39,6 +40,25 @@ def ends(goes_on: str = "begins anew") -> Iterator[None]:
         fail(f"{error.filename}: {error.strerror}" if error.filename else error)
     except KeyboardInterrupt:
         fail(f"interrupted; the same command {goes_on}", INTERRUPTED)
+
+
+def parsed(parser: argparse.ArgumentParser, argv: list[str] | None, **examples: str) -> argparse.Namespace:
+    """The options of a command.
+
+    Args:
+      argv: its words, those of the process by default.
+      examples: {option that has to be there: an example}.
+
+    Raises:
+      SimclrError: one is missing, or a word is not understood.
+    """
+    args, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    if rest:
+        raise SimclrError(f"{rest[0]!r}: not understood; see --help")
+    for name, example in examples.items():
+        if not getattr(args, name):
+            raise SimclrError(f"--{name} is missing: for example --{name}={example}")
+    return args
 
 
 def need(module: str, extra: str) -> Any:

@@ -76,7 +76,7 @@ def decode(data: bytes, reading: Reading, channels: int, most: int) -> np.ndarra
     """
     with opened(data, most) as image:
         try:
-            rgb = formats.of_pillow(image, reading)
+            rgb = formats.of_file(image, reading)
         except Exception as error:  # as above
             why = " ".join(str(error).split()).partition(" <_io")[0][:120]
             raise UnreadableError(f"is damaged: {why or type(error).__name__}") from None
