@@ -23,7 +23,7 @@ from simclr_jax.convert import workdir as conversion
 from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
 from simclr_jax.export import __main__ as command
-from simclr_jax.export import onnx_model, run, service
+from simclr_jax.export import formats, onnx_model, run, service
 from simclr_jax.export.contract import Options
 from simclr_jax.export.onnx_graph import Graph, Map
 from simclr_jax.export.onnx_preprocess import preprocess
@@ -373,3 +373,10 @@ def test_help_needs_no_jax():
         "    runpy.run_module('simclr_jax.export', run_name='__main__')\nsys.exit('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "simclr_jax.export.onnx_model")
+    with pytest.raises(SimclrError, match=r"onnx is missing: pip install 'simclr_jax\[onnx\]'"):
+        formats.writer("onnx")
