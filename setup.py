@@ -19,8 +19,8 @@ SERVE = [
     "onnxruntime>=1.20",
     "pillow>=10.1",
     "prometheus-client>=0.20",
-    "pyarrow>=15.0",
-    "python-multipart>=0.0.12",
+    "pyarrow>=16.1",
+    "python-multipart>=0.0.18",
     "uvicorn>=0.30",
 ]
 
@@ -65,7 +65,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "dev": ["pre-commit>=4.0", "pyright[nodejs]>=1.1.400"],
         "dicom": ["pydicom>=3.0"],
-        "embed": ["pyarrow>=15.0"],  # Parquet
+        "embed": ["pyarrow>=16.1"],  # Parquet
         "docs": ["furo>=2025.12.19", "myst-nb>=1.4", "sphinx>=9.0"],
         "index": ["usearch>=2.12"],  # search in millions of embeddings
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],

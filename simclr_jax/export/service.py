@@ -13,8 +13,8 @@ REQUIREMENTS = (
     "onnxruntime>=1.20",
     "pillow>=10.1",
     "prometheus-client>=0.20",
-    "pyarrow>=15.0",
-    "python-multipart>=0.0.12",
+    "pyarrow>=16.1",
+    "python-multipart>=0.0.18",
     "uvicorn>=0.30",
 )
 BATCH = 32  # images that Triton may join into one call
