@@ -1,8 +1,8 @@
 """Where a published encoder lies: in a folder, in this package, or on the Hugging Face Hub.
 
 `hf:OWNER/NAME` and `hf:OWNER/NAME@REVISION` are read over HTTPS, and only because somebody wrote them. Two
-files are fetched, config.json and model.safetensors; neither can run code. The first holds size and SHA-256 of
-the second, so that a copy is whole or is refused. Copies lie in `$SIMCLR_CACHE/hub`, else in
+files are fetched, config.json and model.safetensors; neither can run code. The first holds size and SHA-256
+of the second, so that a copy is whole or is refused. Copies lie in `$SIMCLR_CACHE/hub`, else in
 ~/.cache/simclr_jax/hub; without a network they are used as they are.
 
 Environment: HF_ENDPOINT (https://huggingface.co), HF_TOKEN (for private repositories), HF_HUB_OFFLINE=1 (the
@@ -181,7 +181,7 @@ def _checked(url: str) -> str:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows the Hub to its store; keeps what the Hub said on the way, and does not show the store a token."""
+    """Follows the Hub to its store; keeps what the Hub said on the way; shows the store no token."""
 
     def __init__(self):
         self.said: dict[str, str] = {}

@@ -1,8 +1,8 @@
 """The layout in which encoders are published: reading and writing config.json and model.safetensors.
 
 model.safetensors holds every array of the checkpoint by its path, "params/encoder/conv1/kernel" and
-"batch_stats/encoder/norm1/mean", with the type it has there. config.json is that of a workdir, with the step, and
-size and SHA-256 of the weights. Nothing in either can run code.
+"batch_stats/encoder/norm1/mean", with the type it has there. config.json is that of a workdir, with the step,
+and size and SHA-256 of the weights. Nothing in either can run code.
 """
 
 import hashlib

@@ -211,9 +211,7 @@ def whole(row: Released) -> list[str]:
         "encoder": f"ResNet-{row.depth}, width {row.width}×, {'with' if row.sk else 'no'} selective kernels",
         "parameters": f"{row.parameters} million",
         "head": head,
-        "classifier": f"reads layer {row.probe_layer} of the head"
-        if row.probe_layer
-        else "reads the encoder",
+        "classifier": f"reads {reads}",
         "top-1": f"{row.top1} % of ImageNet, {KINDS[row.kind][0]}, as Google published it",
         "TensorFlow 1": row.source,
         "TensorFlow 2": row.savedmodel,

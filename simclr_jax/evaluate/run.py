@@ -10,7 +10,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, encoder, files, memory_error, paths, sharding
+from simclr_jax import checkpoint, encoder, files, hub, memory_error, paths, sharding
 from simclr_jax.config import bounds, checks, flatten
 from simclr_jax.config.fields import deciding
 from simclr_jax.data import notes
@@ -68,7 +68,7 @@ def evaluate(
     Raises:
       SimclrError: something the user can put right; one line that says what.
     """
-    workdir = paths.expand(workdir)
+    workdir = paths.expand(hub.local(workdir))
     wanted = ["transfer"] * bool(transfer) + _check(protocols)
     found = encoder.load(workdir, step)
     config = complete(found.config, config, workdir)

@@ -1,0 +1,180 @@
+"""Writes the folder that is published, as a whole or not at all."""
+
+import contextlib
+import getpass
+import json
+import os
+import pathlib
+import re
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from simclr_jax import checkpoint, encoder, files, hub, paths, published, run_summary, storage
+from simclr_jax.config import default, flatten, set_field, to_json
+from simclr_jax.errors import SimclrError
+from simclr_jax.publish import card
+
+ONNX = "encoder.onnx"
+OURS = {hub.CONFIG_FILE, hub.WEIGHTS, hub.CARD}  # and what begins with `encoder.`
+# Fields that tell about a person or machine, and nothing about the encoder.
+PRIVATE = ("compile_cache", "data.data_dir", "distill.teacher", "log.wandb_project", "start.workdir")
+PUBLIC = ("builtin", "hf", "tfds")  # kinds of sources with public names
+
+
+class Options(NamedTuple):
+    """How to publish.
+
+    Attributes:
+      out: the folder.
+      licence: of the weights, as the Hub writes it.
+      name: OWNER/NAME on the Hub, for the card; "" for a name still to be chosen.
+      step: of the run's checkpoints; 0: the newest.
+      again: replace a folder that is there.
+      onnx: whether to write encoder.onnx; None: where the encoder has a writer.
+    """
+
+    out: epath.PathLike
+    licence: str
+    name: str = ""
+    step: int = 0
+    again: bool = False
+    onnx: bool | None = None
+
+
+def publish(workdir: epath.PathLike, options: Options) -> list[str]:
+    """Writes the folder `options.out`; returns lines that tell what is in it.
+
+    Raises:
+      SimclrError: there is no such run, or the folder is there already; nothing is left behind.
+    """
+    out = pathlib.Path(paths.absolute(paths.local(options.out, "--out")))
+    _check_free(out, options.again)
+    found = encoder.load(workdir, options.step)
+    config, data = reduced(found.config, found.data)
+    with _replacing(out) as folder:
+        notes = _write_onnx(workdir, found, folder, options.onnx)
+        written = published.write(folder, checkpoint.named(found.variables), _described(found, config, data))
+        facts = card.facts(found, config, data, paths.expand(hub.local(workdir)))
+        there = sorted(path.name for path in folder.iterdir())
+        text = card.render(facts, options.licence, options.name or out.name, there)
+        files.write(epath.Path(folder) / hub.CARD, text)
+        _check(folder, found, (paths.absolute(workdir), out, pathlib.Path.home()))
+        lines = [f"  {path.name}  {path.stat().st_size:,} bytes" for path in sorted(folder.iterdir())]
+    return [*notes, f"step {written['step']} of {workdir}", str(options.out), *lines]
+
+
+def _described(found: encoder.Encoder, config: ConfigDict, data: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says beside the weights."""
+    versions = run_summary.environment()["versions"]
+    return {**json.loads(to_json(config, data)), "step": found.step, "versions": versions}
+
+
+# ---- what stays private ---------------------------------------------------------------------------
+
+
+def reduced(config: ConfigDict, data: dict[str, Any]) -> tuple[ConfigDict, dict[str, Any]]:
+    """Config and `data` of a run without what tells about a person or machine.
+
+    Folders of the run's machine are left out; of the path of a source its last part stays
+    (folder:/home/ann/birds becomes folder:birds). Nothing that the encoder depends on changes.
+    """
+    config = config.copy_and_resolve_references()
+    today = flatten(default())
+    for field, value in flatten(config).items():
+        if field in PRIVATE:
+            set_field(config, field, today[field])
+        elif isinstance(value, str):
+            set_field(config, field, without_path(value))
+    kept = {name: data[name] for name in ("classes",) if name in data}  # a class may be called n/a
+    return config, {**_each(data), **kept}
+
+
+def _each(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_path(value)
+    if isinstance(value, dict):
+        return {name: _each(one) for name, one in value.items()}
+    return [_each(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def without_path(text: str) -> str:
+    """A path's last part, "" where that is the user's or the machine's name; KIND:PATH keeps its kind."""
+    kind, colon, where = text.partition(":")
+    if kind in PUBLIC and colon:
+        return text
+    if len(kind) < 2 or not colon or where.startswith("//"):  # a drive, a name, a URL
+        kind, colon, where = "", "", text
+    if not re.search(r"[/\\]|^~", where):
+        return text
+    last = re.split(r"[/\\]", where.rstrip("/\\"))[-1]
+    return f"{kind}{colon}" + ("" if last.startswith("~") or last in _own_names() else last)
+
+
+def _own_names() -> set[str]:
+    names = {pathlib.Path.home().name, socket.gethostname()}
+    with contextlib.suppress(OSError, KeyError):  # a user without a name
+        names.add(getpass.getuser())
+    return names
+
+
+def _check(folder: pathlib.Path, found: encoder.Encoder, private: tuple[os.PathLike, ...]) -> None:
+    """Raises SimclrError where what was written is another encoder, or tells a path of `private`."""
+    _, params, state = published.read(folder)
+    mine, theirs = (checkpoint.named(x) for x in (found.variables, {"params": params, **state}))
+    assert mine.keys() == theirs.keys()
+    assert all(np.array_equal(np.asarray(mine[name]), theirs[name], equal_nan=True) for name in mine)
+    for path in folder.iterdir():
+        text = path.read_bytes() if path.suffix in (".json", ".md", ".txt", ".pbtxt") else b""
+        for place in map(os.fspath, private):
+            if len(place) > 1 and re.search(rb"(?<!\w)" + re.escape(place.encode()) + rb"(?!\w)", text):
+                raise SimclrError(f"{path.name} would tell {place}: take it out of the run's config.json")
+
+
+# ---- the folder -----------------------------------------------------------------------------------
+
+
+def _check_free(out: pathlib.Path, again: bool) -> None:
+    """Raises SimclrError where something is there that this command may not replace."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir():
+        raise SimclrError(f"--out={out}: is a file; give a folder")
+    if not again:
+        raise SimclrError(f"--out={out}: exists already; choose another, or replace it with --again")
+    others = [each.name for each in out.iterdir() if each.name not in OURS and not _of_onnx(each.name)]
+    if others or not published.holds(out):
+        what = min(others, default="no encoder")
+        raise SimclrError(
+            f"--out={out}: holds {what}, which this command did not write; choose another folder"
+        )
+
+
+def _of_onnx(name: str) -> bool:
+    return name.startswith("encoder.")
+
+
+@contextlib.contextmanager
+def _replacing(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write into that takes the place of `out` when all went well, and is gone when not."""
+
+    with storage.writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as top:
+            folder = pathlib.Path(top) / out.name
+            folder.mkdir()
+            yield folder
+            if out.exists():
+                out.rename(pathlib.Path(top) / "before")
+            folder.rename(out)
+
+
+def _write_onnx(
+    workdir: epath.PathLike, found: encoder.Encoder, folder: pathlib.Path, wanted: bool | None
+) -> list[str]:
+    return []
