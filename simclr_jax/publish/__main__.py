@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="ID",
         help="of the weights, as the Hub writes it: apache-2.0, mit, ...",
     )
-    add("--name", metavar="OWNER/NAME", default="", help="where it will be on the Hub (for the model card)")
+    add("--name", metavar="OWNER/NAME", default="", help="that it will have on the Hub, for the card")
     add("--step", type=int, default=0, metavar="N", help="of the run's checkpoints (the newest)")
     add(
         "--onnx",
@@ -84,7 +84,7 @@ def check(args: argparse.Namespace, rest: list[str]) -> None:
         )
     if args.step < 0:
         raise SimclrError(f"--step={args.step}: must be one of the run's checkpoints, or 0 for the newest")
-    if args.name:
+    if args.name and not args.name.startswith(hub.BUILTIN):
         hub.parse(f"{hub.HUB}{args.name}")
 
 

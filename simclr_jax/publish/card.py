@@ -10,7 +10,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import files, registry, run_summary
+from simclr_jax import files, hub, registry, run_summary
 from simclr_jax.config import declared, default, flatten
 from simclr_jax.encoder import Encoder
 from simclr_jax.field import NOTHING
@@ -110,10 +110,10 @@ def render(found: Facts, licence: str, name: str, files_there: Sequence[str]) ->
 
     Args:
       licence: of the weights.
-      name: OWNER/NAME, or a name alone.
+      name: OWNER/NAME, builtin:NAME, or a name alone.
       files_there: in the folder, beside README.md.
     """
-    title = name.rpartition("/")[2]
+    title = re.split("[/:]", name)[-1]
     sections = (
         ("", _about(found)),
         ("Use", _use(found, name, files_there)),
@@ -166,12 +166,12 @@ def _about(found: Facts) -> Iterator[str]:
 
 def _use(found: Facts, name: str, files_there: Sequence[str]) -> Iterator[str]:
     config, data = found.config, found.config.data
-    where = name if "/" in name else f"OWNER/{name}"
+    where = name if name.startswith(hub.BUILTIN) else hub.HUB + (name if "/" in name else f"OWNER/{name}")
     yield from (
         "```python",
         "import simclr_jax",
         "",
-        f'encoder = simclr_jax.load("hf:{where}")  # or its folder',
+        f'encoder = simclr_jax.load("{where}")  # or its folder',
     )
     if registry.of_images(data.source):
         yield (

@@ -58,13 +58,13 @@ def publish(workdir: epath.PathLike, options: Options) -> list[str]:
     found = encoder.load(workdir, options.step)
     config, data = reduced(found.config, found.data)
     with _replacing(out) as folder:
-        notes = _write_onnx(workdir, found, folder, options.onnx)
         written = published.write(folder, checkpoint.named(found.variables), _described(found, config, data))
+        notes = _write_onnx(folder, options.onnx)
         facts = card.facts(found, config, data, paths.expand(hub.local(workdir)))
         there = sorted(path.name for path in folder.iterdir())
         text = card.render(facts, options.licence, options.name or out.name, there)
         files.write(epath.Path(folder) / hub.CARD, text)
-        _check(folder, found, (paths.absolute(workdir), out, pathlib.Path.home()))
+        _check(folder, found, (paths.absolute(workdir), folder, pathlib.Path.home()))
         lines = [f"  {path.name}  {path.stat().st_size:,} bytes" for path in sorted(folder.iterdir())]
     return [*notes, f"step {written['step']} of {workdir}", str(options.out), *lines]
 
@@ -130,7 +130,7 @@ def _check(folder: pathlib.Path, found: encoder.Encoder, private: tuple[os.PathL
     assert mine.keys() == theirs.keys()
     assert all(np.array_equal(np.asarray(mine[name]), theirs[name], equal_nan=True) for name in mine)
     for path in folder.iterdir():
-        text = path.read_bytes() if path.suffix in (".json", ".md", ".txt", ".pbtxt") else b""
+        text = path.read_bytes() if path.name != hub.WEIGHTS else b""
         for place in map(os.fspath, private):
             if len(place) > 1 and re.search(rb"(?<!\w)" + re.escape(place.encode()) + rb"(?!\w)", text):
                 raise SimclrError(f"{path.name} would tell {place}: take it out of the run's config.json")
@@ -174,7 +174,27 @@ def _replacing(out: pathlib.Path) -> Iterator[pathlib.Path]:
             folder.rename(out)
 
 
-def _write_onnx(
-    workdir: epath.PathLike, found: encoder.Encoder, folder: pathlib.Path, wanted: bool | None
-) -> list[str]:
-    return []
+def _write_onnx(folder: pathlib.Path, wanted: bool | None) -> list[str]:
+    """Writes encoder.onnx beside the weights, which it is made of: nothing private is there any more.
+
+    Returns:
+      lines on how exact it is, or why there is none.
+
+    Raises:
+      SimclrError: it is `wanted`, and cannot be written.
+    """
+    if wanted is False:
+        return []
+    from simclr_jax.export import run as exporting
+
+    try:
+        told = exporting.export(folder, 0, exporting.Wish(out=str(folder / ONNX)))
+    except SimclrError as error:
+        if wanted:
+            raise
+        return [f"without {ONNX}: {error}"]
+    path = folder / f"{ONNX}.json"
+    about = json.loads(path.read_text())
+    about["run"].pop("workdir", None)  # a folder that is gone
+    files.write(epath.Path(path), json.dumps(about, indent=2) + "\n")
+    return [line for line in told if str(folder) not in line]
