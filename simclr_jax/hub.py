@@ -249,7 +249,7 @@ class _Repository:
                     count += len(part)
                     bar.update(len(part))
         if count < wanted.bytes:
-            raise Unreachable(f"{WEIGHTS} ends after {storage.told(count)} of {storage.told(wanted.bytes)}")
+            raise Unreachable(f"{WEIGHTS} ends after {count:,} of {wanted.bytes:,} bytes")
         if count > wanted.bytes or digest.hexdigest() != wanted.sha256:
             raise SimclrError(f"{self.name}: {WEIGHTS} is not the one of its {CONFIG_FILE}; try again")
 

@@ -95,14 +95,21 @@ def _scores(summary: Mapping[str, Any], report: Mapping[str, Any], step: int) ->
         except (TypeError, AttributeError, KeyError):  # of another version, or edited
             rows = []
         if rows and own == step:
-            return (
-                rows,
-                str(found.get("verdict", "")),
-                f"Measured by {where}, on the test images of its data.",
-            )
+            scored = f"Measured by {where}, on the test images of its data.{_choices(found.get('choices'))}"
+            return rows, str(found.get("verdict", "")), scored
         others += [str(own)] if rows else []
     why = f"those there are belong to step {', '.join(others)}" if others else "nobody has measured any"
     return [], "", f"No scores: {why}. `simclr evaluate --workdir=RUN` measures them."
+
+
+def _choices(found: Any) -> str:
+    """The settings of this encoder's classifiers, as a sentence; "" where nobody noted them."""
+    told = []
+    for name, by in found.items() if isinstance(found, dict) else ():
+        own = by.get("simclr") if isinstance(by, dict) else None
+        if isinstance(own, dict):
+            told.append(f"{name} " + ", ".join(f"{field}={value}" for field, value in own.items()))
+    return f" Settings, chosen without those images: {'; '.join(told)}." if told else ""
 
 
 def render(found: Facts, licence: str, name: str, files_there: Sequence[str]) -> str:
