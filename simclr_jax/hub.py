@@ -9,6 +9,7 @@ Environment: HF_ENDPOINT (https://huggingface.co), HF_TOKEN (for private reposit
 network is never asked), SIMCLR_CACHE.
 """
 
+import contextlib
 import functools
 import hashlib
 import http.client
@@ -97,10 +98,9 @@ def facts(text: str | bytes, where: object) -> dict[str, Any]:
     Raises:
       SimclrError: it is not one that `simclr publish` wrote.
     """
-    try:
+    found: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
     ours = isinstance(found, dict) and found.get("model_type") == MODEL_TYPE
     if not ours or weights(found) is None or type(found.get("step")) is not int:
         raise SimclrError(
