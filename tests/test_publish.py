@@ -28,7 +28,7 @@ from simclr_jax.errors import DamagedError, SimclrError
 from simclr_jax.measures import knn
 from simclr_jax.models import simclr
 from simclr_jax.publish import __main__ as command
-from simclr_jax.publish import card, run
+from simclr_jax.publish import card, private, run
 
 PRIVATE = "/home/ann/secret"
 ROW = {
@@ -113,12 +113,18 @@ def test_nothing_private_is_in_it(folder):
         ("builtin:mnist5k", "builtin:mnist5k"),
         ("nt_xent+masked", "nt_xent+masked"),
         ("mine:create", "mine:create"),
+        ("km/h", "km/h"),
         ("", ""),
     ],
 )
 def test_paths_are_reduced(text, left, monkeypatch):
-    monkeypatch.setattr(run.getpass, "getuser", lambda: "USER")
-    assert run.without_path(text) == left
+    monkeypatch.setattr(private.getpass, "getuser", lambda: "USER")
+    assert private.without_path(text) == left
+
+
+def test_a_title_keeps_no_path():
+    assert private.of_title("folder:/home/ann/birds, L-BFGS") == "folder:birds, L-BFGS"
+    assert private.of_title("tfds:food101, 1/10 of labels") == "tfds:food101, 1/10 of labels"
 
 
 def test_a_path_that_stays_is_refused(workdir, tmp_path, monkeypatch):
@@ -304,7 +310,7 @@ class Hub:
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def answer(self, request):
         self.asked.append((unquote(request.path), request.headers.get("Authorization")))

@@ -110,7 +110,7 @@ def _subject(
         config.data.window = reading.window
     told = notes.describe(splits)  # now: in memory the images are another source
     mine = encoder.Encoder(config, found.classes, found.step, found.variables, found.data)
-    newest = found.step == max(checkpoint.saved_steps(workdir / "checkpoints"))
+    newest = found.step == max(checkpoint.saved_steps(workdir / "checkpoints"), default=found.step)
     changed = [] if newest else [f"step={found.step}"]
     changed += differences(found.config, config)
     with memory_error.explained(memory_error.evaluation, config):

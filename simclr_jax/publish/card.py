@@ -15,6 +15,7 @@ from simclr_jax.config import declared, default, flatten
 from simclr_jax.encoder import Encoder
 from simclr_jax.field import NOTHING
 from simclr_jax.models import simclr
+from simclr_jax.publish import private
 from simclr_jax.results import WHO, Row, shown
 from simclr_jax.version import __version__
 
@@ -246,7 +247,12 @@ def _table(found: Facts) -> Iterator[str]:
     yield from ("", " | ".join(["| %, with 95 % interval", *map(WHO.__getitem__, columns)]) + " |")
     yield "|---" * (1 + len(columns)) + "|"
     for row in found.rows:
-        yield " | ".join([f"| {_cell(row.title)}", *(shown(row.cells.get(who)) for who in columns)]) + " |"
+        yield (
+            " | ".join(
+                [f"| {_cell(private.of_title(row.title))}", *(shown(row.cells.get(who)) for who in columns)]
+            )
+            + " |"
+        )
 
 
 def _limits(found: Facts) -> Iterator[str]:

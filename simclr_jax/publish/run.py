@@ -1,12 +1,10 @@
 """Writes the folder that is published, as a whole or not at all."""
 
 import contextlib
-import getpass
 import json
 import os
 import pathlib
 import re
-import socket
 import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -16,15 +14,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from simclr_jax import checkpoint, encoder, files, hub, paths, published, run_summary, storage
-from simclr_jax.config import default, flatten, set_field, to_json
+from simclr_jax.config import to_json
 from simclr_jax.errors import SimclrError
-from simclr_jax.publish import card
+from simclr_jax.publish import card, private
 
 ONNX = "encoder.onnx"
 OURS = {hub.CONFIG_FILE, hub.WEIGHTS, hub.CARD}  # and what begins with `encoder.`
-# Fields that tell about a person or machine, and nothing about the encoder.
-PRIVATE = ("compile_cache", "data.data_dir", "distill.teacher", "log.wandb_project", "start.workdir")
-PUBLIC = ("builtin", "hf", "tfds")  # kinds of sources with public names
 
 
 class Options(NamedTuple):
@@ -56,7 +51,7 @@ def publish(workdir: epath.PathLike, options: Options) -> list[str]:
     out = pathlib.Path(paths.absolute(paths.local(options.out, "--out")))
     _check_free(out, options.again)
     found = encoder.load(workdir, options.step)
-    config, data = reduced(found.config, found.data)
+    config, data = private.reduced(found.config, found.data)
     with _replacing(out) as folder:
         written = published.write(folder, checkpoint.named(found.variables), _described(found, config, data))
         notes = _write_onnx(folder, options.onnx)
@@ -75,63 +70,15 @@ def _described(found: encoder.Encoder, config: ConfigDict, data: dict[str, Any])
     return {**json.loads(to_json(config, data)), "step": found.step, "versions": versions}
 
 
-# ---- what stays private ---------------------------------------------------------------------------
-
-
-def reduced(config: ConfigDict, data: dict[str, Any]) -> tuple[ConfigDict, dict[str, Any]]:
-    """Config and `data` of a run without what tells about a person or machine.
-
-    Folders of the run's machine are left out; of the path of a source its last part stays
-    (folder:/home/ann/birds becomes folder:birds). Nothing that the encoder depends on changes.
-    """
-    config = config.copy_and_resolve_references()
-    today = flatten(default())
-    for field, value in flatten(config).items():
-        if field in PRIVATE:
-            set_field(config, field, today[field])
-        elif isinstance(value, str):
-            set_field(config, field, without_path(value))
-    kept = {name: data[name] for name in ("classes",) if name in data}  # a class may be called n/a
-    return config, {**_each(data), **kept}
-
-
-def _each(value: Any) -> Any:
-    if isinstance(value, str):
-        return without_path(value)
-    if isinstance(value, dict):
-        return {name: _each(one) for name, one in value.items()}
-    return [_each(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def without_path(text: str) -> str:
-    """A path's last part, "" where that is the user's or the machine's name; KIND:PATH keeps its kind."""
-    kind, colon, where = text.partition(":")
-    if kind in PUBLIC and colon:
-        return text
-    if len(kind) < 2 or not colon or where.startswith("//"):  # a drive, a name, a URL
-        kind, colon, where = "", "", text
-    if not re.search(r"[/\\]|^~", where):
-        return text
-    last = re.split(r"[/\\]", where.rstrip("/\\"))[-1]
-    return f"{kind}{colon}" + ("" if last.startswith("~") or last in _own_names() else last)
-
-
-def _own_names() -> set[str]:
-    names = {pathlib.Path.home().name, socket.gethostname()}
-    with contextlib.suppress(OSError, KeyError):  # a user without a name
-        names.add(getpass.getuser())
-    return names
-
-
-def _check(folder: pathlib.Path, found: encoder.Encoder, private: tuple[os.PathLike, ...]) -> None:
-    """Raises SimclrError where what was written is another encoder, or tells a path of `private`."""
+def _check(folder: pathlib.Path, found: encoder.Encoder, places: tuple[os.PathLike, ...]) -> None:
+    """Raises SimclrError where what was written is another encoder, or tells one of `places`."""
     _, params, state = published.read(folder)
     mine, theirs = (checkpoint.named(x) for x in (found.variables, {"params": params, **state}))
     assert mine.keys() == theirs.keys()
     assert all(np.array_equal(np.asarray(mine[name]), theirs[name], equal_nan=True) for name in mine)
     for path in folder.iterdir():
         text = path.read_bytes() if path.name != hub.WEIGHTS else b""
-        for place in map(os.fspath, private):
+        for place in map(os.fspath, places):
             if len(place) > 1 and re.search(rb"(?<!\w)" + re.escape(place.encode()) + rb"(?!\w)", text):
                 raise SimclrError(f"{path.name} would tell {place}: take it out of the run's config.json")
 
