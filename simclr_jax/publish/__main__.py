@@ -18,7 +18,7 @@ from simclr_jax.errors import SimclrError
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 ABOUT = """The folder holds model.safetensors, config.json, README.md (the model card: data, recipe, scores,
 limits, licence) and encoder.onnx, where the encoder has an ONNX writer. No path, user or machine of yours
-is in it. `huggingface-cli upload OWNER/NAME FOLDER` uploads it; nothing here does.
+is in it. `hf upload OWNER/NAME FOLDER` uploads it; nothing here does.
 
 simclr_jax.load("hf:OWNER/NAME") then loads it anywhere, and simclr_jax.load("FOLDER") does so here."""
 
