@@ -30,7 +30,7 @@ TERMS = {  # of data that ships with the project
     "builtin:mnist5k": "MNIST, by Yann LeCun and Corinna Cortes, is licensed under CC BY-SA 3.0",
 }
 LIMITS = (
-    "What lies far from the training data (other cameras, stains, styles, sizes) may be told apart badly.",
+    "What lies far from the training data may be told apart badly.",
     "It has learned what its training data show, their gaps and their biases included; nobody has measured "
     "how it treats people or groups of them.",
     "Scores hold for the test images they were measured on. Measure on your own before you decide by it.",
@@ -187,7 +187,7 @@ def _use(found: Facts, name: str, files_there: Sequence[str]) -> Iterator[str]:
             f"float32 [n, {found.features}]"
         )
     else:
-        yield f"features = encoder(rows, preprocess=True)  # float32 [n, {found.features}]"
+        yield f"features = encoder(rows)  # float32 [n, {found.features}]"
     yield from ("```", "")
     if registry.of_images(data.source):
         seen = f"normalised by mean {list(data.mean)} and std {list(data.std)}" if data.mean else "in [0, 1]"
@@ -260,6 +260,7 @@ def _limits(found: Facts) -> Iterator[str]:
     if registry.of_images(data.source):
         colours = KINDS.get(data.channels, f"{data.channels}-channel")
         yield f"Made for {colours} images, seen at {data.image_size} pixels a side: finer detail is lost."
+        yield "Other cameras, stains, styles or sizes than the training's make another kind of image."
     yield from LIMITS
 
 
