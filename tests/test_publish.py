@@ -534,7 +534,7 @@ LARGE = [
 ]
 
 
-@pytest.mark.parametrize("name", ["v2/pretrained/r50_1x_sk1", *LARGE])
+@pytest.mark.parametrize("name", ["v2/pretrained/r50_1x_sk0", *LARGE])
 def test_parameters_are_those_of_the_table(name):
     (row,) = (each for each in released.released() if each.name == name)
     config = conversion.config_of({**row.model(), "projection": "none"})
