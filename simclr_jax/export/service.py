@@ -13,7 +13,7 @@ REQUIREMENTS = (
     "onnxruntime>=1.20",
     "pillow>=10.1",
     "prometheus-client>=0.20",
-    "pyarrow>=16.1",
+    "pyarrow>=17.0",
     "python-multipart>=0.0.18",
     "uvicorn>=0.30",
 )
