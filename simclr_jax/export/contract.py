@@ -13,12 +13,10 @@ class Options(NamedTuple):
     """How to write.
 
     Attributes:
-      again: replace files that are there.
-      settings: of one format, by name (`--set=opset=17`), "" as the user typed them.
+      platforms: that a StableHLO program is to run on.
     """
 
-    again: bool = False
-    settings: dict[str, str] = {}
+    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
 
 
 class Written(NamedTuple):
