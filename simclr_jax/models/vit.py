@@ -232,7 +232,7 @@ class ViT(nn.Module):
 
     def embed(self, x: jax.Array, grid: tuple[int, int], kept: jax.Array | None) -> jax.Array:
         """Tokens `[n, t, d]` of images: projected patches with their positions, and the class token."""
-        n, p = len(x), self.patch
+        n, p = x.shape[0], self.patch  # n can be a symbol, which `len` cannot give
         x = x.reshape(n, grid[0], p, grid[1], p, -1).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(n, grid[0] * grid[1], -1)
         # A dense layer instead of a convolution, so that xavier-uniform computes moco-v3's fan.
