@@ -13,34 +13,24 @@ import numpy as np
 
 from simclr_jax import geometry
 from simclr_jax.encoder import Encoder
-from simclr_jax.errors import SimclrError
+from simclr_jax.export import card
 from simclr_jax.feeds.images import ImageReader
 from simclr_jax.models import simclr
 
 LARGEST = 1 << 16  # pixels of a shorter side for which `center_crop`'s rounding is known by number
 
 
-def function(encoder: Encoder, endpoints: tuple[str, ...]) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """uint8 images `[n, h, w, c]` to {endpoint: float32}, with view, normalisation and variables inside.
+def function(encoder: Encoder, endpoints: tuple[str, ...]) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
+    """(variables, uint8 images `[n, h, w, c]`) to {endpoint: float32}, view and normalisation inside.
 
     n, h and w may be symbolic dimensions (jax.export). The result is that of `Encoder.__call__` with
     `preprocess=True`.
-
-    Raises:
-      SimclrError: the encoder takes no images, or the model has no such endpoint.
     """
-    reader, model = encoder.reader, encoder.model
-    if not isinstance(reader, ImageReader):
-        raise SimclrError("this encoder takes no images: only encoders of images can be exported")
+    dtype = encoder.model.encoder.dtype
 
-    def apply(images: jax.Array) -> dict[str, jax.Array]:
-        inputs = pixels(images, reader, model.encoder.dtype)
-        ends = simclr.endpoints(model, encoder.variables, inputs)
-        own = {name: simclr.endpoint_name(model.encoder, name) for name in endpoints}
-        for name in own.values():
-            if name not in ends:
-                raise SimclrError(f"no endpoint {name!r}; there are {', '.join(ends)}")
-        return {name: ends[theirs].astype(jnp.float32) for name, theirs in own.items()}
+    def apply(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+        found = card.ends(encoder, variables, pixels(images, encoder.reader, dtype))
+        return {name: found[name] for name in endpoints}
 
     return apply
 

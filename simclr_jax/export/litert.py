@@ -1,0 +1,50 @@
+"""LiteRT (TensorFlow Lite): the encoder of a run as one file for phones and small devices.
+
+    from ai_edge_litert.interpreter import Interpreter  # pip install ai-edge-litert
+    encode = Interpreter("encoder.tflite").get_signature_runner()
+    features = encode(images=images)["features"]  # uint8 [n, h, w, c]
+
+TensorFlow's converter turns the StableHLO of jax2tf into LiteRT's own operators, for any n, h and w.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from simclr_jax.data import tf as late
+from simclr_jax.encoder import Encoder
+from simclr_jax.errors import SimclrError, one_line
+from simclr_jax.export import savedmodel
+from simclr_jax.export.contract import Options, Runner, Written
+
+
+def write(encoder: Encoder, endpoints: tuple[str, ...], path: Path, options: Options) -> Written:
+    """Writes the .tflite file; see `formats`.
+
+    Raises:
+      SimclrError: LiteRT has no operator for a part of the encoder.
+    """
+    tf = late.load()
+    module = savedmodel.convert(encoder, endpoints)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [module.encode.get_concrete_function()], module
+    )
+    try:
+        content = converter.convert()
+    except Exception as error:  # of its C++ parts, of many types
+        raise SimclrError(f"--format=litert: its converter refuses this encoder ({one_line(error)})") from None
+    Path(path).write_bytes(content)
+    return Written([Path(path)], runner(content), {"versions": {"tensorflow": tf.__version__}})
+
+
+def runner(content: bytes) -> Runner:
+    """The file in LiteRT's interpreter, or in TensorFlow's where that is not installed."""
+    encode = interpreter(content).get_signature_runner()
+    return lambda images: encode(images=images)
+
+
+def interpreter(content: bytes) -> Any:
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        Interpreter = late.load().lite.Interpreter
+    return Interpreter(model_content=content)
