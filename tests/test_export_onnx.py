@@ -133,7 +133,7 @@ VIEWS = {  # size: of the encoder; data and evaluation as in a config
         "data": {"data__mean": (0.5, 0.4, 0.3), "data__std": (0.2, 0.3, 0.25)},
     },
 }  # fmt: skip
-SIZES = ((28, 28), (45, 45), (46, 46), (31, 57), (9, 40), (113, 77), (1, 1))
+SIZES = ((45, 46), (31, 57), (113, 77), (1, 9))
 
 
 @pytest.fixture(scope="module", params=VIEWS)
@@ -151,14 +151,15 @@ def view(request):
     return encoder, lambda images: session.run(["pixels"], {"images": images})[0]
 
 
-@pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
-def test_the_evaluation_view_of_any_size(view, size):
+def test_the_evaluation_view_of_any_size(view):
     encoder, pixels = view
-    images = photos(2, *size, channels=encoder.reader.channels)
-    right = np.asarray(encoder.reader.prepare(images, True, np.float32))
-    # A level of a byte is 4e-3; the table of the cubic moves pixels by 1e-3 where rounding falls otherwise.
-    np.testing.assert_allclose(pixels(images), right, atol=2e-3)
-    assert np.mean(np.abs(pixels(images) - right)) < 2e-5
+    images = [photos(2, *size, channels=encoder.reader.channels) for size in SIZES]
+    prepare = jax.jit(lambda images: [encoder.reader.prepare(each, True, np.float32) for each in images])
+    for each, right in zip(images, prepare(images), strict=True):
+        found = pixels(each)
+        # The table of the cubic moves pixels by 1e-3 where rounding falls otherwise; a byte is 4e-3.
+        np.testing.assert_allclose(found, right, atol=2e-3)
+        assert np.mean(np.abs(found - right)) < 2e-5
 
 
 def test_images_of_the_views_own_size_are_not_touched(view):
@@ -343,10 +344,10 @@ def test_mistakes_are_told_in_a_line(workdir, tmp_path, monkeypatch, capsys, wor
 
 def test_the_requirements_are_those_of_the_extra():
     tree = ast.parse((Path(__file__).parent.parent / "setup.py").read_text())
-    assigned = (node for node in tree.body if isinstance(node, ast.Assign))
-    listed = next(
-        ast.literal_eval(node.value) for node in assigned if ast.unparse(node.targets[0]) == "SERVE"
-    )
+    assigned = {
+        ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)
+    }
+    listed = ast.literal_eval(assigned["SERVE"])
     assert listed == list(service.REQUIREMENTS) == service.requirements().splitlines()[1:]
 
 
