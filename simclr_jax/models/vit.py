@@ -138,6 +138,11 @@ class Block(nn.Module):
         return jnp.where(kept, x / (1 - self.drop), 0).astype(x.dtype)
 
 
+def first(tokens: jax.Array) -> jax.Array:
+    """The first of tokens `[n, t, d]`, by a slice: with a symbol for n, LiteRT lacks the gather of `[:, 0]`."""
+    return jax.lax.index_in_dim(tokens, 0, axis=1, keepdims=False)
+
+
 def norm(name: str, **dtypes: Any) -> nn.LayerNorm:
     """A LayerNorm with statistics in at least float32."""
     return nn.LayerNorm(epsilon=EPSILON, use_fast_variance=False, name=name, **dtypes)
@@ -227,7 +232,7 @@ class ViT(nn.Module):
             patches = done(self.depth, attention)[:, :, -grid[0] * grid[1] :]
             ends["attention"] = patches.reshape(*patches.shape[:2], *grid)
         ends["tokens"] = x
-        ends["features"] = x[:, 0] if self.pooling == "token" else jnp.mean(x, axis=1)
+        ends["features"] = first(x) if self.pooling == "token" else jnp.mean(x, axis=1)
         return ends
 
     def embed(self, x: jax.Array, grid: tuple[int, int], kept: jax.Array | None) -> jax.Array:
