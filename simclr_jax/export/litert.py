@@ -31,7 +31,9 @@ def write(encoder: Encoder, endpoints: tuple[str, ...], path: Path, options: Opt
     try:
         content = converter.convert()
     except Exception as error:  # of its C++ parts, of many types
-        raise SimclrError(f"--format=litert: its converter refuses this encoder ({one_line(error)})") from None
+        raise SimclrError(
+            f"--format=litert: its converter refuses this encoder ({one_line(error)})"
+        ) from None
     Path(path).write_bytes(content)
     return Written([Path(path)], runner(content), {"versions": {"tensorflow": tf.__version__}})
 

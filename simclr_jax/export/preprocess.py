@@ -20,7 +20,9 @@ from simclr_jax.models import simclr
 LARGEST = 1 << 16  # pixels of a shorter side for which `center_crop`'s rounding is known by number
 
 
-def function(encoder: Encoder, endpoints: tuple[str, ...]) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
+def function(
+    encoder: Encoder, endpoints: tuple[str, ...]
+) -> Callable[[Any, jax.Array], dict[str, jax.Array]]:
     """(variables, uint8 images `[n, h, w, c]`) to {endpoint: float32}, view and normalisation inside.
 
     n, h and w may be symbolic dimensions (jax.export). The result is that of `Encoder.__call__` with

@@ -1,8 +1,8 @@
 """StableHLO: the encoder of a run as one compiled-anywhere program, by `jax.export`.
 
-    from jax import export
-    program = export.deserialize(open("encoder.stablehlo", "rb").read())
-    features = program.call(images)["features"]  # uint8 [n, h, w, c]; JAX is all it needs
+from jax import export
+program = export.deserialize(open("encoder.stablehlo", "rb").read())
+features = program.call(images)["features"]  # uint8 [n, h, w, c]; JAX is all it needs
 """
 
 import datetime
@@ -46,8 +46,8 @@ def check(platforms: tuple[str, ...]) -> None:
     here = {"gpu": ("cuda", "rocm")}.get(jax.default_backend(), (jax.default_backend(),))
     if not set(here) & set(platforms):
         raise SimclrError(
-            f"--platforms={','.join(platforms)}: must include {here[0]}, this machine's, where the program is "
-            "compared with the run"
+            f"--platforms={','.join(platforms)}: must include {here[0]}, this machine's, where the "
+            "program is compared with the run"
         )
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from simclr_jax.convert import torch as resnets
-from simclr_jax.convert import torch_module, vit
+from simclr_jax.convert import vit
 from simclr_jax.convert.torch_files import import_torch
 from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
@@ -43,10 +43,13 @@ def write(encoder: Encoder, endpoints: tuple[str, ...], path: Path, options: Opt
     folder.mkdir()
     save_file(tensors, folder / "weights.safetensors", {"format": "pt"})
     (folder / "fields.json").write_text(json.dumps(fields, indent=2) + "\n")
-    theirs = Path(torch_module.__file__).read_text()
-    ours = Path(__file__).with_name("torch_module.py").read_text()
+    ours, theirs = (
+        Path(each).with_name("torch_module.py").read_text() for each in (__file__, resnets.__file__)
+    )
+    (folder / "__init__.py").write_text(
+        ours.replace("from simclr_jax.convert.torch_module ", "from .resnet ")
+    )
     (folder / "resnet.py").write_text(theirs)
-    (folder / "__init__.py").write_text(ours.replace(f"from {torch_module.__name__} ", "from .resnet "))
     return Written([folder], runner(folder, endpoints), {"versions": {"torch": torch.__version__}})
 
 
@@ -103,9 +106,7 @@ def transformer(encoder: Encoder) -> tuple[Tensors, dict[str, Any]]:
 STATES = {"resnet": resnet, "cnn": convolutional, "tutorial": convolutional, "vit": transformer}
 
 
-def with_heads(
-    encoder: Encoder, tensors: Tensors, own: Mapping[str, Any]
-) -> tuple[Tensors, dict[str, Any]]:
+def with_heads(encoder: Encoder, tensors: Tensors, own: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
     """(tensors, fields) with those of the projection head and the classifier, and of the images."""
     model, reader = encoder.config.model, encoder.reader
     head = {f"projection.{name}": array for name, array in state(encoder, "projection").items()}

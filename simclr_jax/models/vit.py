@@ -139,7 +139,10 @@ class Block(nn.Module):
 
 
 def first(tokens: jax.Array) -> jax.Array:
-    """The first of tokens `[n, t, d]`, by a slice: with a symbol for n, LiteRT lacks the gather of `[:, 0]`."""
+    """The first of tokens `[n, t, d]`.
+
+    By a slice: for `[:, 0]` with a symbol as n, JAX makes a gather that LiteRT lacks.
+    """
     return jax.lax.index_in_dim(tokens, 0, axis=1, keepdims=False)
 
 

@@ -1,0 +1,203 @@
+"""The formats beside ONNX compute what the run computes, for images of any size and number."""
+
+import datetime
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from test_export_onnx import LIMIT, VARIANTS, an_encoder, apart, every_endpoint, photos
+
+from simclr_jax.errors import SimclrError
+from simclr_jax.export import formats, litert, preprocess, run, stablehlo, torch_files
+from simclr_jax.export.contract import Options
+from simclr_jax.feeds.images import ImageReader
+from simclr_jax.models import simclr
+
+ENDS = ("features", "projection", "logits", "block_group2")
+SHAPES = ((1, 53, 41), (5, 40, 61))  # (n, h, w)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    """The small CNN with a classifier; its images are cropped, resized and normalised."""
+    data = {"data__mean": (0.5, 0.4, 0.3), "data__std": (0.2, 0.3, 0.25), "eval__crop": 0.9}
+    return an_encoder(encoder="cnn", width=0.125, size=36, data=data)
+
+
+@functools.cache
+def right(encoder, shape, endpoint):
+    return encoder(photos(*shape), preprocess=True, endpoint=endpoint)
+
+
+def assert_equal(run, encoder, ends=ENDS, shapes=SHAPES):
+    for shape in shapes:
+        found = run(photos(*shape))
+        assert set(ends) == found.keys()
+        far = {name: apart(found[name], right(encoder, shape, name)) for name in ends}
+        assert {name: gap for name, gap in far.items() if not gap <= LIMIT} == {}
+
+
+@pytest.mark.parametrize("form", ["stablehlo", "savedmodel", "litert"])
+def test_computes_what_the_run_computes(form, encoder, tmp_path):
+    written = formats.writer(form)(encoder, ENDS, tmp_path / "artefact", Options())
+    assert written.files == [tmp_path / "artefact"]
+    assert written.files[0].exists()
+    assert_equal(written.run, encoder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["savedmodel", "litert"])
+@pytest.mark.parametrize("name", ["tutorial", "resnet18, torch", "selective kernels, large stem", "vit"])
+def test_other_encoders_in_tensorflow(name, form, tmp_path):
+    encoder = an_encoder(**VARIANTS[name])
+    written = formats.writer(form)(encoder, ENDS[:3], tmp_path / "artefact", Options())
+    assert_equal(written.run, encoder, ENDS[:3], SHAPES[:1])
+
+
+# ---- the evaluation view ------------------------------------------------------------------------------
+
+VIEWS = {  # (size, crop, resize)
+    "small": (20, 0.875, "bicubic"),
+    "small, cut": (32, 0.875, "none"),
+    "crop in float32": (33, 0.875, "bicubic"),
+    "crop in float64": (40, 0.9, "bilinear"),
+    "cut": (40, 0.35, "none"),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_view_of_any_size(name):
+    size, crop, resize = VIEWS[name]
+    reader = ImageReader(size, 2, (0.5, 0.4), (0.2, 0.3), (0, 0, 0), crop, resize)
+    images = jax.ShapeDtypeStruct(export.symbolic_shape("n, h, w, 2"), jnp.uint8)
+    view = export.export(jax.jit(lambda x: preprocess.pixels(x, reader)))(images)
+    prepare = jax.jit(lambda x: reader.prepare(x, True, jnp.float32))
+    for shape in ((2, 45, 35), (1, 31, 90)):
+        some = photos(*shape, channels=2)
+        np.testing.assert_allclose(view.call(some), prepare(some), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("crop", [0.875, 0.9, 0.35, 0.6, 1.0])
+def test_side_is_pythons_round(crop):
+    """Half an even and half an odd number, and products that float64 does not hold."""
+    shorter = np.arange(1, preprocess.LARGEST)
+    expected = [round(crop * int(n)) for n in shorter]
+    np.testing.assert_array_equal(preprocess.side_of(jnp.asarray(shorter, jnp.int32), crop), expected)
+
+
+# ---- StableHLO ----------------------------------------------------------------------------------------
+
+
+def test_expiry():
+    for day, expected in (
+        ((2026, 11, 27), (2027, 5, 27)),
+        ((2026, 6, 30), (2026, 12, 28)),
+        ((2026, 8, 31), (2027, 2, 28)),
+    ):
+        assert stablehlo.expiry(datetime.date(*day)) == datetime.date(*expected)
+
+
+def test_platforms(encoder, tmp_path):
+    for platforms, match in ((("cpu", "abacus"), "no 'abacus'; there are"), (("tpu",), "must include cpu")):
+        with pytest.raises(SimclrError, match=f"--platforms.*{match}"):
+            stablehlo.write(encoder, ENDS, tmp_path / "file", Options(platforms))
+    assert not (tmp_path / "file").exists()
+    written = stablehlo.write(encoder, ENDS[:1], tmp_path / "file", Options(("cpu", "tpu")))
+    assert written.notes["platforms"] == ["cpu", "tpu"]
+    program = export.deserialize(bytearray((tmp_path / "file").read_bytes()))
+    assert program.platforms == ("cpu", "tpu")
+    assert str(program.in_avals[0].shape) == "(n, h, w, 3)"
+
+
+# ---- LiteRT -------------------------------------------------------------------------------------------
+
+
+def test_litert_says_what_it_refuses(encoder, tmp_path, monkeypatch):
+    """Its converter has no operator for a Fourier transform of a symbolic size."""
+
+    def no_operator(model, variables, x):
+        return {"final_avg_pool": jnp.abs(jnp.fft.fft(x.sum((1, 2, 3)))[:, None])}
+
+    monkeypatch.setattr(simclr, "endpoints", no_operator)
+    with pytest.raises(SimclrError, match="--format=litert: its converter refuses this encoder") as caught:
+        litert.write(encoder, ENDS[:1], tmp_path / "file", Options())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "file").exists()
+
+
+# ---- PyTorch ------------------------------------------------------------------------------------------
+
+
+def imported(folder):
+    """The folder, imported as the package `artefact`."""
+    places = [str(folder)]
+    spec = importlib.util.spec_from_file_location(
+        "artefact", folder / "__init__.py", submodule_search_locations=places
+    )
+    module = sys.modules["artefact"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", [
+    "cnn, odd maps", "tutorial", "resnet18, torch", "selective kernels, large stem", "vit, learned",
+    "vit, mean",
+])  # fmt: skip
+def test_torch(name, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    encoder = an_encoder(**VARIANTS[name])
+    ends = tuple(each for each in every_endpoint(encoder) if each != "attention")
+    written = torch_files.write(encoder, ends, tmp_path / "artefact", Options())
+    assert not [file for file in written.files[0].glob("*.py") if "simclr_jax" in file.read_text()]
+    monkeypatch.setitem(sys.modules, "artefact.resnet", None)
+    del sys.modules["artefact.resnet"]
+    model, images = imported(tmp_path / "artefact").load(), photos(5, 40, 52)
+    with torch.no_grad():
+        found = {name: x.numpy() for name, x in model(torch.from_numpy(images)).items()}
+    assert set(ends) <= found.keys()
+    for run_of in (found, written.run(images)):
+        right = run.reference(encoder, ends)(images)
+        far = {each: apart(run_of[each], right[each]) for each in ends}
+        assert {each: gap for each, gap in far.items() if not gap <= LIMIT} == {}
+
+
+def test_torch_has_no_such_endpoint(tmp_path):
+    pytest.importorskip("torch")
+    written = torch_files.write(an_encoder(**VARIANTS["vit"]), ("attention",), tmp_path / "x", Options())
+    with pytest.raises(SimclrError, match="--endpoints: no 'attention' in PyTorch"):
+        written.run(photos(1, 40, 40))
+
+
+@pytest.mark.parametrize("name", ["cnn", "tutorial", "vit", "resnet18, torch"])
+def test_every_parameter_goes_to_torch(name):
+    """As many numbers, and no two places for one; fixed positions come on top."""
+    encoder = an_encoder(**VARIANTS[name])
+    tensors, fields = torch_files.STATES[encoder.config.model.encoder](encoder)
+    ours = sorted(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(encoder.variables)]))
+    own = {key: x for key, x in tensors.items() if key != "pos_embed" or "tokens" not in fields}
+    np.testing.assert_array_equal(ours, sorted(np.concatenate([x.ravel() for x in own.values()])))
+    assert fields["classes"] == 3
+
+
+def test_torch_refuses(encoder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        with pytest.raises(SimclrError, match="--format=torch: comparing it with the run needs PyTorch"):
+            torch_files.write(encoder, ENDS, tmp_path / "x", Options())
+    monkeypatch.setattr(torch_files, "import_torch", lambda why: None)
+    monkeypatch.delitem(torch_files.STATES, "cnn")
+    with pytest.raises(SimclrError, match="'cnn': has no PyTorch module, only resnet, tutorial, vit have"):
+        torch_files.write(encoder, ENDS, tmp_path / "x", Options())
+
+
+def test_the_folders_code_needs_only_torch():
+    text = Path(torch_files.__file__).with_name("torch_module.py").read_text()
+    top = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
+    assert {line.split()[1].split(".")[0] for line in top} == {"json", "pathlib", "torch", "simclr_jax"}
+    assert text.count("simclr_jax") == text.count("from simclr_jax.convert.torch_module import") == 1
