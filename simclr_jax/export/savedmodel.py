@@ -1,8 +1,9 @@
 """TensorFlow's SavedModel: the encoder of a run for TensorFlow and its server, by jax2tf.
 
     import tensorflow as tf
-    encode = tf.saved_model.load("encoder").signatures["serving_default"]
-    features = encode(images=images)["features"]  # uint8 [n, h, w, c]
+    model = tf.saved_model.load("encoder")  # keep it: its variables live as long as it does
+    encode = model.signatures["serving_default"]
+    features = encode(images=tf.constant(images))["features"]  # uint8 [n, h, w, c]
 
 The graph holds one operator, XlaCallModule, with the StableHLO of the encoder.
 """

@@ -1,7 +1,7 @@
 """StableHLO: the encoder of a run as one compiled-anywhere program, by `jax.export`.
 
 from jax import export
-program = export.deserialize(open("encoder.stablehlo", "rb").read())
+program = export.deserialize(bytearray(open("encoder.stablehlo", "rb").read()))
 features = program.call(images)["features"]  # uint8 [n, h, w, c]; JAX is all it needs
 """
 
