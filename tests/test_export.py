@@ -31,15 +31,18 @@ def encoder():
 
 
 @functools.cache
-def right(encoder, shape, endpoint):
-    return encoder(photos(*shape), preprocess=True, endpoint=endpoint)
+def right(encoder, ends, shape):
+    """The run's own outputs for `photos(*shape)`."""
+    found = run.reference(encoder, ends)(photos(*shape))
+    assert apart(found["features"], encoder(photos(*shape), preprocess=True)) < 1e-5
+    return found
 
 
-def assert_equal(run, encoder, ends=ENDS, shapes=SHAPES):
+def assert_equal(artefact, encoder, ends=ENDS, shapes=SHAPES):
     for shape in shapes:
-        found = run(photos(*shape))
-        assert set(ends) == found.keys()
-        far = {name: apart(found[name], right(encoder, shape, name)) for name in ends}
+        found = artefact(photos(*shape))
+        assert set(ends) <= found.keys()
+        far = {name: apart(found[name], right(encoder, ends, shape)[name]) for name in ends}
         assert {name: gap for name, gap in far.items() if not gap <= LIMIT} == {}
 
 
@@ -49,6 +52,15 @@ def test_computes_what_the_run_computes(form, encoder, tmp_path):
     assert written.files == [tmp_path / "artefact"]
     assert written.files[0].exists()
     assert_equal(written.run, encoder)
+
+
+@pytest.mark.parametrize("name", ["tutorial", "selective kernels, large stem", "vit, learned", "vit, mean"])
+def test_every_encoder_takes_a_symbol_for_the_batch(name):
+    encoder = an_encoder(**VARIANTS[name])
+    apply = functools.partial(preprocess.function(encoder, ENDS[:3]), encoder.variables)
+    images = jax.ShapeDtypeStruct(export.symbolic_shape("n, h, w, 3"), jnp.uint8)
+    program = export.export(jax.jit(apply), platforms=("cpu", "cuda", "tpu"))(images)
+    assert [str(each.shape) for each in program.out_avals[1:]] == ["(n, 3)", "(n, 8)"]
 
 
 @pytest.mark.slow
@@ -78,12 +90,11 @@ def test_view_of_any_size(name):
     images = jax.ShapeDtypeStruct(export.symbolic_shape("n, h, w, 2"), jnp.uint8)
     view = export.export(jax.jit(lambda x: preprocess.pixels(x, reader)))(images)
     prepare = jax.jit(lambda x: reader.prepare(x, True, jnp.float32))
-    for shape in ((2, 45, 35), (1, 31, 90)):
-        some = photos(*shape, channels=2)
-        np.testing.assert_allclose(view.call(some), prepare(some), atol=2e-6, rtol=0)
+    some = photos(2, 45, 35, channels=2)
+    np.testing.assert_allclose(view.call(some), prepare(some), atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("crop", [0.875, 0.9, 0.35, 0.6, 1.0])
+@pytest.mark.parametrize("crop", [0.875, 0.9, 0.35])
 def test_side_is_pythons_round(crop):
     """Half an even and half an odd number, and products that float64 does not hold."""
     shorter = np.arange(1, preprocess.LARGEST)
@@ -119,10 +130,10 @@ def test_platforms(encoder, tmp_path):
 
 
 def test_litert_says_what_it_refuses(encoder, tmp_path, monkeypatch):
-    """Its converter has no operator for a Fourier transform of a symbolic size."""
+    """Its converter has no operator for a gather from a symbolic number of rows."""
 
     def no_operator(model, variables, x):
-        return {"final_avg_pool": jnp.abs(jnp.fft.fft(x.sum((1, 2, 3)))[:, None])}
+        return {"final_avg_pool": x.reshape(x.shape[0], -1)[:, 0][:, None]}
 
     monkeypatch.setattr(simclr, "endpoints", no_operator)
     with pytest.raises(SimclrError, match="--format=litert: its converter refuses this encoder") as caught:
@@ -157,14 +168,14 @@ def test_torch(name, tmp_path, monkeypatch):
     assert not [file for file in written.files[0].glob("*.py") if "simclr_jax" in file.read_text()]
     monkeypatch.setitem(sys.modules, "artefact.resnet", None)
     del sys.modules["artefact.resnet"]
-    model, images = imported(tmp_path / "artefact").load(), photos(5, 40, 52)
-    with torch.no_grad():
-        found = {name: x.numpy() for name, x in model(torch.from_numpy(images)).items()}
-    assert set(ends) <= found.keys()
-    for run_of in (found, written.run(images)):
-        right = run.reference(encoder, ends)(images)
-        far = {each: apart(run_of[each], right[each]) for each in ends}
-        assert {each: gap for each, gap in far.items() if not gap <= LIMIT} == {}
+    model = imported(tmp_path / "artefact").load()
+
+    def own(images):
+        with torch.no_grad():
+            return {name: x.numpy() for name, x in model(torch.from_numpy(images)).items()}
+
+    for artefact in (own, written.run):
+        assert_equal(artefact, encoder, ends, SHAPES[1:])
 
 
 def test_torch_has_no_such_endpoint(tmp_path):

@@ -7,6 +7,7 @@
 TensorFlow's converter turns the StableHLO of jax2tf into LiteRT's own operators, for any n, h and w.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +29,31 @@ def write(encoder: Encoder, endpoints: tuple[str, ...], path: Path, options: Opt
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [module.encode.get_concrete_function()], module
     )
-    try:
-        content = converter.convert()
-    except Exception as error:  # of its C++ parts, of many types
-        raise SimclrError(
-            f"--format=litert: its converter refuses this encoder ({one_line(error)})"
-        ) from None
+    content, why = b"", ""
+    with late.quietly():
+        try:
+            content = converter.convert()
+        except Exception as error:  # of its C++ parts, of many types
+            why = one_line(error)
+    if why:
+        raise SimclrError(f"--format=litert: its converter refuses this encoder ({why})")
     Path(path).write_bytes(content)
     return Written([Path(path)], runner(content), {"versions": {"tensorflow": tf.__version__}})
 
 
 def runner(content: bytes) -> Runner:
     """The file in LiteRT's interpreter, or in TensorFlow's where that is not installed."""
-    encode = interpreter(content).get_signature_runner()
+    with late.quietly():
+        encode = interpreter(content).get_signature_runner()
     return lambda images: encode(images=images)
 
 
 def interpreter(content: bytes) -> Any:
+    """LiteRT's, or TensorFlow's own copy of it, which warns that it will go."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
         Interpreter = late.load().lite.Interpreter
-    return Interpreter(model_content=content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return Interpreter(model_content=content)
