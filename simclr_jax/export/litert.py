@@ -7,6 +7,7 @@
 TensorFlow's converter turns the StableHLO of jax2tf into LiteRT's own operators, for any n, h and w.
 """
 
+import importlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,9 @@ def runner(content: bytes) -> Runner:
 def interpreter(content: bytes) -> Any:
     """LiteRT's, or TensorFlow's own copy of it, which warns that it will go."""
     try:
-        from ai_edge_litert.interpreter import Interpreter
+        lite = importlib.import_module("ai_edge_litert.interpreter")
     except ImportError:
-        Interpreter = late.load().lite.Interpreter
+        lite = late.load().lite
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return Interpreter(model_content=content)
+        return lite.Interpreter(model_content=content)

@@ -28,10 +28,10 @@ def function(
     n, h and w may be symbolic dimensions (jax.export). The result is that of `Encoder.__call__` with
     `preprocess=True`.
     """
-    dtype = encoder.model.encoder.dtype
+    reader, dtype = card.reader(encoder), encoder.model.encoder.dtype
 
     def apply(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        found = card.ends(encoder, variables, pixels(images, encoder.reader, dtype))
+        found = card.ends(encoder, variables, pixels(images, reader, dtype))
         return {name: found[name] for name in endpoints}
 
     return apply

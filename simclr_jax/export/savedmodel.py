@@ -16,7 +16,7 @@ import numpy as np
 
 from simclr_jax.data import tf as late
 from simclr_jax.encoder import Encoder
-from simclr_jax.export import preprocess
+from simclr_jax.export import card, preprocess
 from simclr_jax.export.contract import Options, Runner, Written
 
 SIGNATURE = "serving_default"
@@ -36,10 +36,10 @@ def convert(encoder: Encoder, endpoints: tuple[str, ...]) -> Any:
     tf = late.load()
     from jax.experimental import jax2tf  # imports TensorFlow
 
-    shape = ", ".join(("n", "h", "w", str(encoder.reader.channels)))
+    channels = card.reader(encoder).channels
     apply = jax2tf.convert(
         preprocess.function(encoder, endpoints),
-        polymorphic_shapes=[None, f"({shape})"],
+        polymorphic_shapes=[None, f"(n, h, w, {channels})"],
         native_serialization_platforms=PLATFORMS,
         with_gradient=False,
     )
@@ -49,7 +49,7 @@ def convert(encoder: Encoder, endpoints: tuple[str, ...]) -> Any:
     def encode(images: Any) -> Any:
         return apply(module.parameters, images)
 
-    images = tf.TensorSpec([None, None, None, encoder.reader.channels], tf.uint8, name="images")
+    images = tf.TensorSpec([None, None, None, channels], tf.uint8, name="images")
     module.encode = tf.function(encode, input_signature=[images], autograph=False)
     return module
 

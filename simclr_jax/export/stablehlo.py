@@ -1,8 +1,10 @@
-"""StableHLO: the encoder of a run as one compiled-anywhere program, by `jax.export`.
+"""StableHLO: the encoder of a run as one program for CPU, CUDA and TPU, by `jax.export`.
 
-from jax import export
-program = export.deserialize(bytearray(open("encoder.stablehlo", "rb").read()))
-features = program.call(images)["features"]  # uint8 [n, h, w, c]; JAX is all it needs
+    from jax import export
+    program = export.deserialize(bytearray(open("encoder.stablehlo", "rb").read()))
+    features = program.call(images)["features"]  # uint8 [n, h, w, c]
+
+JAX is all that it needs. The parameters are constants of the program.
 """
 
 import datetime
@@ -15,7 +17,7 @@ from jax import export
 
 from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
-from simclr_jax.export import preprocess
+from simclr_jax.export import card, preprocess
 from simclr_jax.export.contract import Options, Runner, Written
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # that jax.export lowers to
@@ -30,7 +32,7 @@ def write(encoder: Encoder, endpoints: tuple[str, ...], path: Path, options: Opt
     """
     check(options.platforms)
     apply = functools.partial(preprocess.function(encoder, endpoints), encoder.variables)
-    shape = export.symbolic_shape(f"n, h, w, {encoder.reader.channels}")
+    shape = export.symbolic_shape(f"n, h, w, {card.reader(encoder).channels}")
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
     program = export.export(jax.jit(apply), platforms=options.platforms)(images)
     Path(path).write_bytes(program.serialize())

@@ -16,6 +16,7 @@ from simclr_jax.convert import vit
 from simclr_jax.convert.torch_files import import_torch
 from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
+from simclr_jax.export import card
 from simclr_jax.export.contract import Options, Runner, Written
 from simclr_jax.models.projection import PROJECTIONS
 from simclr_jax.models.vit_fields import shape_of
@@ -63,7 +64,7 @@ def runner(folder: Path, endpoints: tuple[str, ...]) -> Runner:
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
         with torch.no_grad():
-            found = model(torch.from_numpy(images))
+            found = model(torch.tensor(images))
         missing = [name for name in endpoints if name not in found]
         if missing:
             raise SimclrError(f"--endpoints: no {missing[0]!r} in PyTorch; there are {', '.join(found)}")
@@ -97,7 +98,7 @@ def convolutional(encoder: Encoder) -> tuple[Tensors, dict[str, Any]]:
 def transformer(encoder: Encoder) -> tuple[Tensors, dict[str, Any]]:
     """Of the ViT, with timm's names."""
     fields = encoder.config.model.vit
-    tensors = vit.write(encoder.variables["params"]["encoder"], fields, encoder.reader.size)
+    tensors = vit.write(encoder.variables["params"]["encoder"], fields, card.reader(encoder).size)
     own = {name: fields[name] for name in ("patch", "pool", "qkv_bias", "layer_scale")}
     own |= {**shape_of(fields)._asdict(), "tokens": tensors["pos_embed"].shape[1]}
     return with_heads(encoder, tensors, own)
@@ -108,7 +109,7 @@ STATES = {"resnet": resnet, "cnn": convolutional, "tutorial": convolutional, "vi
 
 def with_heads(encoder: Encoder, tensors: Tensors, own: Mapping[str, Any]) -> tuple[Tensors, dict[str, Any]]:
     """(tensors, fields) with those of the projection head and the classifier, and of the images."""
-    model, reader = encoder.config.model, encoder.reader
+    model, reader = encoder.config.model, card.reader(encoder)
     head = {f"projection.{name}": array for name, array in state(encoder, "projection").items()}
     probe = {name.replace("dense", "fc"): array for name, array in state(encoder, "probe").items()}
     images = ("channels", "mean", "std", "crop", "resize")
