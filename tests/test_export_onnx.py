@@ -313,6 +313,7 @@ def test_the_file_computes_what_the_run_does(workdir, exported):
 
 def test_nothing_is_replaced_unless_told(workdir, exported, capsys):
     before = exported.read_bytes()
+    (exported.parent / ".encoder.onnx.tmp").mkdir()  # of a killed command
     line = failed(capsys, f"--workdir={workdir}", f"--out={exported}")
     assert "encoder.onnx is there; give another name, or --again" in line
     line = failed(capsys, f"--workdir={workdir}", f"--out={exported}", "--again", "--tolerance=1e-12")
