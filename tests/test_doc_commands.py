@@ -34,6 +34,7 @@ from simclr_jax.convert import google_tf, torch
 from simclr_jax.doctor import pitfalls
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import __main__ as evaluation
+from simclr_jax.export import __main__ as exporting
 from simclr_jax.generate import __main__ as generation
 from simclr_jax.generate import run as generating
 from simclr_jax.measures import density
@@ -265,6 +266,11 @@ def run_restore(words: list[str]) -> None:
     restoration.main(words[3:])
 
 
+def run_export(words: list[str]) -> None:
+    """`python -m simclr_jax.export`."""
+    exporting.main(words[3:])
+
+
 def run_convert(words: list[str]) -> None:
     """`python -m simclr_jax.convert`."""
     convert.main(words[3:])
@@ -406,6 +412,7 @@ INSTALLED = {
     "simclr train --config=quickstart": "python -m simclr_jax.main --config=configs/quickstart.py",
     "simclr train --config=tables": "python -m simclr_jax.main --config=configs/tables.py",
     "simclr evaluate": "python -m simclr_jax.evaluate",
+    "simclr export": "python -m simclr_jax.export",
     "simclr sweep": "python -m simclr_jax.sweep",
 }
 CONVERTED = {"resnet50.pth": "resnet50.safetensors", "encoder.pth": "encoder.safetensors"}
@@ -433,6 +440,7 @@ COMMANDS = (
     Rule(r"python -m simclr_jax\.doctor .* --workdir", run_doctor, DIGITS, slow=True),
     Rule("simclr train --config=quickstart$", run_main, TINY, INSTALLED),
     Rule("simclr evaluate", run_evaluate, SCORES, INSTALLED),
+    Rule(r"simclr export (?!.*--format)", run_export, put=INSTALLED),
     Rule(r"simclr sweep (?!--config=ablation)", run_process, SWEEP, INSTALLED, slow=True),
     Rule(r"python tools/benchmark\.py step --config=configs/quickstart\.py", run_process, ONCE, slow=True),
     Rule(r"python -m pytest", run_process, COLLECT, slow=True),
