@@ -108,6 +108,24 @@ def test_side_is_pythons_round(crop):
     np.testing.assert_array_equal(preprocess.side_of(jnp.asarray(shorter, jnp.int32), crop), expected)
 
 
+@pytest.mark.parametrize(
+    ("layer", "ends", "held"),
+    [
+        (0, ("features", "logits"), False),
+        (1, ("features", "logits"), True),
+        (1, ("features",), True),
+        (0, ("features", "projection_1"), True),
+    ],
+)
+def test_a_head_that_is_not_asked_for_stays_behind(layer, ends, held):
+    encoder = an_encoder(**VARIANTS["cnn"], probe_layer=layer)
+    variables = preprocess.needed(encoder, ends)
+    assert ("projection" in variables["params"], "projection" in variables["batch_stats"]) == (held, held)
+    images = jax.ShapeDtypeStruct((2, 40, 40, 3), jnp.uint8)
+    found = jax.eval_shape(preprocess.function(encoder, ends), variables, images)
+    assert found.keys() == set(ends)
+
+
 # ---- StableHLO ----------------------------------------------------------------------------------------
 
 

@@ -37,6 +37,17 @@ def function(
     return apply
 
 
+def needed(encoder: Encoder, endpoints: tuple[str, ...]) -> dict[str, Any]:
+    """The variables for `function`: without a projection head that no endpoint needs."""
+    behind = encoder.model.probe is not None and encoder.model.probe_layer  # a classifier, always computed
+    if behind or any(name.startswith("projection") for name in endpoints):
+        return encoder.variables
+    return {
+        collection: {part: tree for part, tree in parts.items() if part != "projection"}
+        for collection, parts in encoder.variables.items()
+    }
+
+
 def pixels(images: jax.Array, reader: ImageReader, dtype: Any = jnp.float32) -> jax.Array:
     """`reader.prepare(images, True, dtype)` of uint8 images `[n, h, w, c]`, `[n, size, size, c]`.
 

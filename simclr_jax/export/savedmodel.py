@@ -44,7 +44,7 @@ def convert(encoder: Encoder, endpoints: tuple[str, ...]) -> Any:
         with_gradient=False,
     )
     module = tf.Module()
-    module.parameters = jax.tree.map(tf.Variable, encoder.variables)
+    module.parameters = jax.tree.map(tf.Variable, preprocess.needed(encoder, endpoints))
 
     def encode(images: Any) -> Any:
         return apply(module.parameters, images)

@@ -31,7 +31,8 @@ def write(encoder: Encoder, endpoints: tuple[str, ...], path: Path, options: Opt
       SimclrError: a platform is unknown, or none is this machine's, where the program is compared.
     """
     check(options.platforms)
-    apply = functools.partial(preprocess.function(encoder, endpoints), encoder.variables)
+    variables = preprocess.needed(encoder, endpoints)
+    apply = functools.partial(preprocess.function(encoder, endpoints), variables)
     shape = export.symbolic_shape(f"n, h, w, {card.reader(encoder).channels}")
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
     program = export.export(jax.jit(apply), platforms=options.platforms)(images)
