@@ -35,7 +35,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["simclr_jax", "simclr_jax.*"]), "simclr_jax.configs"],
     package_dir={"simclr_jax.configs": "configs"},  # at the top of the checkout, where recipes are read
-    package_data={"simclr_jax.data": ["*.npz", "*.md"]},
+    package_data={"simclr_jax": ["encoders/*/*"], "simclr_jax.data": ["*.npz", "*.md"]},
     entry_points={"console_scripts": ["simclr=simclr_jax.cli:main"]},
     # Each bound is the lowest version that works: make lower-bounds tries them, tools/lower_bounds.txt.
     install_requires=[
