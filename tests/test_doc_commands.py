@@ -36,6 +36,7 @@ from simclr_jax.embed import __main__ as embedding
 from simclr_jax.embed import search as searching
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import __main__ as evaluation
+from simclr_jax.export import __main__ as exporting
 from simclr_jax.generate import __main__ as generation
 from simclr_jax.generate import run as generating
 from simclr_jax.index import curate, dedup
@@ -286,6 +287,11 @@ def run_index(words: list[str]) -> None:
     {"search": searching.main, "dedup": dedup.main, "curate": curate.main}[words[1]](words[2:])
 
 
+def run_export(words: list[str]) -> None:
+    """`python -m simclr_jax.export`."""
+    exporting.main(words[3:])
+
+
 def run_convert(words: list[str]) -> None:
     """`python -m simclr_jax.convert`."""
     convert.main(words[3:])
@@ -435,6 +441,7 @@ INSTALLED = {
     "simclr train --config=folder": "python -m simclr_jax.main --config=configs/folder.py",
     "simclr train --config=tables": "python -m simclr_jax.main --config=configs/tables.py",
     "simclr evaluate": "python -m simclr_jax.evaluate",
+    "simclr export": "python -m simclr_jax.export",
     "simclr sweep": "python -m simclr_jax.sweep",
 }
 CONVERTED = {"resnet50.pth": "resnet50.safetensors", "encoder.pth": "encoder.safetensors"}
@@ -465,6 +472,7 @@ COMMANDS = (
     Rule("simclr embed", run_embed, LITTLE),
     Rule("simclr (search|dedup|curate)", run_index),
     Rule("simclr evaluate", run_evaluate, SCORES, INSTALLED),
+    Rule(r"simclr export (?!.*--format)", run_export, put=INSTALLED),
     Rule("simclr publish", run_publish, ("--no-onnx",)),
     Rule(r"simclr sweep (?!--config=ablation)", run_process, SWEEP, INSTALLED, slow=True),
     Rule(r"python tools/benchmark\.py step --config=configs/quickstart\.py", run_process, ONCE, slow=True),

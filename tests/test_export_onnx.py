@@ -23,7 +23,7 @@ from simclr_jax.convert import workdir as conversion
 from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
 from simclr_jax.export import __main__ as command
-from simclr_jax.export import onnx_model, run, service
+from simclr_jax.export import formats, onnx_model, run, service
 from simclr_jax.export.contract import Options
 from simclr_jax.export.onnx_graph import Graph, Map
 from simclr_jax.export.onnx_preprocess import preprocess
@@ -52,6 +52,11 @@ VARIANTS = {  # fields of config.model; size: of images, 32 unless told
     "vit, learned": {**VIT, "vit__positions": "learned", "vit__layer_scale": 0.1, "vit__qkv_bias": False},
     "vit, mean": {**VIT, "vit__pool": "mean", "size": 40},
 }
+# make test-all runs these; others have their parts.
+SLOW = (
+    "cnn, groups", "resnet18", "large stem, odd", "selective kernels", "basic blocks of sk",
+    "squeeze and excitation", "vit, learned",
+)  # fmt: skip
 # The bound of the issue, over the values' root mean square.
 LIMIT = 1e-4
 
@@ -101,7 +106,9 @@ def apart(found, right):
     return np.max(np.abs(found - right)) / np.sqrt(np.mean(right**2))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in VARIANTS]
+)
 def test_every_endpoint_of_every_encoder(name):
     encoder = an_encoder(**VARIANTS[name])
     images = photos(5, 40, 52)
@@ -199,13 +206,14 @@ def test_batch_norm_is_gone_and_nothing_is_there_in_vain():
 
 
 def test_the_graph_tells_of_itself():
-    model = onnx_model.build(an_encoder(**VARIANTS["cnn"]), ("features", "block_group1"))
+    model = onnx_model.build(an_encoder(**VARIANTS["cnn"]), ("features", "logits", "block_group1"))
     about = json.loads({each.key: each.value for each in model.metadata_props}["simclr_jax"])
-    assert about["outputs"] == {"features": 64, "block_group1": [16, 16, 4]}
+    assert about["outputs"] == {"features": 64, "logits": 3, "block_group1": [16, 16, 4]}
     assert about["input"] == {"name": "images", "channels": 3, "size": 32, "crop": 0.875, "resize": "bicubic"}
     assert about["classes"] == ["a", "b", "c"]
     assert about["run"]["architecture"]["encoder"] == "cnn"
     assert "vit" not in about["run"]["architecture"]
+    assert "source" not in about["run"]["data"]  # a path of the user's
     assert [d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim[:3]] == ["n", "h", "w"]
 
 
@@ -239,6 +247,27 @@ def test_an_encoder_without_a_writer_says_so_until_it_has_one(monkeypatch):
     found = session_of(encoder, ("features", "tokens"))(images)
     right = run.reference(encoder, ("features", "tokens"))(images)
     assert max(apart(found[name], right[name]) for name in found) < LIMIT
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_a_head_that_ends_early_or_is_missing_gives_what_it_has(layers):
+    """As of a run that read a layer in the middle, and of one that restores images."""
+    encoder = an_encoder(**VARIANTS["cnn"], projection_layers=3)
+    head = encoder.variables["params"]["projection"]
+    kept = {name: tree for name, tree in head.items() if int(name[-1]) < layers}
+    encoder.variables["params"] = {**encoder.variables["params"], "projection": kept}
+    if not kept:
+        del encoder.variables["params"]["projection"]
+    found = set(onnx_model.ends(encoder, Graph()))
+    assert found == set(every_endpoint(encoder))
+    assert ("projection" in found) == (layers == 3)
+
+
+def test_an_encoder_of_tables_is_refused():
+    encoder = an_encoder(**VARIANTS["cnn"])
+    encoder.reader = object()
+    with pytest.raises(SimclrError, match="takes rows of tables"):
+        onnx_model.build(encoder, ("features",))
 
 
 # ---- the command ----------------------------------------------------------------------------------------
@@ -298,6 +327,7 @@ def test_the_file_computes_what_the_run_does(workdir, exported):
 
 def test_nothing_is_replaced_unless_told(workdir, exported, capsys):
     before = exported.read_bytes()
+    (exported.parent / ".encoder.onnx.tmp").mkdir()  # of a killed command
     line = failed(capsys, f"--workdir={workdir}", f"--out={exported}")
     assert "encoder.onnx is there; give another name, or --again" in line
     line = failed(capsys, f"--workdir={workdir}", f"--out={exported}", "--again", "--tolerance=1e-12")
@@ -316,6 +346,7 @@ def test_real_images_and_other_endpoints(workdir, tmp_path, capsys):
     assert "projection, 3 images resized:" in said
     about = json.loads((tmp_path / "x.onnx.json").read_text())
     assert about["outputs"] == {"features": 64, "projection": 8, "block_group2": [10, 10, 8]}
+    assert about["classes"] == []  # of logits that are not there
 
 
 @pytest.mark.parametrize(
@@ -357,3 +388,10 @@ def test_help_needs_no_jax():
         "    runpy.run_module('simclr_jax.export', run_name='__main__')\nsys.exit('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "simclr_jax.export.onnx_model")
+    with pytest.raises(SimclrError, match=r"onnx is missing: pip install 'simclr_jax\[onnx\]'"):
+        formats.writer("onnx")

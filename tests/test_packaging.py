@@ -266,6 +266,7 @@ HELP = {
     "evaluate": "usage: simclr evaluate",
     "embed": "usage: simclr embed",
     "search": "usage: simclr search",
+    "serve": "usage: simclr serve",
     "generate": "usage: simclr generate",
     "restore": "usage: simclr restore",
     "publish": "usage: simclr publish",
