@@ -71,7 +71,9 @@ class Encoder:
         if batch_size < 1:
             raise SimclrError(f"batch_size={batch_size}: must be above 0")
         if registry.of_images(self.config.data.source) and (each := of_images.one_by_one(images, preprocess)):
-            views = functools.partial(of_images.views_of, self.config, self.reader)
+            views = functools.partial(
+                of_images.views_of, self.config, cast(of_images.ImageReader, self.reader)
+            )
             parts = [each[at : at + batch_size] for at in range(0, len(each), batch_size)]
             return np.concatenate([self(views(part), endpoint=endpoint) for part in parts])
         how = (self.model, self.reader, preprocess, endpoint)

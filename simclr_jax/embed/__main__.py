@@ -1,6 +1,7 @@
 """The command: `python -m simclr_jax.embed --workdir=RUN --images=DIR --out=features.parquet`."""
 
 import argparse
+import os
 import sys
 
 from simclr_jax import signals
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = top.add_argument
-    add("--workdir", metavar="RUN", help="of a run, trained here or converted")
+    add("--workdir", metavar="RUN", help="of a run, trained here or converted; or hf:OWNER/NAME")
     add("--images", metavar="DIR", help="folder, subfolders too; 'GLOB'; LIST.csv; or tfds:NAME")
     add(
         "--out", metavar="FILE", help="features.parquet (pip install 'simclr_jax[embed]'), .npz, .npy or .csv"
@@ -67,13 +68,13 @@ def main(argv: list[str] | None = None) -> None:
         from simclr_jax import distributed
 
         distributed.start(args.coordinator, args.processes, args.process)
-        from simclr_jax import encoder
+        from simclr_jax import encoder, hub
         from simclr_jax.embed import run
         from simclr_jax.evaluate.__main__ import override
 
         found = encoder.load(args.workdir, args.step)
         if rest:
-            config = override(args.workdir, rest)
+            config = override(os.fspath(hub.local(args.workdir)), rest)
             found = encoder.Encoder(config, found.classes, found.step, found.variables, found.data)
         options = run.Options(args.images, args.out, args.endpoint, args.split)
         for line in run.embed(found, args.workdir, options):

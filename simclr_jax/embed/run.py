@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from simclr_jax import distributed, encoder, lock, paths, registry, sharding, storage
+from simclr_jax import distributed, encoder, hub, lock, paths, registry, sharding, storage
 from simclr_jax.data import pipeline
 from simclr_jax.data.labels import UNREADABLE
 from simclr_jax.data.sources import Source, Stream
@@ -119,7 +119,7 @@ class _Work:
         self.parts = Parts(out.with_name(out.name + ".parts"), images.source.size)
         self.unreadable = table.beside(out, "unreadable.csv")
         self.meta = {
-            "workdir": workdir if workdir.startswith("hf:") else paths.real(workdir),
+            "workdir": workdir if hub.is_named(workdir) else paths.real(workdir),
             "step": found.step,
             "endpoint": options.endpoint,
             "images": images.root,

@@ -211,9 +211,13 @@ def retrieval(
 
 
 def grid(
-    path: epath.PathLike, images: np.ndarray, titles: Sequence[str], title: str, columns: int = 8
+    path: epath.PathLike,
+    images: Sequence[np.ndarray] | np.ndarray,
+    titles: Sequence[str],
+    title: str,
+    columns: int = 8,
 ) -> None:
-    """Images `[n, h, w, c]`, each under its title."""
+    """Images `[n, h, w, c]`, or a list of such of several sizes, each under its title."""
     rows = -(-len(images) // columns)
     figure = new(figsize=(1.25 * min(columns, len(images)) + 0.4, 1.5 * rows + 0.5))
     axes = figure.subplots(rows, min(columns, len(images)), squeeze=False).ravel()

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from simclr_jax.errors import SimclrError
 from simclr_jax.index.table import Embeddings, replacing
 
@@ -24,7 +26,7 @@ def checked(path: str) -> Path:
 def write(
     path: Path,
     embeddings: Embeddings,
-    rows: Sequence[int],
+    rows: Sequence[int] | np.ndarray,
     more: Mapping[str, Iterable[object]] | None = None,
 ) -> None:
     """Writes the images of `rows` in this order: file (from the root on), label, and what is `more`.

@@ -205,10 +205,9 @@ def _csv(stack: contextlib.ExitStack, path: Path, n: int, dim: int, meta: dict[s
     lines = csv.writer(file, lineterminator="\n")
     lines.writerow(["path", "label", *(f"f{i}" for i in range(dim))])
     while (part := (yield)) is not None:
-        for name, label, row in zip(*part, strict=True):
-            lines.writerow(
-                [name, label, *map(str, np.float32(row))]
-            )  # the shortest text that is this float32
+        paths, labels, features = part
+        for name, label, row in zip(paths, labels, np.asarray(features, np.float32), strict=True):
+            lines.writerow([name, label, *map(str, row)])  # the shortest text that is this float32
 
 
 def _header(file: Any, n: int, dim: int) -> None:
