@@ -575,6 +575,12 @@ def test_an_index_of_another_run_is_refused(made, dim, meta, why):
         artefact.matching(artefact.load(made.artefact, 1), other, Path("features.npz"))
 
 
+def test_a_published_artefact_names_no_folder(made, tmp_path):
+    loaded = artefact.load(changed(made, tmp_path, run={"step": 7}), 1)
+    ours = table.Embeddings(["a"], np.ones((1, 5), np.float32), [""], {"workdir": "runs/toy", "step": 7})
+    assert artefact.matching(loaded, ours, Path("features.npz")) == "features"
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [

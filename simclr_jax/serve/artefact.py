@@ -88,7 +88,7 @@ def _about(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(beside.read_text())
         kind, sha, channels = about["format"], about["sha256"], about["input"]["channels"]
-        outputs, _ = about["outputs"]["features"], about["run"]["workdir"]
+        outputs, _ = about["outputs"]["features"], about["run"]["step"]
     except (ValueError, KeyError, TypeError) as error:
         raise SimclrError(f"{beside}: is not what an export writes ({error!r}); {WRITE}") from None
     if kind != "onnx":
