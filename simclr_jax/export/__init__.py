@@ -1,0 +1,1 @@
+"""Encoders as files that run without this project: `simclr export`."""
