@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from simclr_jax import registry
+from simclr_jax.config import flatten
 from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
 from simclr_jax.models import simclr
@@ -44,6 +46,8 @@ def ends(encoder: Encoder, variables: Any, pixels: jax.Array) -> dict[str, jax.A
 def describe(encoder: Encoder, form: str, outputs: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """What is known before the artefact is written; `outputs` as `shapes` gives them."""
     config, reader = encoder.config, encoder.reader
+    idle = registry.idle(flatten(config))
+    model = {name: value for name, value in config.model.to_dict().items() if f"model.{name}" not in idle}
     installed = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {
         "schema": SCHEMA,
@@ -59,7 +63,7 @@ def describe(encoder: Encoder, form: str, outputs: Mapping[str, tuple[int, ...]]
         "classes": list(encoder.classes),
         "run": {
             "step": encoder.step,
-            "architecture": config.model.to_dict(),
+            "architecture": model,
             "data": {name: config.data.to_dict()[name] for name in OF_DATA},
         },
         "versions": {"simclr_jax": __version__, **installed},
