@@ -98,7 +98,9 @@ def test_every_endpoint_of_every_encoder(name):
     right = {each: x for each, x in run.reference(encoder, every_endpoint(encoder))(images).items()}
     found = session_of(encoder, tuple(right))(images)
     assert {"features", "projection", "projection_1", "logits"} < right.keys()
-    assert {each: apart(found[each], right[each]) for each in right if apart(found[each], right[each]) > LIMIT} == {}
+    assert {
+        each: apart(found[each], right[each]) for each in right if apart(found[each], right[each]) > LIMIT
+    } == {}
 
 
 def every_endpoint(encoder):

@@ -1,14 +1,14 @@
 """Several artefacts side by side: size, time an image, and how good their features are."""
 
+import dataclasses
 import json
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from etils import epath
+from ml_collections import ConfigDict
 
 from simclr_jax import files, paths, sharding
 from simclr_jax.compress import artefact as artefacts
@@ -18,6 +18,7 @@ from simclr_jax.errors import SimclrError
 from simclr_jax.measures.features import Features
 from simclr_jax.metrics import watched
 from simclr_jax.protocols import scores
+from simclr_jax.results import HEAD, Cell, shown
 from simclr_jax.tasks.extractor import labelled
 from simclr_jax.text import show_table
 
@@ -28,18 +29,17 @@ COLUMNS = ("artefact", "MB", "ms at 1", "ms at 32", "kNN", "linear")
 
 
 class Line(NamedTuple):
-    """What is known of an artefact; scores are None without labels.
+    """What is known of an artefact; no scores without labels.
 
     Attributes:
       size: bytes; ms: milliseconds an image, by batch.
-      knn, linear: top-1 on test with all training labels, as `simclr evaluate` chooses and scores them.
+      scores: {knn, linear_all: top-1 on test with all training labels, as `protocols.scores` chooses them}.
     """
 
     name: str
     size: int
     ms: dict[int, float]
-    knn: float | None
-    linear: float | None
+    scores: dict[str, Cell]
 
 
 def compare(names: Sequence[str], workdir: str = "", out: str = "") -> list[str]:
@@ -65,34 +65,36 @@ def compare(names: Sequence[str], workdir: str = "", out: str = "") -> list[str]
     groups = getattr(splits.train, "groups", None)
     lines = []
     for name, each, ms in zip(names, found, quick, strict=True):
-        train, test = (labelled(Features(features(each, *part), part[1])) for part in parts)
+        train, test = (labelled(Features(features(each, images), labels)) for images, labels in parts)
         known = groups if groups is None else groups[parts[0][1] >= 0]
         scored = score(scores.Contender(name, train, test, known), len(splits.train.classes), config)
-        lines.append(Line(name, each.size, ms, *scored))
+        lines.append(Line(name, each.size, ms, scored))
     tell(lines, f"{splits.train.name}, {splits.test.size:,} test images")
     if out:
-        rows = [{**line._asdict(), "path": name} for line, name in zip(lines, names, strict=True)]
-        files.write(
-            epath.Path(paths.local(out, "--out")), json.dumps({"machine": here(), "rows": rows}, indent=2)
-        )
+        rows = [
+            {**line._asdict(), "scores": {name: dataclasses.asdict(one) for name, one in line.scores.items()}}
+            for line in lines
+        ]
+        text = json.dumps({"schema": 1, "machine": here(), "rows": rows}, indent=2)
+        files.write(paths.local(out, "--out"), f"{text}\n")
     return [out] if out else []
 
 
-def features(artefact: Artefact, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def features(artefact: Artefact, images: np.ndarray) -> np.ndarray:
     """The artefact's features `[n, d]` of images `[n, h, w, c]`."""
     parts = np.array_split(images, -(-len(images) // AT_ONCE))
     found = [artefact.run(part)["features"] for part in watched(parts, len(parts), "batch")]
     return np.concatenate(found)
 
 
-def score(contender: scores.Contender, classes: int, config: Any) -> tuple[float | None, float | None]:
-    """(kNN, linear) on test, None without labels."""
+def score(contender: scores.Contender, classes: int, config: ConfigDict) -> dict[str, Cell]:
+    """{knn, linear_all: on test}; {} without labels."""
     if classes < 2:
-        return None, None
+        return {}
     config = config.copy_and_resolve_references()
-    config.eval.linear.draws = 1  # of the probes on few labels, which are not told here
+    config.eval.linear.draws = 0  # no probes on few labels
     found = scores.score(contender, classes, sharding.make_mesh(1), config.eval)
-    return tuple(found[name].cell.value if name in found else None for name in ("knn", "linear_all"))
+    return {name: one.cell for name, one in found.items()}
 
 
 def timed(found: Sequence[Artefact], images: np.ndarray) -> list[dict[int, float]]:
@@ -111,21 +113,9 @@ def timed(found: Sequence[Artefact], images: np.ndarray) -> list[dict[int, float
 
 def tell(lines: Sequence[Line], title: str) -> None:
     """Prints the table."""
-
-    def percent(value: float | None) -> str:
-        return "" if value is None else f"{100 * value:.1f}"
-
-    rows = [
-        [
-            Path(line.name).as_posix(),
-            f"{line.size / 1e6:.2f}",
-            *(f"{line.ms[batch]:.2f}" for batch in BATCHES),
-            percent(line.knn),
-            percent(line.linear),
-        ]
-        for line in lines
-    ]
-    note = (
-        f"ms an image: median of {ROUNDS} calls in onnxruntime on this CPU ({here()}), in turns; scores in %"
-    )
-    show_table(title, COLUMNS, rows, [note])
+    rows = []
+    for line in lines:
+        quality = [shown(line.scores.get(name)) for name in ("knn", "linear_all")]
+        rows.append([line.name, f"{line.size / 1e6:.2f}", *(f"{line.ms[n]:.2f}" for n in BATCHES), *quality])
+    note = f"ms an image: median of {ROUNDS} calls in onnxruntime on this CPU ({here()}), in turns"
+    show_table(title, COLUMNS, rows, [note, f"kNN and linear, all labels: {HEAD}"])
