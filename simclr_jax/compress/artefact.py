@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -35,10 +36,16 @@ class Artefact:
 
     @functools.cached_property
     def run(self) -> Runner:
-        """uint8 images `[n, h, w, c]` to {output: `[n, d]`}, in onnxruntime on the CPU."""
-        from simclr_jax.export.onnx_model import runner
+        """`session` on all cores."""
+        return self.session()
 
-        return runner(self.path)
+    def session(self, threads: int = 0) -> Runner:
+        """uint8 images `[n, h, w, c]` to {output: `[n, d]`}, in onnxruntime on the CPU; 0 threads: all."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        made = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        names = [each.name for each in made.get_outputs()]
+        return lambda images: dict(zip(names, made.run(names, {"images": images}), strict=True))
 
     @property
     def size(self) -> int:

@@ -98,16 +98,20 @@ def score(contender: scores.Contender, classes: int, config: ConfigDict) -> dict
 
 
 def timed(found: Sequence[Artefact], images: np.ndarray) -> list[dict[int, float]]:
-    """{batch: median milliseconds an image} of each; their calls take turns, as the machine's pace varies."""
+    """{batch: median milliseconds an image} of each, on one thread; their calls take turns.
+
+    It is the thread's own time, which other programs on the machine do not lengthen.
+    """
+    runs = [each.session(threads=1) for each in found]
     times: list[dict[int, list[float]]] = [{batch: [] for batch in BATCHES} for _ in found]
     for batch in BATCHES:
         some = np.resize(images, (batch, *images.shape[1:]))
         for turn in range(ROUNDS + 2):  # two to warm up
-            for each, of in zip(found, times, strict=True):
-                begin = time.perf_counter()
-                each.run(some)
+            for run, of in zip(runs, times, strict=True):
+                begin = time.thread_time()
+                run(some)
                 if turn > 1:
-                    of[batch].append(1e3 * (time.perf_counter() - begin) / batch)
+                    of[batch].append(1e3 * (time.thread_time() - begin) / batch)
     return [{batch: statistics.median(each) for batch, each in of.items()} for of in times]
 
 
@@ -117,5 +121,5 @@ def tell(lines: Sequence[Line], title: str) -> None:
     for line in lines:
         quality = [shown(line.scores.get(name)) for name in ("knn", "linear_all")]
         rows.append([line.name, f"{line.size / 1e6:.2f}", *(f"{line.ms[n]:.2f}" for n in BATCHES), *quality])
-    note = f"ms an image: median of {ROUNDS} calls in onnxruntime on this CPU ({here()}), in turns"
+    note = f"ms an image: one thread of this CPU ({here()}) in onnxruntime, median of {ROUNDS} calls in turns"
     show_table(title, COLUMNS, rows, [note, f"kNN and linear, all labels: {HEAD}"])
