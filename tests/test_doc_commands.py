@@ -28,12 +28,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from simclr_jax import main, registry
+from simclr_jax.compress import __main__ as compression
 from simclr_jax.config import check_field, checks, default, flatten, set_field
 from simclr_jax.convert import __main__ as convert
 from simclr_jax.convert import google_tf, torch
 from simclr_jax.doctor import pitfalls
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import __main__ as evaluation
+from simclr_jax.export import run as exporting
 from simclr_jax.generate import __main__ as generation
 from simclr_jax.generate import run as generating
 from simclr_jax.measures import density
@@ -265,6 +267,20 @@ def run_restore(words: list[str]) -> None:
     restoration.main(words[3:])
 
 
+def run_compress(words: list[str]) -> None:
+    """`simclr compress`."""
+    compression.main(words[2:])
+
+
+def run_compare(words: list[str]) -> None:
+    """`simclr compress --compare`, of artefacts that the page makes where it is not slow."""
+    if not Path("digits.onnx").exists():
+        quickstart(Path("runs/quickstart").absolute())
+        for name in [word for word in words if word.endswith(".onnx")]:
+            exporting.export("runs/quickstart", 0, exporting.Wish(name))
+    compression.main(words[2:])
+
+
 def run_convert(words: list[str]) -> None:
     """`python -m simclr_jax.convert`."""
     convert.main(words[3:])
@@ -404,6 +420,7 @@ MAIN = r"python -m simclr_jax\.main --config=configs/"
 FOLDER = r"python -m simclr_jax\.main --config=configs/folder\.py --config\.data\.source"
 INSTALLED = {
     "simclr train --config=quickstart": "python -m simclr_jax.main --config=configs/quickstart.py",
+    "simclr train --config=distill": "python -m simclr_jax.main --config=configs/distill.py",
     "simclr train --config=tables": "python -m simclr_jax.main --config=configs/tables.py",
     "simclr evaluate": "python -m simclr_jax.evaluate",
     "simclr sweep": "python -m simclr_jax.sweep",
@@ -424,6 +441,8 @@ COMMANDS = (
     Rule(r"python -m simclr_jax\.main --config=configs/restore\.py", run_main, RESTORE, slow=True),
     Rule(r"python -m simclr_jax\.restore .*--corrupt", run_restore, ("--baselines=",), slow=True),
     Rule(r"python -m simclr_jax\.restore (?!.*--corrupt)", run_restore, slow=True),
+    Rule(r"simclr compress --(artefact|workdir)", run_compress),
+    Rule(r"simclr compress --compare", run_compare, slow=True),
     Rule(r"python -m simclr_jax\.convert (torch|to-torch)", run_convert, put=CONVERTED),
     Rule(r"python -m simclr_jax\.convert (google|to-google)", run_convert, slow=True),
     Rule(r"python tools/lesions\.py", run_process, ("--images=84",), slow=True),
@@ -431,7 +450,8 @@ COMMANDS = (
     Rule(r"python -m simclr_jax\.main --config=configs/tables\.py", run_main, TABLE),
     Rule(r"simclr train --config=tables", run_main, TABLE, INSTALLED),
     Rule(r"python -m simclr_jax\.doctor .* --workdir", run_doctor, DIGITS, slow=True),
-    Rule("simclr train --config=quickstart$", run_main, TINY, INSTALLED),
+    Rule("simclr train --config=quickstart( --config.start.workdir=runs/half .*)?$", run_main, TINY, INSTALLED),
+    Rule("simclr train --config=distill", run_main, TINY, INSTALLED),
     Rule("simclr evaluate", run_evaluate, SCORES, INSTALLED),
     Rule(r"simclr sweep (?!--config=ablation)", run_process, SWEEP, INSTALLED, slow=True),
     Rule(r"python tools/benchmark\.py step --config=configs/quickstart\.py", run_process, ONCE, slow=True),
