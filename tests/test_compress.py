@@ -263,7 +263,7 @@ def test_weights_are_rounded_by_channel(target, exported, quantised):
 
 
 def every_output(path, images):
-    """{output, pixels: array} of a model as it is written: onnxruntime rounds earlier where that is faster."""
+    """{output, pixels: array} of a model as it is written: optimised, it rounds earlier."""
     model, options = onnx.load(path), onnxruntime.SessionOptions()
     model.graph.output.append(onnx.helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, None))
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
