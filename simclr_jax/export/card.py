@@ -13,12 +13,27 @@ from simclr_jax import registry
 from simclr_jax.config import flatten
 from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
+from simclr_jax.feeds.images import ImageReader
 from simclr_jax.models import simclr
 from simclr_jax.version import __version__
 
 SCHEMA = 1
-OF_DATA = ("source", "image_size", "channels", "mean", "std", "background")  # fields of config.data
+OF_DATA = (  # fields of config.data: how files become pixels; not where they are, which may be private
+    "image_size", "channels", "mean", "std", "background", "exif", "intensity", "percentiles", "window",
+    "max_pixels",
+)  # fmt: skip
 LIBRARIES = ("jax", "flax", "numpy")
+
+
+def reader(encoder: Encoder) -> ImageReader:
+    """How the encoder takes images.
+
+    Raises:
+      SimclrError: it takes rows of tables.
+    """
+    if not isinstance(encoder.reader, ImageReader):
+        raise SimclrError("--workdir: its encoder takes rows of tables; only encoders of images are exported")
+    return encoder.reader
 
 
 def shapes(encoder: Encoder, endpoints: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -27,8 +42,7 @@ def shapes(encoder: Encoder, endpoints: Sequence[str]) -> dict[str, tuple[int, .
     Raises:
       SimclrError: the encoder has no such endpoint.
     """
-    reader = encoder.reader
-    images = jax.ShapeDtypeStruct((1, reader.size, reader.size, reader.channels), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *reader(encoder).spec().shape), jnp.float32)
     found = jax.eval_shape(lambda x: ends(encoder, encoder.variables, x), images)
     unknown = [name for name in endpoints if name not in found]
     if unknown:
@@ -45,7 +59,7 @@ def ends(encoder: Encoder, variables: Any, pixels: jax.Array) -> dict[str, jax.A
 
 def describe(encoder: Encoder, form: str, outputs: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """What is known before the artefact is written; `outputs` as `shapes` gives them."""
-    config, reader = encoder.config, encoder.reader
+    config, of = encoder.config, reader(encoder)
     idle = registry.idle(flatten(config))
     model = {name: value for name, value in config.model.to_dict().items() if f"model.{name}" not in idle}
     installed = {name: importlib.metadata.version(name) for name in LIBRARIES}
@@ -54,13 +68,13 @@ def describe(encoder: Encoder, form: str, outputs: Mapping[str, tuple[int, ...]]
         "format": form,
         "input": {
             "name": "images",
-            "channels": reader.channels,
-            "size": reader.size,
-            "crop": reader.crop,
-            "resize": reader.resize,
+            "channels": of.channels,
+            "size": of.size,
+            "crop": of.crop,
+            "resize": of.resize,
         },
         "outputs": {name: shape[0] if len(shape) == 1 else list(shape) for name, shape in outputs.items()},
-        "classes": list(encoder.classes),
+        "classes": list(encoder.classes) if "logits" in outputs else [],
         "run": {
             "step": encoder.step,
             "architecture": model,

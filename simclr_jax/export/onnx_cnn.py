@@ -9,10 +9,9 @@ def cnn(layers: Layers, network: Any, x: Map) -> dict[str, Map | str]:
     """The endpoints of `models.cnn.CNN`."""
     found: dict[str, Map | str] = {}
     for i, kernel in enumerate(network.kernels, 1):
-        window = {"stride": 2, "pad": same(x.side, kernel, 2)}
-        found.setdefault("initial_conv", layers.conv(x, f"conv{i}", **window))  # before BatchNorm
-        x = layers.conv(x, f"conv{i}", f"norm{i}", **window)
-        x = found[f"block_group{i}"] = layers.relu(x)
+        before, window = x, {"stride": 2, "pad": same(x.side, kernel, 2)}
+        x = found[f"block_group{i}"] = layers.relu(layers.conv(x, f"conv{i}", f"norm{i}", **window))
+        found.setdefault("initial_conv", layers.conv(before, f"conv{i}", **window))  # without BatchNorm
     # Quadrants of an odd map overlap in its middle row and column.
     size, stride = -(-x.side // 2), x.side // 2 or 1
     window = {"kernel_shape": [size] * 2, "strides": [stride] * 2}

@@ -46,7 +46,7 @@ def write(encoder: Encoder, endpoints: tuple[str, ...], path: Path, options: Opt
     path = Path(path)
     model = build(encoder, endpoints)
     files = [path, *save(model, path)]
-    files += service.write(path, encoder.reader.channels, card.shapes(encoder, endpoints))
+    files += service.write(path, card.reader(encoder).channels, card.shapes(encoder, endpoints))
     versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
     return Written(files, runner(path), {"opset": model.opset_import[0].version, "versions": versions})
 
@@ -66,7 +66,7 @@ def build(encoder: Encoder, endpoints: tuple[str, ...]) -> onnx.ModelProto:
             tensor = graph.op("Transpose", tensor.name, perm=[0, 2, 3, 1])
         graph.rename(tensor, name)
         outputs.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", *shapes[name]]))
-    size = ["n", "h", "w", encoder.reader.channels]
+    size = ["n", "h", "w", card.reader(encoder).channels]
     images = helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, size)
     about = card.describe(encoder, "onnx", shapes)
     return graph.model([images], outputs, {"simclr_jax": json.dumps(about)})
@@ -83,7 +83,7 @@ def ends(encoder: Encoder, graph: Graph) -> dict[str, Map | str]:
         )
     model, variables = encoder.model, encoder.variables
     everything = Layers(graph, variables["params"], variables.get("batch_stats", {}))
-    _, maps = preprocess(graph, "images", encoder.reader)
+    maps = preprocess(graph, "images", card.reader(encoder))
     build = registry.resolve(BUILDERS[name])
     found = build(everything.inside("encoder"), model.encoder, maps)
     found["features"] = h = found[model.encoder.features]

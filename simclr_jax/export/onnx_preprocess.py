@@ -3,19 +3,18 @@
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from simclr_jax.export.onnx_graph import INTS, Graph, Map
+from simclr_jax.feeds.images import ImageReader
 
 TABLE = 1024  # entries per pixel of the cubic's table, as in `geometry.resampling`
 
 
-def preprocess(graph: Graph, images: str, reader: Any) -> tuple[str, Map]:
-    """(pixels, the same as maps): `pixels` float32 `[n, size, size, c]` of images uint8 `[n, h, w, c]`.
+def preprocess(graph: Graph, images: str, reader: ImageReader) -> Map:
+    """Maps of images uint8 `[n, h, w, c]`; `pixels` float32 `[n, size, size, c]` is the same, channels last.
 
     Height and width are of each call: the matrices that crop and resize are computed in the graph.
-
-    Args:
-      reader: `feeds.images.ImageReader`.
     """
     # Bytes turn faster than floats.
     x = graph.op("Transpose", images, perm=[0, 3, 1, 2])
@@ -26,7 +25,7 @@ def preprocess(graph: Graph, images: str, reader: Any) -> tuple[str, Map]:
         first, last = (graph.op("Concat", *each, axis=0) for each in (begins, stops))
         x = graph.op("Slice", x, first, last, graph.constant([2, 3], INTS))
         height = width = side
-    x = graph.op("Div", graph.op("Cast", x, to=1), graph.constant(255.0))
+    x = graph.op("Div", graph.op("Cast", x, to=TensorProto.FLOAT), graph.constant(255.0))
     rows = resampling(graph, height, reader.size, reader.resize)
     columns = rows if side else resampling(graph, width, reader.size, reader.resize)
     x = graph.op("MatMul", rows, x)
@@ -36,18 +35,19 @@ def preprocess(graph: Graph, images: str, reader: Any) -> tuple[str, Map]:
     if reader.mean:
         x = graph.op("Div", graph.op("Sub", x, graph.constant(reader.mean)), graph.constant(reader.std))
     x = graph.rename(x, "pixels")
-    return x, Map(graph.op("Transpose", x, perm=[0, 3, 1, 2]), reader.size)
+    return Map(graph.op("Transpose", x, perm=[0, 3, 1, 2]), reader.size)
 
 
-def cropped(graph: Graph, height: str, width: str, reader: Any) -> str:
+def cropped(graph: Graph, height: str, width: str, reader: ImageReader) -> str:
     """The side `[1]` of the central square that is seen; "": the whole image, as in `center_view`."""
     shorter = graph.op("Min", height, width)
     if reader.resize == "none":
         return graph.op("Min", shorter, graph.constant([reader.size], INTS))
     if reader.size <= 32:
         return ""
-    share = graph.op("Mul", graph.op("Cast", shorter, to=11), graph.constant([reader.crop], np.float64))
-    return graph.op("Cast", graph.op("Round", share), to=7)  # half to even, as Python
+    exact = graph.op("Cast", shorter, to=TensorProto.DOUBLE)
+    share = graph.op("Mul", exact, graph.constant([reader.crop], np.float64))
+    return graph.op("Cast", graph.op("Round", share), to=TensorProto.INT64)  # half to even, as Python
 
 
 def begin(graph: Graph, size: str, side: str) -> str:
@@ -60,13 +60,13 @@ def resampling(graph: Graph, extent: str, out: int, method: str) -> str:
     """`geometry.resampling`: the matrix `[out, extent]` that resizes `extent` pixels to `out`."""
 
     def op(kind: str, *inputs: str | float, **attributes: Any) -> str:
-        names = (graph.constant(each) if isinstance(each, float) else each for each in inputs)
+        names = (each if isinstance(each, str) else graph.constant(each) for each in inputs)
         return graph.op(kind, *names, **attributes)
 
     scalar = graph.constant([0], INTS)
     pixels = op("Range", graph.constant(0, INTS), op("Squeeze", extent, scalar), graph.constant(1, INTS))
-    pixel = op("Unsqueeze", op("Cast", pixels, to=1), scalar)
-    scale = op("Div", op("Cast", extent, to=1), float(out))
+    pixel = op("Unsqueeze", op("Cast", pixels, to=TensorProto.FLOAT), scalar)
+    scale = op("Div", op("Cast", extent, to=TensorProto.FLOAT), float(out))
     centres = graph.constant(np.arange(out, dtype=np.float32)[:, None] + 0.5)
     at = op("Sub", op("Mul", centres, scale), 0.5)
     if method == "bilinear":

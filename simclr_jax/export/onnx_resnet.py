@@ -28,8 +28,9 @@ def stem(layers: Layers, network: Any, x: Map, found: dict[str, Map | str]) -> M
             x = layers.relu(layers.conv(x, f"stem_conv{i}", f"stem_norm{i}", stride=step, pad=(1, 1)))
         size, stride = 3, 1
     around = ((size - 1) // 2, size // 2) if pad is None else (pad, pad)
-    found["initial_conv"] = layers.conv(x, "stem_conv", stride=stride, pad=around)
-    x = layers.relu(layers.conv(x, "stem_conv", "stem_norm", stride=stride, pad=around))
+    before, window = x, {"stride": stride, "pad": around}
+    x = layers.relu(layers.conv(x, "stem_conv", "stem_norm", **window))
+    found["initial_conv"] = layers.conv(before, "stem_conv", **window)
     if network.stem != "imagenet":
         return x
     around = same(x.side, 3, 2) if network.variant == "original" else (1, 1)

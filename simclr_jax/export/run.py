@@ -86,13 +86,7 @@ def outputs(encoder: Encoder, wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def in_float32(encoder: Encoder) -> Encoder:
-    """The same encoder, computing in float32 as every artefact does.
-
-    Raises:
-      SimclrError: it takes rows of tables.
-    """
-    if not isinstance(encoder.reader, ImageReader):
-        raise SimclrError("the run encodes rows of tables; only encoders of images are exported")
+    """The same encoder, computing in float32 as every artefact does."""
     config = encoder.config.copy_and_resolve_references()
     config.model.dtype = "float32"
     variables = jax.tree.map(lambda x: np.asarray(x, np.float32), encoder.variables)
@@ -153,7 +147,8 @@ def samples(encoder: Encoder, check: str) -> tuple[np.ndarray, list[np.ndarray]]
     Raises:
       SimclrError: there are no images, or one cannot be read.
     """
-    reader, side = encoder.reader, native_side(encoder.reader)
+    reader = card.reader(encoder)
+    side = native_side(reader)
     if not check:
         rng = np.random.default_rng(0)
         same = rng.integers(0, 256, (IMAGES, side, side, reader.channels), np.uint8)
@@ -168,7 +163,7 @@ def samples(encoder: Encoder, check: str) -> tuple[np.ndarray, list[np.ndarray]]
 
 def read(path: Path, encoder: Encoder) -> np.ndarray:
     """An image file as uint8 `[h, w, c]`, with the encoder's channels."""
-    channels = encoder.reader.channels
+    channels = card.reader(encoder).channels
     if channels not in (1, 3):
         raise SimclrError(f"--check: files have 1 or 3 channels, the encoder takes {channels}")
     try:
