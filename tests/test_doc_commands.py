@@ -274,7 +274,7 @@ def run_compress(words: list[str]) -> None:
 
 def run_compare(words: list[str]) -> None:
     """`simclr compress --compare`, of artefacts that the page makes where it is not slow."""
-    if not Path("digits.onnx").exists():
+    if not Path("encoder.onnx").exists():
         quickstart(Path("runs/quickstart").absolute())
         for name in [word for word in words if word.endswith(".onnx")]:
             exporting.export("runs/quickstart", 0, exporting.Wish(name))
