@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
@@ -20,6 +20,7 @@ from simclr_jax.errors import SimclrError
 from simclr_jax.export.contract import Runner
 from simclr_jax.export.run import native_side
 from simclr_jax.feeds import kind, load_splits
+from simclr_jax.feeds.images import ImageReader
 from simclr_jax.restore.run import find
 
 
@@ -76,10 +77,15 @@ def read(where: str, option: str = "--artefact") -> Artefact:
         raise SimclrError(f"{option}={where}: no such file; simclr export --format=onnx writes one")
     try:
         about = json.loads(beside.read_text())
-        about["run"]["data"], about["input"]["channels"], about["outputs"]["features"]
+        known = (
+            about["run"]["workdir"]
+            and about["run"]["data"]
+            and about["input"]["channels"]
+            and about["outputs"]["features"]
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SimclrError(f"{beside}: cannot be read ({error!r}); simclr export writes it anew") from None
-    if about.get("format") != "onnx":
+    if not known or about.get("format") != "onnx":
         raise SimclrError(f"{option}={where}: is of format {about.get('format')!r}; export it as onnx")
     return Artefact(path, about)
 
@@ -140,7 +146,7 @@ def whole(split: Source | Stream, config: ConfigDict) -> tuple[np.ndarray, np.nd
     Arrays are as they are. Files and records become squares that the evaluation view does not resize.
     """
     data = config.copy_and_resolve_references().data
-    data.stored_size = native_side(kind(config).reader(config, {}))
+    data.stored_size = native_side(cast(ImageReader, kind(config).reader(config, {})))
     held = memory.hold(Splits(split, None), data).train
     assert isinstance(held, Source)
     return held.fetch(np.arange(held.size))

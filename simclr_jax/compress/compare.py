@@ -60,7 +60,7 @@ def compare(names: Sequence[str], workdir: str = "", out: str = "") -> list[str]
         )
     if splits.test is None:
         raise SimclrError(f"{splits.train.name}: has no test images; name a run that has, by --workdir=RUN")
-    parts = [artefacts.whole(split, config) for split in splits]
+    parts = [artefacts.whole(split, config) for split in (splits.train, splits.test)]
     quick = timed(found, parts[1][0])
     groups = getattr(splits.train, "groups", None)
     lines = []

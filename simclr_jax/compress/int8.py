@@ -193,4 +193,6 @@ def told(about: dict[str, Any], before: int, after: int) -> list[str]:
         lines.append(
             f"  {name}, {parity['images']} images: {found['cosine_mean']:.5f}; {found['cosine_min']:.5f}"
         )
+    if how["target"] != here():
+        lines.append(f"  as this machine computes it, which is {here()}: another may round in another way")
     return lines

@@ -1,8 +1,8 @@
 """Structured pruning: whole channels leave, and what stays is the same architecture with a smaller width.
 
-Filters of small L1 norm leave (Li et al., arXiv 1608.08710, section 3.1), those of a residual stream by the
-sum over all blocks that write it; or channels of a small BatchNorm scale (Liu et al., arXiv 1708.06519,
-section 3).
+Channels of a small BatchNorm scale leave (Liu et al., arXiv 1708.06519, section 3), or filters of a small L1
+norm (Li et al., arXiv 1608.08710, section 3.1); those of a residual stream by the sum over all blocks that
+write it.
 """
 
 from collections.abc import Mapping
@@ -22,17 +22,14 @@ from simclr_jax.errors import SimclrError
 from simclr_jax.models import simclr
 from simclr_jax.models.vit_fields import shape_of
 
-HEADS = ("encoder", "projection", "probe")
-BY = ("l1", "bn")
-
 
 def prune(
-    workdir: epath.PathLike, keep: float, out: epath.PathLike, step: int = 0, by: str = "l1"
+    workdir: epath.PathLike, keep: float, out: epath.PathLike, step: int = 0, by: str = "bn"
 ) -> list[str]:
     """Writes the workdir `out`: the run's encoder and heads with the share `keep` of their channels.
 
     Args:
-      by: "l1", the norm of filters, or "bn", the scale of their BatchNorm.
+      by: "bn", the scale of their BatchNorm, or "l1", the norm of filters; l1 where there is no BatchNorm.
 
     Returns:
       lines for the user: what became of the parameters, and the command that fine-tunes.
@@ -51,7 +48,7 @@ def prune(
         config,
         variables,
         step=source.step,
-        origin=f"{paths.absolute(workdir)}, step {source.step}, {keep:g} of the channels by {by}",
+        origin=f"{paths.absolute(workdir).name}, step {source.step}, {keep:g} of the channels by {by}",
         data=source.data,
     )
     before, after = (sum(x.size for x in jax.tree.leaves(v["params"])) for v in (source.variables, variables))
@@ -90,7 +87,7 @@ def told(config: ConfigDict) -> str:
     return f"config.model.{field}={flatten(config)[f'model.{field}']:g}"
 
 
-def pruned(source: encoder.Encoder, config: ConfigDict, by: str = "l1") -> dict[str, Any]:
+def pruned(source: encoder.Encoder, config: ConfigDict, by: str = "bn") -> dict[str, Any]:
     """The source's variables with only the channels that the model of `config` has room for.
 
     Every space keeps its most important channels, in their order.
@@ -98,10 +95,11 @@ def pruned(source: encoder.Encoder, config: ConfigDict, by: str = "l1") -> dict[
     Raises:
       SimclrError: a layer comes out in another shape than the model of `config` has.
     """
-    variables = {
-        name: {k: v for k, v in tree.items() if k in HEADS} for name, tree in source.variables.items()
-    }
     wanted = shapes(config, source.reader.spec(), len(source.classes))
+    variables = {  # without what objectives have learned
+        name: {part: tree for part, tree in parts.items() if part in wanted["params"]}
+        for name, parts in source.variables.items()
+    }
     found = layers(config.model, variables["params"])
     sizes, room = _sizes(found, variables), _sizes(found, wanted)
     kept = {
@@ -146,7 +144,9 @@ def _sizes(found: list[Layer], variables: Mapping[str, Any]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for layer in found:
         kernel = names.get(variables["params"], tuple(layer.path.split("/"))).get("kernel")
-        for axis, space in _axes(layer, "kernel") if kernel is not None else ():
+        if kernel is None:
+            continue
+        for axis, space in _axes(layer, "kernel"):
             sizes[space] = min(kernel.shape[axis], sizes.get(space, kernel.shape[axis]))
     return sizes
 
