@@ -174,7 +174,7 @@ def described(source: Artefact, made: Path, target: str, count: int, images: str
         "activations": "int8" if signed else "uint8",
         "weights": "int8, each output channel by itself",
         "reduce_range": reduced,
-        "float32": "the evaluation view, up to the tensor pixels",
+        "float32": "the evaluation view, up to the tensor pixels, and what follows the features",
         "calibration": {"images": count, "of": images or "the run's training data", "ranges": "minmax"},
     }
     about = {**source.about, "file": made.name, "sha256": card.digest(made), "quantised": quantised}
