@@ -35,7 +35,7 @@ from simclr_jax.convert import google_tf, torch
 from simclr_jax.doctor import pitfalls
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import __main__ as evaluation
-from simclr_jax.export import run as exporting
+from simclr_jax.export import __main__ as exporting
 from simclr_jax.generate import __main__ as generation
 from simclr_jax.generate import run as generating
 from simclr_jax.measures import density
@@ -274,11 +274,17 @@ def run_compress(words: list[str]) -> None:
 
 def run_compare(words: list[str]) -> None:
     """`simclr compress --compare`, of artefacts that the page makes where it is not slow."""
-    if not Path("encoder.onnx").exists():
+    missing = [word for word in words if word.endswith(".onnx") and not Path(word).exists()]
+    if missing:
         quickstart(Path("runs/quickstart").absolute())
-        for name in [word for word in words if word.endswith(".onnx")]:
-            exporting.export("runs/quickstart", 0, exporting.Wish(name))
+    for name in missing:
+        exporting.main(["--workdir=runs/quickstart", f"--out={name}"])
     compression.main(words[2:])
+
+
+def run_export(words: list[str]) -> None:
+    """`python -m simclr_jax.export`."""
+    exporting.main(words[3:])
 
 
 def run_convert(words: list[str]) -> None:
@@ -423,6 +429,7 @@ INSTALLED = {
     "simclr train --config=distill": "python -m simclr_jax.main --config=configs/distill.py",
     "simclr train --config=tables": "python -m simclr_jax.main --config=configs/tables.py",
     "simclr evaluate": "python -m simclr_jax.evaluate",
+    "simclr export": "python -m simclr_jax.export",
     "simclr sweep": "python -m simclr_jax.sweep",
 }
 CONVERTED = {"resnet50.pth": "resnet50.safetensors", "encoder.pth": "encoder.safetensors"}
@@ -454,6 +461,7 @@ COMMANDS = (
     Rule("simclr train --config=quickstart --config.start", run_main, TINY, INSTALLED),
     Rule("simclr train --config=distill", run_main, TINY, INSTALLED),
     Rule("simclr evaluate", run_evaluate, SCORES, INSTALLED),
+    Rule(r"simclr export (?!.*--format)", run_export, put=INSTALLED),
     Rule(r"simclr sweep (?!--config=ablation)", run_process, SWEEP, INSTALLED, slow=True),
     Rule(r"python tools/benchmark\.py step --config=configs/quickstart\.py", run_process, ONCE, slow=True),
     Rule(r"python -m pytest", run_process, COLLECT, slow=True),

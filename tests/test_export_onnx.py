@@ -23,7 +23,7 @@ from simclr_jax.convert import workdir as conversion
 from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
 from simclr_jax.export import __main__ as command
-from simclr_jax.export import onnx_model, run, service
+from simclr_jax.export import formats, onnx_model, run, service
 from simclr_jax.export.contract import Options
 from simclr_jax.export.onnx_graph import Graph, Map
 from simclr_jax.export.onnx_preprocess import preprocess
@@ -249,6 +249,20 @@ def test_an_encoder_without_a_writer_says_so_until_it_has_one(monkeypatch):
     assert max(apart(found[name], right[name]) for name in found) < LIMIT
 
 
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_a_head_that_ends_early_or_is_missing_gives_what_it_has(layers):
+    """As of a run that read a layer in the middle, and of one that restores images."""
+    encoder = an_encoder(**VARIANTS["cnn"], projection_layers=3)
+    head = encoder.variables["params"]["projection"]
+    kept = {name: tree for name, tree in head.items() if int(name[-1]) < layers}
+    encoder.variables["params"] = {**encoder.variables["params"], "projection": kept}
+    if not kept:
+        del encoder.variables["params"]["projection"]
+    found = set(onnx_model.ends(encoder, Graph()))
+    assert found == set(every_endpoint(encoder))
+    assert ("projection" in found) == (layers == 3)
+
+
 def test_an_encoder_of_tables_is_refused():
     encoder = an_encoder(**VARIANTS["cnn"])
     encoder.reader = object()
@@ -313,6 +327,7 @@ def test_the_file_computes_what_the_run_does(workdir, exported):
 
 def test_nothing_is_replaced_unless_told(workdir, exported, capsys):
     before = exported.read_bytes()
+    (exported.parent / ".encoder.onnx.tmp").mkdir()  # of a killed command
     line = failed(capsys, f"--workdir={workdir}", f"--out={exported}")
     assert "encoder.onnx is there; give another name, or --again" in line
     line = failed(capsys, f"--workdir={workdir}", f"--out={exported}", "--again", "--tolerance=1e-12")
@@ -373,3 +388,10 @@ def test_help_needs_no_jax():
         "    runpy.run_module('simclr_jax.export', run_name='__main__')\nsys.exit('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "simclr_jax.export.onnx_model")
+    with pytest.raises(SimclrError, match=r"onnx is missing: pip install 'simclr_jax\[onnx\]'"):
+        formats.writer("onnx")

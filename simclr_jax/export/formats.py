@@ -23,7 +23,7 @@ FORMATS = {
     "litert": "simclr_jax.export.litert:write",
     "torch": "simclr_jax.export.torch_files:write",
 }
-SUFFIX = {"onnx": ".onnx", "stablehlo": ".stablehlo", "savedmodel": "", "litert": ".tflite", "torch": ".pt"}
+EXTRAS = {"onnx": "'simclr_jax[onnx]'", "torch": "'simclr_jax[torch]'"}  # that bring a format's libraries
 
 
 def writer(name: str) -> Callable[..., Written]:
@@ -39,5 +39,5 @@ def writer(name: str) -> Callable[..., Written]:
         return getattr(importlib.import_module(module), function)
     except ImportError as error:
         raise SimclrError(
-            f"--format={name}: {error.name or error} is missing; see the section Export of docs/deploy.md"
+            f"--format={name}: {error.name or error} is missing: pip install {EXTRAS.get(name, error.name)}"
         ) from None

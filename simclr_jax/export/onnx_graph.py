@@ -84,8 +84,7 @@ class Layers:
 
     def inside(self, name: str) -> Self:
         """The layers of a submodule."""
-        params = self.params.get(name, {})  # a fine-tuned run may lack the projection head
-        return type(self)(self.graph, params, self.stats.get(name, {}), f"{self._place}{name}/")
+        return type(self)(self.graph, self.params[name], self.stats.get(name, {}), f"{self._place}{name}/")
 
     def weight(self, value: Any, name: str) -> str:
         """The name of a constant that is called as the parameter it came from."""

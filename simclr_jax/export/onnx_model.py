@@ -87,7 +87,7 @@ def ends(encoder: Encoder, graph: Graph) -> dict[str, Map | str]:
     build = registry.resolve(BUILDERS[name])
     found = build(everything.inside("encoder"), model.encoder, maps)
     found["features"] = h = found[model.encoder.features]
-    hidden = head(everything.inside("projection"), model, h) if model.projection.layers else [h]
+    hidden = head(everything.inside("projection"), model, h) if "projection" in variables["params"] else [h]
     found |= {f"projection_{i}": x for i, x in enumerate(hidden) if i}
     if len(hidden) > model.projection.layers:
         found["projection"] = hidden[-1]

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,11 +112,19 @@ def target(wish: Wish) -> Path:
 
 @contextlib.contextmanager
 def staged(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, from which finished files move to their places; it vanishes at the end."""
+    """A folder beside `out`, from which finished files move to their places; it vanishes at the end.
+
+    After a kill it stays, and the same command clears it away.
+    """
+    place = out.with_name(f".{out.name}.tmp")
     with storage.writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as place:
-            yield Path(place)
+        if place.exists():
+            shutil.rmtree(place)
+        place.mkdir(parents=True)
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def move(file: Path, folder: Path) -> Path:
