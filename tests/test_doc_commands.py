@@ -273,7 +273,7 @@ def run_compress(words: list[str]) -> None:
 
 
 def run_compare(words: list[str]) -> None:
-    """`simclr compress --compare`, of artefacts that the page makes where it is not slow."""
+    """`simclr compress --compare`, of artefacts that the page's other commands make."""
     missing = [word for word in words if word.endswith(".onnx") and not Path(word).exists()]
     if missing:
         quickstart(Path("runs/quickstart").absolute())
@@ -448,7 +448,8 @@ COMMANDS = (
     Rule(r"python -m simclr_jax\.main --config=configs/restore\.py", run_main, RESTORE, slow=True),
     Rule(r"python -m simclr_jax\.restore .*--corrupt", run_restore, ("--baselines=",), slow=True),
     Rule(r"python -m simclr_jax\.restore (?!.*--corrupt)", run_restore, slow=True),
-    Rule(r"simclr compress --(artefact|workdir)", run_compress),
+    Rule(r"simclr compress --artefact", run_compress),
+    Rule(r"simclr compress --workdir", run_compress, slow=True),
     Rule(r"simclr compress --compare", run_compare, slow=True),
     Rule(r"python -m simclr_jax\.convert (torch|to-torch)", run_convert, put=CONVERTED),
     Rule(r"python -m simclr_jax\.convert (google|to-google)", run_convert, slow=True),
@@ -458,8 +459,8 @@ COMMANDS = (
     Rule(r"simclr train --config=tables", run_main, TABLE, INSTALLED),
     Rule(r"python -m simclr_jax\.doctor .* --workdir", run_doctor, DIGITS, slow=True),
     Rule("simclr train --config=quickstart$", run_main, TINY, INSTALLED),
-    Rule("simclr train --config=quickstart --config.start", run_main, TINY, INSTALLED),
-    Rule("simclr train --config=distill", run_main, TINY, INSTALLED),
+    Rule("simclr train --config=quickstart --config.start", run_main, TINY, INSTALLED, slow=True),
+    Rule("simclr train --config=distill", run_main, TINY, INSTALLED, slow=True),
     Rule("simclr evaluate", run_evaluate, SCORES, INSTALLED),
     Rule(r"simclr export (?!.*--format)", run_export, put=INSTALLED),
     Rule(r"simclr sweep (?!--config=ablation)", run_process, SWEEP, INSTALLED, slow=True),
