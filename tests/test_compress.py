@@ -303,6 +303,32 @@ def test_the_json_tells_how(exported, quantised):
         int8.quantise(str(quantised["x86"]), str(exported.with_name("twice.onnx")))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [
+        SMALL | {"encoder": "resnet", "depth": 50, "sk_ratio": 0.0625, "se_ratio": 0.25},
+        MODELS["vit"] | {"vit.patch": 4},
+    ],
+    ids=["resnet", "vit"],
+)
+def test_every_network_is_quantised(fields, run, tmp_path):
+    """All its kernels, and only what multiplies activations with each other stays in float32."""
+    config = load_config(run)[0]
+    for field, value in fields.items():
+        set_field(config, f"model.{field}", value)
+    untrained_run(tmp_path / "run", config)
+    exporting.export(tmp_path / "run", 0, exporting.Wish(str(tmp_path / "in.onnx")))
+    int8.quantise(str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), target="x86")
+    kernels = {name: x for name, x in tensors(tmp_path / "out.onnx").items() if "kernel" in name}
+    whole = {name for name, x in kernels.items() if x.dtype == np.int8 and name.endswith("_quantized")}
+    left = [name for name, x in kernels.items() if x.dtype == np.float32 and x.ndim > 1]
+    assert len(whole) > 10
+    assert not [name for name in left if name.startswith("encoder/")]
+    found = json.loads((tmp_path / "out.onnx.json").read_text())["parity"]["features"]
+    assert 0.97 < found["cosine_mean"] < 1
+
+
 def test_ranges_come_from_training_images_alone(run, exported):
     images = np.load(run.parent / "images.npz")
     found = artefact.from_training(artefact.read(str(exported)), 50)
