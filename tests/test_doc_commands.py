@@ -274,10 +274,7 @@ def run_compress(words: list[str]) -> None:
 
 def run_compare(words: list[str]) -> None:
     """`simclr compress --compare`, of artefacts that the page's other commands make."""
-    missing = [word for word in words if word.endswith(".onnx") and not Path(word).exists()]
-    if missing:
-        quickstart(Path("runs/quickstart").absolute())
-    for name in missing:
+    for name in [word for word in words if word.endswith(".onnx") and not Path(word).exists()]:
         exporting.main(["--workdir=runs/quickstart", f"--out={name}"])
     compression.main(words[2:])
 
