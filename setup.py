@@ -19,7 +19,7 @@ SERVE = [
     "onnxruntime>=1.20",
     "pillow>=10.1",
     "prometheus-client>=0.20",
-    "pyarrow>=15.0",
+    "pyarrow>=17.0",
     "python-multipart>=0.0.12",
     "uvicorn>=0.30",
 ]
@@ -35,7 +35,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["simclr_jax", "simclr_jax.*"]), "simclr_jax.configs"],
     package_dir={"simclr_jax.configs": "configs"},  # at the top of the checkout, where recipes are read
-    package_data={"simclr_jax.data": ["*.npz", "*.md"]},
+    package_data={"simclr_jax": ["encoders/*/*"], "simclr_jax.data": ["*.npz", "*.md"]},
     entry_points={"console_scripts": ["simclr=simclr_jax.cli:main"]},
     # Each bound is the lowest version that works: make lower-bounds tries them, tools/lower_bounds.txt.
     install_requires=[
@@ -65,9 +65,9 @@ setup(
         "cuda": ["jax[cuda13]"],
         "dev": ["pre-commit>=4.0", "pyright[nodejs]>=1.1.400"],
         "dicom": ["pydicom>=3.0"],
-        "embed": ["pyarrow>=15.0"],  # Parquet
+        "embed": ["pyarrow>=17.0"],  # Parquet
         "docs": ["furo>=2025.12.19", "myst-nb>=1.4", "sphinx>=9.0"],
-        "index": ["usearch>=2.12"],  # search in millions of embeddings
+        "index": ["usearch>=2.16"],  # search in millions of embeddings
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
         "restore": ["scikit-image>=0.24", "PyWavelets>=1.6"],  # to compare with
         "serve": SERVE,
@@ -86,7 +86,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff==0.17.6",
-            "usearch>=2.12",
+            "usearch>=2.16",
             *SERVE,
         ],
     },

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, paths, sharding
+from simclr_jax import checkpoint, hub, paths, published, sharding
 from simclr_jax.config import load_config
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import Reader, kind
@@ -115,7 +115,12 @@ def _apply(
 
 
 def load(workdir: epath.PathLike, step: int = 0) -> Encoder:
-    """The encoder of a run, trained here or converted; step 0 is the newest checkpoint.
+    """The encoder of a run, trained here or converted, or one that was published.
+
+    Args:
+      workdir: of the run; or a folder that `simclr publish` wrote; or "hf:OWNER/NAME[@REVISION]" of the
+        Hugging Face Hub, which is fetched once and kept; or "builtin:quickstart".
+      step: of its checkpoints; 0: the newest.
 
     Raises:
       SimclrError: the workdir holds no run, or no such checkpoint.
@@ -131,8 +136,12 @@ def load(workdir: epath.PathLike, step: int = 0) -> Encoder:
 
 def read(workdir: epath.PathLike, step: int = 0) -> tuple[ConfigDict, dict[str, Any], int, dict[str, Any]]:
     """(config, the `data` of config.json, step, variables) of a run."""
-    config, data = load_config(workdir)
-    step, params, model_state = checkpoint.read_parameters(paths.expand(workdir) / "checkpoints", step)
+    folder = paths.expand(hub.local(workdir))
+    config, data = load_config(folder)
+    if published.holds(folder):
+        step, params, model_state = published.read(folder, step)
+    else:
+        step, params, model_state = checkpoint.read_parameters(folder / "checkpoints", step)
     return config, data, step, {"params": params, **model_state}
 
 
@@ -144,13 +153,15 @@ def pin_steps(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     for node, workdir in ((config.start, config.start.workdir), (config.distill, config.distill.teacher)):
         if workdir and not node.step:
-            directory = paths.expand(workdir) / "checkpoints"
-            node.step = sharding.from_first(functools.partial(_newest_step, directory))
+            node.step = sharding.from_first(functools.partial(_newest_step, workdir))
     return config
 
 
-def _newest_step(directory: epath.Path) -> int:
-    return checkpoint.read_parameters(directory)[0]
+def _newest_step(workdir: str) -> int:
+    folder = paths.expand(hub.local(workdir))
+    if published.holds(folder):
+        return published.step(folder)
+    return checkpoint.read_parameters(folder / "checkpoints")[0]
 
 
 def transplant(

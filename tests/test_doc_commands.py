@@ -39,6 +39,7 @@ from simclr_jax.export import __main__ as exporting
 from simclr_jax.generate import __main__ as generation
 from simclr_jax.generate import run as generating
 from simclr_jax.measures import density
+from simclr_jax.publish import __main__ as publishing
 from simclr_jax.restore import __main__ as restoration
 
 ROOT = Path(__file__).parents[1]
@@ -289,6 +290,11 @@ def run_convert(words: list[str]) -> None:
     convert.main(words[3:])
 
 
+def run_publish(words: list[str]) -> None:
+    """`simclr publish`; tests/test_publish.py writes the ONNX file."""
+    publishing.main(words[2:])
+
+
 def run_process(words: list[str]) -> None:
     """In a process of its own."""
     words = [sys.executable if word == "python" else word for word in words]
@@ -460,6 +466,7 @@ COMMANDS = (
     Rule("simclr train --config=distill", run_main, TINY, INSTALLED, slow=True),
     Rule("simclr evaluate", run_evaluate, SCORES, INSTALLED),
     Rule(r"simclr export (?!.*--format)", run_export, put=INSTALLED),
+    Rule("simclr publish", run_publish, ("--no-onnx",)),
     Rule(r"simclr sweep (?!--config=ablation)", run_process, SWEEP, INSTALLED, slow=True),
     Rule(r"python tools/benchmark\.py step --config=configs/quickstart\.py", run_process, ONCE, slow=True),
     Rule(r"python -m pytest", run_process, COLLECT, slow=True),

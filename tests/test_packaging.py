@@ -43,8 +43,11 @@ def asked():
                 v for k, v in zip(node.keys, node.values, strict=True) if getattr(k, "value", "") == "test"
             ]
     assert len(lists) == 2
+    named = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    items = [item for each in lists for item in each.elts]
+    items += [one for item in items if isinstance(item, ast.Starred) for one in named[item.value.id].elts]
     texts = [ast.literal_eval(item.values[0] if isinstance(item, ast.JoinedStr) else item)
-             for each in lists for item in each.elts]  # fmt: skip
+             for item in items if not isinstance(item, ast.Starred)]  # fmt: skip
     requirements = [Requirement(text.partition(";")[0]) for text in texts]
     return {key(requirement.name): requirement for requirement in requirements}
 
@@ -263,6 +266,8 @@ HELP = {
     "evaluate": "usage: simclr evaluate",
     "generate": "usage: simclr generate",
     "restore": "usage: simclr restore",
+    "publish": "usage: simclr publish",
+    "models": "usage: simclr models",
     "convert": "usage: simclr convert",
     "sweep": "simclr sweep --config=NAME --space=FILE",
 }

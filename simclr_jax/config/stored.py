@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import files, paths, registry
+from simclr_jax import files, hub, paths, registry
 from simclr_jax.config.fields import RENAMED, RENAMED_VALUES, deciding, declared, default, flatten, set_field
 from simclr_jax.errors import DamagedError, SimclrError
 from simclr_jax.field import ARCHITECTURE, NOTHING, PIXELS
@@ -90,12 +90,12 @@ def examples_of(config: ConfigDict, workdir: epath.PathLike | None = None) -> di
 
 
 def load_config(workdir: epath.PathLike) -> tuple[ConfigDict, dict[str, Any]]:
-    """Reads a workdir's config.json by `from_json`.
+    """Reads the config.json of a workdir, or of a published encoder, by `from_json`.
 
     Raises:
       SimclrError: there is none, or it is damaged or from a newer version.
     """
-    path = paths.expand(workdir) / CONFIG_FILE
+    path = paths.expand(hub.local(workdir)) / CONFIG_FILE
     if not path.is_file():
         raise SimclrError(f"{workdir}: no {CONFIG_FILE} there; give the workdir of a run")
     try:

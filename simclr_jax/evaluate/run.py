@@ -10,7 +10,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, encoder, files, memory_error, paths, sharding
+from simclr_jax import checkpoint, encoder, files, hub, memory_error, paths, sharding
 from simclr_jax.config import bounds, checks, flatten
 from simclr_jax.config.fields import deciding
 from simclr_jax.data import notes
@@ -68,7 +68,7 @@ def evaluate(
     Raises:
       SimclrError: something the user can put right; one line that says what.
     """
-    workdir = paths.expand(workdir)
+    workdir = paths.expand(hub.local(workdir))
     wanted = ["transfer"] * bool(transfer) + _check(protocols)
     found = encoder.load(workdir, step)
     config = complete(found.config, config, workdir)
@@ -110,7 +110,7 @@ def _subject(
         config.data.window = reading.window
     told = notes.describe(splits)  # now: in memory the images are another source
     mine = encoder.Encoder(config, found.classes, found.step, found.variables, found.data)
-    newest = found.step == max(checkpoint.saved_steps(workdir / "checkpoints"))
+    newest = found.step == max(checkpoint.saved_steps(workdir / "checkpoints"), default=found.step)
     changed = [] if newest else [f"step={found.step}"]
     changed += differences(found.config, config)
     with memory_error.explained(memory_error.evaluation, config):

@@ -13,7 +13,7 @@ REQUIREMENTS = (
     "onnxruntime>=1.20",
     "pillow>=10.1",
     "prometheus-client>=0.20",
-    "pyarrow>=15.0",
+    "pyarrow>=17.0",
     "python-multipart>=0.0.12",
     "uvicorn>=0.30",
 )
