@@ -20,7 +20,7 @@ SERVE = [
     "pillow>=10.1",
     "prometheus-client>=0.20",
     "pyarrow>=17.0",
-    "python-multipart>=0.0.12",
+    "python-multipart>=0.0.18",
     "uvicorn>=0.30",
 ]
 
@@ -35,7 +35,11 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["simclr_jax", "simclr_jax.*"]), "simclr_jax.configs"],
     package_dir={"simclr_jax.configs": "configs"},  # at the top of the checkout, where recipes are read
-    package_data={"simclr_jax": ["encoders/*/*"], "simclr_jax.data": ["*.npz", "*.md"]},
+    package_data={
+        "simclr_jax": ["encoders/*/*"],
+        "simclr_jax.data": ["*.npz", "*.md"],
+        "simclr_jax.serve": ["*.html"],
+    },
     entry_points={"console_scripts": ["simclr=simclr_jax.cli:main"]},
     # Each bound is the lowest version that works: make lower-bounds tries them, tools/lower_bounds.txt.
     install_requires=[

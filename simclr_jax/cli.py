@@ -16,7 +16,7 @@ COMMANDS = {
     "train": ("simclr_jax.main", "trains an encoder without labels, or with them, and scores it"),
     "evaluate": ("simclr_jax.evaluate", "tells how good the encoder of a run is, on one page"),
     "embed": ("simclr_jax.embed", "embeddings of a folder of images, as one file"),
-    "search": ("simclr_jax.index.search", "the images most similar to one"),
+    "search": ("simclr_jax.embed.search", "the images most similar to one"),
     "dedup": ("simclr_jax.index.dedup", "lists images that are there twice"),
     "curate": ("simclr_jax.index.curate", "lists outliers, or a diverse subset"),
     "export": ("simclr_jax.export", "the encoder as ONNX, StableHLO, SavedModel, LiteRT or PyTorch"),

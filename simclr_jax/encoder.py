@@ -10,10 +10,11 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, hub, paths, published, sharding
+from simclr_jax import checkpoint, hub, paths, published, registry, sharding
 from simclr_jax.config import load_config
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import Reader, kind
+from simclr_jax.feeds import images as of_images
 from simclr_jax.models import encoder as encoders
 from simclr_jax.models import simclr
 
@@ -46,17 +47,19 @@ class Encoder:
 
     def __call__(
         self,
-        images: np.ndarray,
+        images: Any,
         *,
         preprocess: bool = False,
         endpoint: str = "final_avg_pool",
         batch_size: int = 256,
     ) -> np.ndarray:
-        """Features `[n, d]` float32 of images `[n, h, w, c]`.
+        """Features `[n, d]` float32 of images `[n, h, w, c]`, of Pillow images or of paths.
 
         Args:
           images: uint8, or float in [0, 1]; RGBA is laid over `config.data.background` for an RGB encoder.
-          preprocess: crop and resize as the run does for its evaluation; otherwise images are taken as
+            Or a path or a Pillow image, or a list of such (and of arrays `[h, w, c]`) of any sizes, which
+            are read and preprocessed as by the run's evaluation.
+          preprocess: crop and resize as the run does for its evaluation; otherwise arrays are taken as
             they are, `config.data.image_size` pixels a side as a rule.
           endpoint: "final_avg_pool" (h, of any encoder), one of the encoder's own ("block_group1"),
             "projection_1" .. (layers of the head), "projection" (z) or "logits".
@@ -67,6 +70,10 @@ class Encoder:
         """
         if batch_size < 1:
             raise SimclrError(f"batch_size={batch_size}: must be above 0")
+        if registry.of_images(self.config.data.source) and (each := of_images.one_by_one(images, preprocess)):
+            views = functools.partial(of_images.views_of, self.config, self.reader)
+            parts = [each[at : at + batch_size] for at in range(0, len(each), batch_size)]
+            return np.concatenate([self(views(part), endpoint=endpoint) for part in parts])
         how = (self.model, self.reader, preprocess, endpoint)
 
         def encode(part: np.ndarray) -> jax.Array:

@@ -33,11 +33,14 @@ from simclr_jax.config import check_field, checks, default, flatten, set_field
 from simclr_jax.convert import __main__ as convert
 from simclr_jax.convert import google_tf, torch
 from simclr_jax.doctor import pitfalls
+from simclr_jax.embed import __main__ as embedding
+from simclr_jax.embed import search as searching
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate import __main__ as evaluation
 from simclr_jax.export import __main__ as exporting
 from simclr_jax.generate import __main__ as generation
 from simclr_jax.generate import run as generating
+from simclr_jax.index import curate, dedup
 from simclr_jax.measures import density
 from simclr_jax.publish import __main__ as publishing
 from simclr_jax.restore import __main__ as restoration
@@ -162,6 +165,12 @@ def images(path: Path) -> None:
         Image.fromarray(image).save(file)
 
 
+def picture(path: Path) -> None:
+    """A photo of another size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(tiny_arrays(n=1, size=30, channels=3)[0][0]).save(path)
+
+
 def arrays(path: Path) -> None:
     """An .npz file of gray images, with labels and a test split."""
     train, test = tiny_arrays(size=28), tiny_arrays(n=40, size=28, seed=7)
@@ -212,6 +221,7 @@ def space(path: Path) -> None:
 
 GIVEN: dict[str, Callable[[Path], None]] = {
     "my/images": images,
+    "my/query.jpg": picture,
     "data/birds.npz": arrays,
     "fashion10k.npz": arrays,
     "runs/quickstart": quickstart,
@@ -280,6 +290,16 @@ def run_compare(words: list[str]) -> None:
     compression.main(words[2:])
 
 
+def run_embed(words: list[str]) -> None:
+    """`simclr embed`."""
+    embedding.main(words[2:])
+
+
+def run_index(words: list[str]) -> None:
+    """`simclr search`, `simclr dedup`, `simclr curate`."""
+    {"search": searching.main, "dedup": dedup.main, "curate": curate.main}[words[1]](words[2:])
+
+
 def run_export(words: list[str]) -> None:
     """`python -m simclr_jax.export`."""
     exporting.main(words[3:])
@@ -329,8 +349,10 @@ def run_snippet(text: str, names: dict[str, Any]) -> dict[str, Any]:
 def use(text: str) -> None:
     """An encoder is loaded and called."""
     given = {"images": tiny_arrays(n=4, size=28)[0], "photos": tiny_arrays(n=4, size=40)[0]}
+    for name in ("a.jpg", "b.png"):
+        picture(Path(name))
     left = run_snippet(text, given)
-    assert left["features"].shape[0] == left["maps"].shape[0] == 4
+    assert (len(left["features"]), len(left["maps"])) == (2, 4)
 
 
 def decodes(text: str) -> None:
@@ -430,6 +452,7 @@ FOLDER = r"python -m simclr_jax\.main --config=configs/folder\.py --config\.data
 INSTALLED = {
     "simclr train --config=quickstart": "python -m simclr_jax.main --config=configs/quickstart.py",
     "simclr train --config=distill": "python -m simclr_jax.main --config=configs/distill.py",
+    "simclr train --config=folder": "python -m simclr_jax.main --config=configs/folder.py",
     "simclr train --config=tables": "python -m simclr_jax.main --config=configs/tables.py",
     "simclr evaluate": "python -m simclr_jax.evaluate",
     "simclr export": "python -m simclr_jax.export",
@@ -464,6 +487,9 @@ COMMANDS = (
     Rule("simclr train --config=quickstart$", run_main, TINY, INSTALLED),
     Rule("simclr train --config=quickstart --config.start", run_main, TINY, INSTALLED, slow=True),
     Rule("simclr train --config=distill", run_main, TINY, INSTALLED, slow=True),
+    Rule(r"simclr train --config=folder", run_main, SMALL, INSTALLED),
+    Rule("simclr embed", run_embed, LITTLE),
+    Rule("simclr (search|dedup|curate)", run_index),
     Rule("simclr evaluate", run_evaluate, SCORES, INSTALLED),
     Rule(r"simclr export (?!.*--format)", run_export, put=INSTALLED),
     Rule("simclr publish", run_publish, ("--no-onnx",)),

@@ -264,6 +264,9 @@ def test_help_of_the_command_needs_the_standard_library_alone(installed, tmp_pat
 HELP = {
     "train": "usage: simclr train --config=NAME",
     "evaluate": "usage: simclr evaluate",
+    "embed": "usage: simclr embed",
+    "search": "usage: simclr search",
+    "serve": "usage: simclr serve",
     "generate": "usage: simclr generate",
     "restore": "usage: simclr restore",
     "publish": "usage: simclr publish",

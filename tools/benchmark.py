@@ -9,6 +9,7 @@ Parts, with their options:
   passes    how exact NT-Xent stays with passes of low precision, emulated. --images=2048 --dim
   augment   augmentation on the device. --images=64 --steps --peer
   input     a folder of JPEGs to batches of views, by the core. --images=400 --batch=32 --steps --peer
+  embed     a folder of small PNGs to a file of embeddings. --images=10000 --steps --peer
   knn       exact weighted kNN. --bank=50000 --queries=2048 --dim=512 --k=200 --classes=10,1000 --steps --peer
   linear_sweep  linear evaluation of --config's encoder: a sweep of classifiers beside one. --steps
   checksums  a checkpoint of --config's model and optimiser saved and read, with and without. --steps
@@ -39,6 +40,7 @@ from bench import (
     checksums,
     collectives,
     defaults,
+    embed,
     input,
     knn,
     linear_sweep,
@@ -86,7 +88,7 @@ flags.DEFINE_boolean("trace", None, "step: print what kinds of kernels take the 
 flags.DEFINE_enum("data", None, step.DATA, "step: where batches come from")
 _numbers("sizes", "loss: images a batch")
 _count("dim", "loss, passes, knn: width of the embeddings")
-_count("images", "augment, passes: images at a time; input: files")
+_count("images", "augment, passes: images at a time; input, embed: files")
 _count("batch", "input: images a batch")
 _count("bank", "knn: features to search")
 _count("queries", "knn: features to classify")
@@ -111,6 +113,7 @@ PARTS = {
     "passes": Part(passes.measure, passes.show),
     "augment": Part(augment.measure, augment.show),
     "input": Part(input.measure, input.show),
+    "embed": Part(embed.measure, embed.show),
     "knn": Part(knn.measure, knn.show),
     "linear_sweep": Part(linear_sweep.measure, linear_sweep.show, needs_config=True),
     "checksums": Part(checksums.measure, checksums.show, needs_config=True),

@@ -100,7 +100,8 @@ def _to_ours(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(order)) if order else array
 
 
-def _to_torch(array: np.ndarray) -> np.ndarray:
+def to_torch(array: np.ndarray) -> np.ndarray:
+    """A kernel or vector of ours as PyTorch has it, float32."""
     order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim)
     return np.ascontiguousarray(array.transpose(order) if order else array, np.float32)
 
@@ -242,10 +243,8 @@ def export(workdir: epath.PathLike, out: epath.PathLike, *, step: int = 0, namin
         return _export_vit(path, config, step, variables, naming or "timm")
     if naming:
         raise SimclrError(f"--names={naming}: only a ViT can be written by several names")
-    arrays = {leaf: names.get(variables, leaf.path) for leaf in names.leaves(config.model, variables)}
     plain = config.model.variant == "torch"
-    tensors, held, notes = _tensors(config, arrays, plain)
-    marker = _marker_of(config, tensors, held, step)
+    tensors, marker, notes = state_of(config, variables, step, plain)
     texts = {beside: json.dumps(marker, indent=2) + "\n"}
     if not plain:
         texts[module] = pathlib.Path(__file__).with_name("torch_module.py").read_text()
@@ -278,6 +277,19 @@ def _export_vit(
     return "\n".join([*notes, f"takes images {seen}", kept])
 
 
+def state_of(
+    config: ConfigDict, variables: dict[str, Any], step: int, plain: bool
+) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:
+    """(state dict, marker, notes) of a ResNet's run.
+
+    Args:
+      plain: only what torchvision's ResNets have; else also what torch_module.py has.
+    """
+    arrays = {leaf: names.get(variables, leaf.path) for leaf in names.leaves(config.model, variables)}
+    tensors, held, notes = _tensors(config, arrays, plain)
+    return tensors, _marker_of(config, tensors, held, step, plain), notes
+
+
 def _tensors(
     config: ConfigDict, arrays: Mapping[names.Leaf, np.ndarray], plain: bool
 ) -> tuple[dict[str, np.ndarray], int, list[str]]:
@@ -289,7 +301,7 @@ def _tensors(
         if plain and (part == "projection" or (part == "probe" and config.model.probe_layer)):
             dropped.add(part)
             continue
-        tensors[leaf.torch] = _to_torch(array)
+        tensors[leaf.torch] = to_torch(array)
         if plain and leaf.path[-1] == "var":
             counter = f"{leaf.torch.rpartition('.')[0]}.{COUNTER}"
             tensors[counter] = np.zeros((), np.int64)
@@ -299,14 +311,15 @@ def _tensors(
     return tensors, held, [f"left out: {said}, as torchvision has no place for it"] if said else []
 
 
-def _marker_of(config: ConfigDict, tensors: Mapping[str, np.ndarray], held: int, step: int) -> dict[str, Any]:
+def _marker_of(
+    config: ConfigDict, tensors: Mapping[str, np.ndarray], held: int, step: int, plain: bool
+) -> dict[str, Any]:
     """The metadata that `convert` and torch_module.py need in addition to the tensors."""
     model, data = config.model, config.data
     blocks, bottleneck = names.blocks_of(model)
     classes = len(tensors["fc.bias"]) if "fc.bias" in tensors else 0
-    # Variant "torch" is written without a projection head. A supervised model has only the layers below
-    # its classifier.
-    projection = "none" if model.variant == "torch" else model.projection
+    # torchvision has no projection head. A supervised model has only the layers below its classifier.
+    projection = "none" if plain else model.projection
     return {
         MARK: MARK_VERSION,
         "task": "supervised" if config.task != "pretrain" and classes else "pretrain",

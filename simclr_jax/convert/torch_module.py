@@ -110,7 +110,52 @@ class Block(nn.Module):
         return (streams * mixing.unflatten(1, (2, self.features)).softmax(1)).sum(1)
 
 
-class SimCLRResNet(nn.Module):
+class Whole(nn.Module):
+    """What every network here has: normalisation in front, the projection head and the classifier behind."""
+
+    def __init__(self, fields: dict):
+        super().__init__()
+        mean, std = fields["mean"], fields["std"]
+        self.normalizes = bool(mean)
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
+
+    def add_heads(self, out: int, fields: dict) -> None:
+        """The heads for features `[n, out]`."""
+        # Of a head with a classifier in its middle, only the layers below that may be there.
+        self.layers, self.held = fields["projection_layers"], fields["projection_held"]
+        sizes = [out]
+        self.projection = nn.ModuleDict()
+        for i in range(self.held):
+            last = i == self.layers - 1
+            sizes.append(fields["projection_dim"] if last else out)
+            norm = nn.BatchNorm1d(sizes[-1])
+            if last:
+                norm.register_parameter("bias", None)
+            self.projection[f"dense{i}"] = nn.Linear(sizes[-2], sizes[-1], bias=False)
+            self.projection[f"norm{i}"] = norm
+        self.probe_layer = fields["probe_layer"]
+        self.fc = nn.Linear(sizes[self.probe_layer], fields["classes"]) if fields["classes"] else None
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `[n, c, h, w]` in [0, 1], as the network takes them."""
+        return (images - self.mean) / self.std if self.normalizes else images
+
+    def heads(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """projection_1 and so on, projection and logits of features `[n, d]`."""
+        ends, hidden = {}, [features]
+        for i in range(self.held):
+            x = self.projection[f"norm{i}"](self.projection[f"dense{i}"](hidden[-1]))
+            hidden.append(x if i == self.layers - 1 else F.relu(x))
+            ends[f"projection_{i + 1}"] = hidden[-1]
+        if self.held == self.layers:
+            ends["projection"] = hidden[-1]
+        if self.fc is not None:
+            ends["logits"] = self.fc(hidden[self.probe_layer])
+        return ends
+
+
+class SimCLRResNet(Whole):
     """Images `[n, channels, h, w]`, float in [0, 1], to a dict of endpoints.
 
     initial_conv, initial_max_pool, block_group1..4 `[n, c, h', w']`, final_avg_pool `[n, d]` (the features),
@@ -119,15 +164,10 @@ class SimCLRResNet(nn.Module):
     """
 
     def __init__(self, fields: dict):
-        super().__init__()
+        super().__init__(fields)
 
         def width(features: int) -> int:
             return max(1, round(features * fields["width"]))
-
-        mean, std = fields["mean"], fields["std"]
-        self.normalizes = bool(mean)
-        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
 
         self.pools = fields["stem"] == "imagenet"
         self.original = fields["variant"] == "original"
@@ -155,25 +195,12 @@ class SimCLRResNet(nn.Module):
                 out = after
             setattr(self, f"layer{group}", nn.Sequential(*blocks))
 
-        # Of a head with a classifier in its middle, only the layers below that may be there.
-        self.layers, self.held = fields["projection_layers"], fields["projection_held"]
-        sizes = [out]
-        self.projection = nn.ModuleDict()
-        for i in range(self.held):
-            last = i == self.layers - 1
-            sizes.append(fields["projection_dim"] if last else out)
-            norm = nn.BatchNorm1d(sizes[-1])
-            if last:
-                norm.register_parameter("bias", None)
-            self.projection[f"dense{i}"] = nn.Linear(sizes[-2], sizes[-1], bias=False)
-            self.projection[f"norm{i}"] = norm
-        self.probe_layer = fields["probe_layer"]
-        self.fc = nn.Linear(sizes[self.probe_layer], fields["classes"]) if fields["classes"] else None
+        self.add_heads(out, fields)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """The endpoints."""
         ends = {}
-        x = (images - self.mean) / self.std if self.normalizes else images
+        x = self.normalize(images)
         if self.three:
             x = F.relu(self.stem_bn0(self.stem_conv0(x)))
             x = F.relu(self.stem_bn1(self.stem_conv1(x)))
@@ -184,17 +211,8 @@ class SimCLRResNet(nn.Module):
         ends["initial_max_pool"] = x
         for group in range(1, self.groups + 1):
             x = ends[f"block_group{group}"] = getattr(self, f"layer{group}")(x)
-        hidden = [x.mean((2, 3))]
-        ends["final_avg_pool"] = hidden[0]
-        for i in range(self.held):
-            x = self.projection[f"norm{i}"](self.projection[f"dense{i}"](hidden[-1]))
-            hidden.append(x if i == self.layers - 1 else F.relu(x))
-            ends[f"projection_{i + 1}"] = hidden[-1]
-        if self.held == self.layers:
-            ends["projection"] = hidden[-1]
-        if self.fc is not None:
-            ends["logits"] = self.fc(hidden[self.probe_layer])
-        return ends
+        ends["final_avg_pool"] = x.mean((2, 3))
+        return ends | self.heads(ends["final_avg_pool"])
 
 
 def load(weights_path: str) -> SimCLRResNet:

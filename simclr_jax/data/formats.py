@@ -105,15 +105,34 @@ def read(data: bytes, reading: Reading) -> np.ndarray:
             return turn(image, orientation(data)) if reading.exif else image
         with Image.open(io.BytesIO(data)) as image:
             _few_pixels(*image.size, reading)
-            # Pillow applies the orientation while decoding, but only for TIFFs.
-            is_turned = image.format == "TIFF"
-            way = 1 if is_turned == reading.exif else _orientation_of(image)
-            return turn(_pillow(image, reading), BACK.get(way, way) if is_turned else way)
+            return of_file(image, reading)
     except UnreadableError:
         raise
     except Exception as error:  # the libraries raise exceptions of any type at bytes that are no image
         why = " ".join(str(error).split()).partition(" <_io")[0]
         raise UnreadableError(why or type(error).__name__) from None
+
+
+def of_file(image: Image.Image, reading: Reading) -> np.ndarray:
+    """An opened file of 8 bits as RGB `[h, w, 3]` uint8: blended and turned as `reading` says."""
+    # Pillow applies the orientation while decoding, but only for TIFFs.
+    is_turned = image.format == "TIFF"
+    way = 1 if is_turned == reading.exif else _orientation_of(image)
+    return turn(_pillow(image, reading), BACK.get(way, way) if is_turned else way)
+
+
+def of_pillow(image: Image.Image, reading: Reading) -> np.ndarray:
+    """An image that Pillow has opened as RGB `[h, w, 3]` uint8, like `read`.
+
+    Raises:
+      UnreadableError: it has more than 8 bits, or cannot be decoded.
+    """
+    if image.mode[0] in "IF":
+        raise UnreadableError(f"mode {image.mode} has more than 8 bits: give the path of its file")
+    try:
+        return turn(_pillow(image, reading), _orientation_of(image) if reading.exif else 1)
+    except OSError as error:
+        raise UnreadableError(" ".join(str(error).split())) from None
 
 
 def _pillow(image: Image.Image, reading: Reading) -> np.ndarray:

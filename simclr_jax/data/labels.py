@@ -12,6 +12,7 @@ from simclr_jax.errors import SimclrError
 from simclr_jax.text import printable
 
 NO_LABEL = -1
+UNREADABLE = -2  # of a blank image in the place of one that cannot be read
 MOST_CLASSES = 1_000_000  # a larger classifier fits on no device
 KEPT_BELOW = 1000  # smaller numbers are class numbers, even if some do not occur
 KEPT_SHARE = 10  # so are larger ones, if at least one in KEPT_SHARE occurs

@@ -48,9 +48,7 @@ def load(
       SimclrError: there is no such table, it cannot be read, or none of its files is there.
     """
     where = f"list:{path}"
-    columns, rows, notes = _read(path, where)
-    rows, told = _present(rows, path.parent, where)
-    notes += told
+    columns, rows, notes = table(path)
     if "label" not in columns:
         notes += (f"{where}: no labels: there is no column label",)
     train, test, told = _divide(rows, columns, train_split, test_split, where)
@@ -91,6 +89,18 @@ def _groups(rows: list[Row]) -> np.ndarray:
 
 
 # ---- reading the table --------------------------------------------------------------------------
+
+
+def table(path: Path) -> tuple[set[str], list[Row], tuple[str, ...]]:
+    """(columns, rows whose image is there, notes) of the table `path`, whatever their split.
+
+    Raises:
+      SimclrError: as `load`.
+    """
+    where = f"list:{path}"
+    columns, rows, notes = _read(path, where)
+    rows, told = _present(rows, path.parent, where)
+    return columns, rows, notes + told
 
 
 def _read(path: Path, where: str) -> tuple[set[str], list[Row], tuple[str, ...]]:

@@ -16,7 +16,7 @@ import numpy as np
 from simclr_jax.data import decode, formats, pixels
 from simclr_jax.data.columns import Columns
 from simclr_jax.data.formats import Reading
-from simclr_jax.data.labels import NO_LABEL, Labels, number
+from simclr_jax.data.labels import NO_LABEL, UNREADABLE, Labels, number
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import UnreadableImagesError
 from simclr_jax.text import printable
@@ -46,7 +46,7 @@ class Source:
     `fetch(index [m])` is plain Python and returns (payload [m, ...], label [m] int32, -1 for none);
     `read(payload, label)` is TensorFlow, runs in parallel, one example at a time, and returns
     (image [h, w, c] uint8, label, index actually read or -1). `kind` is "array", "file" or "record".
-    `read_around` is a slower `read` that skips unreadable examples.
+    `read_around` is a slower `read` that skips unreadable examples, `read_marked` one that marks them.
     """
 
     kind: str
@@ -57,6 +57,7 @@ class Source:
     read: Callable[[Any, Any], tuple[Any, Any, Any]]
     fingerprint: str  # changes with the examples or their order
     read_around: Callable[[Any, Any], tuple[Any, Any, Any]] | None = None
+    read_marked: Callable[[Any, Any], tuple[Any, Any, Any]] | None = None
     names: tuple[str, ...] = ()  # names of the files; () for other kinds
     ledger: Ledger = field(default_factory=Ledger, compare=False)
     reading: Reading | None = field(default=None, compare=False)  # of files, records
@@ -85,6 +86,13 @@ class Source:
         ids, groups = (None if x is None else x[index] for x in (self.ids, self.groups))
         made = {"fetch": fetch, "fingerprint": fingerprint, "names": names, "ids": ids, "groups": groups}
         return replace(self, size=len(index), **made)
+
+    def marking(self) -> "Source":
+        """The same, but in the place of an unreadable file is a blank image of the label UNREADABLE.
+
+        `ledger.reasons` says why it cannot be read.
+        """
+        return replace(self, read_around=self.read_marked)
 
     def labels(self) -> np.ndarray:
         """Every label `[size]` int32, -1 for none; for records this reads all of them."""
@@ -235,6 +243,7 @@ def from_files(
         fetch=lambda index: (index, ids[index]),
         read=files.read,
         read_around=files.read_around,
+        read_marked=files.read_marked,
         fingerprint=_digest(os.fsencode("\n".join(names)), ids),
         names=tuple(map(as_text, names)),
         ledger=ledger,
@@ -275,20 +284,27 @@ class _Files:
         return decode.decode(tf.io.read_file(paths[at]), self.reading), labels[at], at
 
     def read_around(self, index: Any, label: Any) -> tuple[Any, Any, Any]:
-        # The first of index, index + 1, ... that decodes, by TensorFlow or by Pillow. A data set inside map
-        # is the one construct of TensorFlow that survives a failed op without a detour through Python.
+        # The first of index, index + 1, ... that decodes, by TensorFlow or by Pillow.
         tf, n = load_tensorflow(), len(self.names)
 
         def attempt(k):
             at = (index + k // 2) % n
+            return tf.cond(tf.equal(k % 2, 0), lambda: self.read(at), lambda: self._second(at))
 
-            def second():
-                return (decode.by_python(self._rescue, at), self._tensors[1][at], at)
+        return _first_of(2 * min(n, AHEAD), attempt)
 
-            return tf.cond(tf.equal(k % 2, 0), lambda: self.read(at), second)
+    def read_marked(self, index: Any, label: Any) -> tuple[Any, Any, Any]:
+        tf = load_tensorflow()
 
-        candidates = tf.data.Dataset.range(2 * min(n, AHEAD)).map(attempt)
-        return candidates.ignore_errors().take(1).get_single_element()
+        def blank():
+            image = tf.ensure_shape(tf.zeros([1, 1, 3], tf.uint8), [None, None, 3])
+            return image, tf.constant(UNREADABLE, tf.int32), index
+
+        ways = [lambda: self.read(index), lambda: self._second(index), blank]
+        return _first_of(3, lambda k: tf.switch_case(tf.cast(k, tf.int32), ways))
+
+    def _second(self, at: Any) -> tuple[Any, Any, Any]:
+        return decode.by_python(self._rescue, at), self._tensors[1][at], at
 
     def _rescue(self, at: int) -> np.ndarray | None:
         """Reads with Pillow a file that TensorFlow cannot read; None if Pillow fails too."""
@@ -304,6 +320,14 @@ class _Files:
             self.ledger.by_pillow.add(name)
             return image
         return None
+
+
+def _first_of(count: int, attempt: Callable[[Any], tuple[Any, Any, Any]]) -> tuple[Any, Any, Any]:
+    """What the first of `attempt(0)`, `attempt(1)`, ... gives that does not fail."""
+    # A data set inside map is the one construct of TensorFlow that survives a failed op without a detour
+    # through Python.
+    candidates = load_tensorflow().data.Dataset.range(count).map(attempt)
+    return candidates.ignore_errors().take(1).get_single_element()
 
 
 def _paths(root: str, names: Sequence[str]) -> list[bytes]:

@@ -25,7 +25,7 @@ def load():
 
     jax.devices()  # JAX takes its devices first
     try:
-        with _no_greetings():
+        with quietly():
             import tensorflow as tf
     except ModuleNotFoundError as error:
         if error.name != "tensorflow":
@@ -41,8 +41,8 @@ def load():
 
 
 @contextlib.contextmanager
-def _no_greetings() -> Iterator[None]:
-    """Holds back C++ output to stderr, which ignores the log level at import; shows it on an error."""
+def quietly() -> Iterator[None]:
+    """Holds back C++ output to stderr, which ignores the log level; shows it on an error."""
     sys.stderr.flush()
     before = os.dup(2)
     with tempfile.TemporaryFile() as held:

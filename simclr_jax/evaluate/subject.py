@@ -80,7 +80,7 @@ class Subject:
         self.feed = create_feed(config, splits, mesh, views=1)
         self.first = distributed.first()
         self.weights: dict[str, np.ndarray] | None = None
-        self._digest = _digest(encoder.variables)
+        self._digest = digest(encoder.variables)
         self._kept: dict[str, Features] = {}
         self._variables: dict[str, Any] = {}
         self._gallery: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -172,7 +172,7 @@ class Subject:
         if index is None:
             index = self._index(who, part)
         key = self.key_of(
-            who, part, split.fingerprint, split.name, None if index is None else _digest(index),
+            who, part, split.fingerprint, split.name, None if index is None else digest(index),
             self.config.data.to_dict(), self.config.eval.crop, self.config.eval.resize,
             self.config.eval.endpoint, self.config.model.dtype, self.config.seed, self.config.augment.device,
         )  # fmt: skip
@@ -366,7 +366,7 @@ class Subject:
 def identity(splits: Splits) -> list[str]:
     """Changes with the images and with the groups that hold-outs keep together."""
     groups = getattr(splits.train, "groups", None)
-    return [s.fingerprint for s in splits if s] + ([] if groups is None else [_digest(groups)])
+    return [s.fingerprint for s in splits if s] + ([] if groups is None else [digest(groups)])
 
 
 def folder_of(workdir: epath.Path, changed: Sequence[str]) -> epath.Path:
@@ -396,10 +396,10 @@ def _decisive(config: ConfigDict) -> dict[str, Any]:
     return {field: value for field, value in flat.items() if not lies_in(field, idle)}
 
 
-def _digest(tree: Any) -> str:
-    """Of the bytes of every array."""
-    digest = hashlib.sha256()
+def digest(tree: Any) -> str:
+    """A short name for the bytes of every array."""
+    sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
+        sha.update(jax.tree_util.keystr(path).encode())
+        sha.update(np.ascontiguousarray(leaf).tobytes())
+    return sha.hexdigest()[:16]

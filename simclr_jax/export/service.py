@@ -14,7 +14,7 @@ REQUIREMENTS = (
     "pillow>=10.1",
     "prometheus-client>=0.20",
     "pyarrow>=17.0",
-    "python-multipart>=0.0.12",
+    "python-multipart>=0.0.18",
     "uvicorn>=0.30",
 )
 BATCH = 32  # images that Triton may join into one call

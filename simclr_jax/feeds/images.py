@@ -1,6 +1,7 @@
 """The feed of images: augmented on the host, partly on the accelerator, or from the accelerator's memory."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -9,14 +10,17 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from PIL import Image
 
 from simclr_jax import augment, figures, geometry, registry
 from simclr_jax.config import flatten, total_steps
-from simclr_jax.data import formats, memory, order, pipeline
+from simclr_jax.data import decode, formats, host_augment, memory, order, pipeline
 from simclr_jax.data import splits as data_splits
 from simclr_jax.data.host_augment import Crops, Options
-from simclr_jax.data.sources import Source, Stream
+from simclr_jax.data.labels import UNREADABLE
+from simclr_jax.data.sources import Source, Stream, from_files
 from simclr_jax.data.splits import Splits
+from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds.feed import Batch, Kind
 from simclr_jax.models import simclr
@@ -218,7 +222,7 @@ class ImageReader(NamedTuple):
             images = np.asarray(examples)
         except ValueError:
             raise SimclrError(
-                "images must be of one size: [n, h, w, c]; resize them, or give one at a time"
+                "images must be of one size: [n, h, w, c]; preprocess=True takes a list of several"
             ) from None
         known = (3, 4) if self.channels == 3 else (self.channels,)
         if images.ndim != 4 or images.shape[-1] not in known or not images.size:
@@ -248,6 +252,55 @@ class ImageReader(NamedTuple):
         if preprocess:
             images = geometry.center_view(images, self.size, self.crop, self.resize)
         return simclr.normalize_images(images, self.mean, self.std, dtype)
+
+
+def one_by_one(examples: Any, preprocess: bool) -> list[Any]:
+    """Files, Pillow images and, to `preprocess`, arrays of several sizes as a list; [] for anything else."""
+    if isinstance(examples, (str, os.PathLike, Image.Image)):
+        return [examples]
+    if not isinstance(examples, (list, tuple)):
+        return []
+    loose = any(isinstance(each, (str, os.PathLike, Image.Image)) for each in examples)
+    several = preprocess and len({np.shape(each) for each in examples}) > 1
+    return list(examples) if loose or several else []
+
+
+def views_of(config: ConfigDict, reader: ImageReader, pictures: Sequence[Any]) -> np.ndarray:
+    """The evaluation views `[n, s, s, c]` in [0, 1] of paths, Pillow images and arrays `[h, w, c]`, any size.
+
+    They are those of the run's own evaluation: the host decodes, crops and resizes.
+
+    Raises:
+      SimclrError: one cannot be read, or does not fit the encoder.
+    """
+    tf, size, reading = load_tensorflow(), reader.size, formats.Reading.of(**config.data)
+    views = np.empty((len(pictures), size, size, reader.channels), np.float32)
+    at = [i for i, each in enumerate(pictures) if isinstance(each, (str, os.PathLike))]
+    if at:
+        views[at] = _views_of_files([os.path.expanduser(pictures[i]) for i in at], reader, reading)
+    for i, each in enumerate(pictures):
+        if isinstance(each, Image.Image):
+            try:
+                pixels = decode.to_channels(tf.constant(formats.of_pillow(each, reading)), reader.channels)
+            except formats.UnreadableError as error:
+                raise SimclrError(f"image {i} of {len(pictures)}: {error}") from None
+        elif not isinstance(each, (str, os.PathLike)):
+            pixels = tf.constant(reader.host(reader.check(np.asarray(each)[None]))[0])
+        else:
+            continue
+        views[i] = host_augment.center_view(pixels, size, reader.crop, reader.resize)
+    return views
+
+
+def _views_of_files(names: list[str], reader: ImageReader, reading: formats.Reading) -> np.ndarray:
+    source = from_files(names, None, (), root="", name="files", reading=reading).marking()
+    view = {"size": reader.size, "crop": reader.crop, "resize": reader.resize, "channels": reader.channels}
+    (batch,) = pipeline.eval_batches(source, batch=len(names), **view)
+    for name, label in zip(names, batch["label"], strict=True):
+        if label == UNREADABLE:
+            why = source.ledger.reasons.get(source.names[names.index(name)], "it is no image")
+            raise SimclrError(f"{name}: cannot be read ({why})")
+    return batch["example"]
 
 
 def reader(config: ConfigDict, data: dict[str, Any]) -> ImageReader:

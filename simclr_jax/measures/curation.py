@@ -6,6 +6,7 @@ For looking, not for deciding: an encoder that sees little difference finds dupl
 import numpy as np
 from jax.sharding import Mesh
 
+from simclr_jax.index import curate
 from simclr_jax.measures import knn
 
 
@@ -35,15 +36,8 @@ def near_duplicates(
 def outliers(features: np.ndarray, mesh: Mesh, *, k: int = 10, most: int = 50) -> list[tuple[int, float]]:
     """The rows (i, similarity) of `[n, d]` least like their k nearest others, the least similar first.
 
-    The similarity is the mean cosine to these k, or to all others where there are fewer (Ramaswamy et al.,
-    2000, rank by the distance to the k-th alone, which a group of k odd ones escapes).
+    `simclr_jax.index.curate.outliers` says how.
     """
-    n = len(features)
-    if n < 2:
+    if len(features) < 2:
         return []
-    similarity, index = knn.nearest(features, features, k + 1, mesh)
-    own = index == np.arange(n)[:, None]
-    # Where more than k others are equal to a row, it may not be among its own nearest.
-    own[:, -1] |= ~own.any(axis=1)
-    mean = similarity[~own].reshape(n, -1).mean(axis=1, dtype=np.float64)
-    return [(int(i), float(mean[i])) for i in np.argsort(mean, kind="stable")[:most]]
+    return curate.outliers(*knn.nearest(features, features, k + 1, mesh), most)

@@ -1,7 +1,7 @@
 """Features of a whole split, every example once."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -22,24 +22,31 @@ class Features(NamedTuple):
         return Features(jax.tree.map(lambda x: x[index], self.features), self.labels[index])
 
 
-def extract(
+def extracted(
     encode: Callable[[jax.Array], Any], batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
-) -> Features:
-    """Runs `encode` (images `[b, h, w, c]` to `[b, d]`, or a tree of such) over {example, label, mask}.
+) -> Iterator[Features]:
+    """What `encode` (images `[b, h, w, c]` to `[b, d]`, or a tree of such) makes of {example, label, mask}.
 
-    Rows where mask is False, the filling of the last batch, are left out.
+    Batch by batch; rows where mask is False, the filling of the last batch, are left out. On a mesh of this
+    process's devices alone no other process takes part.
     """
-    features, labels = [], []
+    gather = sharding.gather if mesh.is_multi_process else jax.device_get
     pending = None  # the device works on a batch while the previous one is read back
     for batch in itertools.chain(batches, [None]):
         if pending is not None:
-            values, label, mask = sharding.gather(pending)
-            features.append(jax.tree.map(lambda x: np.asarray(x, np.float32)[mask], values))  # noqa: B023
-            labels.append(label[mask])
+            values, label, mask = gather(pending)
+            yield Features(jax.tree.map(lambda x: np.asarray(x, np.float32)[mask], values), label[mask])  # noqa: B023
         if batch is None:
             break
         on_device = sharding.put_batch(batch, mesh)
         pending = (encode(on_device["example"]), on_device["label"], on_device["mask"])
+
+
+def extract(
+    encode: Callable[[jax.Array], Any], batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+) -> Features:
+    """All that `extracted` yields, in one."""
+    features, labels = zip(*extracted(encode, batches, mesh), strict=True)
     return Features(jax.tree.map(lambda *x: np.concatenate(x), *features), np.concatenate(labels))
 
 

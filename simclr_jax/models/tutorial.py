@@ -68,7 +68,7 @@ class Tutorial(Plain, nn.Module):
         for i, width in enumerate(self.widths):
             x = nn.relu(nn.Conv(width, (KERNEL, KERNEL), (2, 2), name=f"conv{i + 1}", **dtypes)(x))
             x = ends[self.stages[i]] = done(i, x)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         known = (self.get_variable("params", "dense") or {}).get("kernel")
         if known is not None and known.shape[0] != x.shape[1]:
             raise SimclrError(

@@ -138,6 +138,14 @@ class Block(nn.Module):
         return jnp.where(kept, x / (1 - self.drop), 0).astype(x.dtype)
 
 
+def first(tokens: jax.Array) -> jax.Array:
+    """The first of tokens `[n, t, d]`.
+
+    By a slice: for `[:, 0]` with a symbol as n, JAX makes a gather that LiteRT lacks.
+    """
+    return jax.lax.index_in_dim(tokens, 0, axis=1, keepdims=False)
+
+
 def norm(name: str, **dtypes: Any) -> nn.LayerNorm:
     """A LayerNorm with statistics in at least float32."""
     return nn.LayerNorm(epsilon=EPSILON, use_fast_variance=False, name=name, **dtypes)
@@ -227,12 +235,12 @@ class ViT(nn.Module):
             patches = done(self.depth, attention)[:, :, -grid[0] * grid[1] :]
             ends["attention"] = patches.reshape(*patches.shape[:2], *grid)
         ends["tokens"] = x
-        ends["features"] = x[:, 0] if self.pooling == "token" else jnp.mean(x, axis=1)
+        ends["features"] = first(x) if self.pooling == "token" else jnp.mean(x, axis=1)
         return ends
 
     def embed(self, x: jax.Array, grid: tuple[int, int], kept: jax.Array | None) -> jax.Array:
         """Tokens `[n, t, d]` of images: projected patches with their positions, and the class token."""
-        n, p = len(x), self.patch
+        n, p = x.shape[0], self.patch  # n can be a symbol, which `len` cannot give
         x = x.reshape(n, grid[0], p, grid[1], p, -1).transpose(0, 1, 3, 2, 4, 5)
         x = x.reshape(n, grid[0] * grid[1], -1)
         # A dense layer instead of a convolution, so that xavier-uniform computes moco-v3's fan.

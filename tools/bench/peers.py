@@ -116,12 +116,8 @@ def step_part(encoder, depth, stem, dtype, layers, dim, temperature, batch, size
     if encoder != "resnet" or depth not in (18, 34, 50, 101, 152):
         raise Missing(f"torchvision has no {encoder} of depth {depth}; choose config.model.encoder=resnet")
     vision = import_torchvision()
-    backbone = getattr(vision.models, f"resnet{depth}")()
-    width, backbone.fc = backbone.fc.in_features, nn.Identity()
-    if stem != "imagenet":
-        backbone.conv1, backbone.maxpool = nn.Conv2d(channels, 64, 3, 1, 1, bias=False), nn.Identity()
-    elif channels != 3:
-        backbone.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+    backbone = embedding_model(vision, encoder, depth, 1, stem, channels)
+    width = getattr(vision.models, f"resnet{depth}")().fc.in_features
     model = nn.Sequential(backbone, projection_head(width, dim, layers)).to(DEVICE)
     model = model.to(memory_format=torch.channels_last)
     name, loss, notes = nt_xent(temperature)
@@ -228,7 +224,58 @@ def input_part(folder, size, batch, strength, colour):
     )
 
 
-PARTS = {"loss": loss_part, "step": step_part, "knn": knn_part, "augment": augment_part, "input": input_part}
+def embed_part(folder, size, channels, batch, encoder, depth, width, stem):
+    """lightly's embedding loop over a LightlyDataset, the files read by a worker on every core."""
+    vision, data = import_torchvision(), import_lightly("lightly.data")
+    transforms = vision.transforms
+    steps = [transforms.Grayscale()] * (channels == 1) + [
+        transforms.Resize((size, size)),
+        transforms.ToTensor(),
+    ]
+    model = embedding_model(vision, encoder, depth, width, stem, channels).to(DEVICE).eval()
+    dataset = data.LightlyDataset(folder, transform=transforms.Compose(steps))
+    loader = torch.utils.data.DataLoader(dataset, batch, num_workers=os.cpu_count())
+
+    @torch.no_grad()
+    def go():  # as lightly.embedding.SelfSupervisedEmbedding.embed does it
+        embeddings, names = [], []
+        for images, _, files in loader:
+            embeddings.extend(model(images.to(DEVICE)).flatten(1).cpu().numpy())
+            names.extend(files)
+        np.save(Path(folder).with_name("theirs.npy"), np.stack(embeddings))
+        return len(names)
+
+    return lightly_name(), go, ["per core-second: the peer's workers are not counted"]
+
+
+def embedding_model(vision, encoder, depth, width, stem, channels):
+    """torchvision's ResNet without its classifier, or our small CNN in PyTorch."""
+    if encoder == "cnn":
+        layers, before = [], channels
+        for wide, kernel in ((32, 4), (64, 4), (128, 3)):
+            wide = max(1, round(wide * width))
+            layers += [nn.Conv2d(before, wide, kernel, 2, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+            before = wide
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2))
+    if encoder != "resnet" or depth not in (18, 34, 50, 101, 152):
+        raise Missing(f"torchvision has no {encoder} of depth {depth}; choose config.model.encoder=resnet")
+    backbone = getattr(vision.models, f"resnet{depth}")()
+    backbone.fc = nn.Identity()
+    if stem != "imagenet":
+        backbone.conv1, backbone.maxpool = nn.Conv2d(channels, 64, 3, 1, 1, bias=False), nn.Identity()
+    elif channels != 3:
+        backbone.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+    return backbone
+
+
+PARTS = {
+    "loss": loss_part,
+    "step": step_part,
+    "knn": knn_part,
+    "augment": augment_part,
+    "input": input_part,
+    "embed": embed_part,
+}
 
 
 # ---- measuring ----------------------------------------------------------------------------------
