@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from simclr_jax import main, registry
+from simclr_jax.compress import __main__ as compression
 from simclr_jax.config import check_field, checks, default, flatten, set_field
 from simclr_jax.convert import __main__ as convert
 from simclr_jax.convert import google_tf, torch
@@ -277,6 +278,18 @@ def run_restore(words: list[str]) -> None:
     restoration.main(words[3:])
 
 
+def run_compress(words: list[str]) -> None:
+    """`simclr compress`."""
+    compression.main(words[2:])
+
+
+def run_compare(words: list[str]) -> None:
+    """`simclr compress --compare`, of artefacts that the page's other commands make."""
+    for name in [word for word in words if word.endswith(".onnx") and not Path(word).exists()]:
+        exporting.main(["--workdir=runs/quickstart", f"--out={name}"])
+    compression.main(words[2:])
+
+
 def run_embed(words: list[str]) -> None:
     """`simclr embed`."""
     embedding.main(words[2:])
@@ -438,6 +451,7 @@ MAIN = r"python -m simclr_jax\.main --config=configs/"
 FOLDER = r"python -m simclr_jax\.main --config=configs/folder\.py --config\.data\.source"
 INSTALLED = {
     "simclr train --config=quickstart": "python -m simclr_jax.main --config=configs/quickstart.py",
+    "simclr train --config=distill": "python -m simclr_jax.main --config=configs/distill.py",
     "simclr train --config=folder": "python -m simclr_jax.main --config=configs/folder.py",
     "simclr train --config=tables": "python -m simclr_jax.main --config=configs/tables.py",
     "simclr evaluate": "python -m simclr_jax.evaluate",
@@ -460,6 +474,9 @@ COMMANDS = (
     Rule(r"python -m simclr_jax\.main --config=configs/restore\.py", run_main, RESTORE, slow=True),
     Rule(r"python -m simclr_jax\.restore .*--corrupt", run_restore, ("--baselines=",), slow=True),
     Rule(r"python -m simclr_jax\.restore (?!.*--corrupt)", run_restore, slow=True),
+    Rule(r"simclr compress --artefact", run_compress),
+    Rule(r"simclr compress --workdir", run_compress, slow=True),
+    Rule(r"simclr compress --compare", run_compare, slow=True),
     Rule(r"python -m simclr_jax\.convert (torch|to-torch)", run_convert, put=CONVERTED),
     Rule(r"python -m simclr_jax\.convert (google|to-google)", run_convert, slow=True),
     Rule(r"python tools/lesions\.py", run_process, ("--images=84",), slow=True),
@@ -468,6 +485,8 @@ COMMANDS = (
     Rule(r"simclr train --config=tables", run_main, TABLE, INSTALLED),
     Rule(r"python -m simclr_jax\.doctor .* --workdir", run_doctor, DIGITS, slow=True),
     Rule("simclr train --config=quickstart$", run_main, TINY, INSTALLED),
+    Rule("simclr train --config=quickstart --config.start", run_main, TINY, INSTALLED, slow=True),
+    Rule("simclr train --config=distill", run_main, TINY, INSTALLED, slow=True),
     Rule(r"simclr train --config=folder", run_main, SMALL, INSTALLED),
     Rule("simclr embed", run_embed, LITTLE),
     Rule("simclr (search|dedup|curate)", run_index),

@@ -6,6 +6,7 @@ import json
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import jax
@@ -75,9 +76,18 @@ def describe(config: ConfigDict, classes: int) -> str:
 
 
 def write(
-    out: epath.PathLike, config: ConfigDict, variables: dict[str, Any], *, step: int, origin: str
+    out: epath.PathLike,
+    config: ConfigDict,
+    variables: dict[str, Any],
+    *,
+    step: int,
+    origin: str,
+    data: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Writes an ordinary workdir as a whole: a failure leaves nothing behind.
+
+    Args:
+      data: what its config.json says of its examples, beside `origin`.
 
     Raises:
       SimclrError: something is there already, or it cannot be written.
@@ -88,7 +98,7 @@ def write(
         checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
         checkpoints.save(TrainState(cast(jax.Array, np.int32(min(step, 2**31 - 1))), params, model_state, ()))
         checkpoints.close()
-        files.write(epath.Path(folder) / CONFIG_FILE, to_json(config, {"converted_from": origin}))
+        files.write(epath.Path(folder) / CONFIG_FILE, to_json(config, {**data, "converted_from": origin}))
         encoder.load(folder)
 
 

@@ -87,7 +87,8 @@ def score(
     too often). Test is looked at once, with the choice made. The probes on 100 and 1,000 labels are means
     over `linear.draws` class-balanced draws from the rest of train, with Student's interval of that mean; knn
     and linear_all then use all of train (at most `knn.bank` and, unless 0, `linear.examples`), with the
-    intervals of `classified.evaluate`. A probe that finds too few labels to draw from is left out.
+    intervals of `classified.evaluate`. A probe that finds too few labels to draw from is left out; with 0
+    draws both are.
     """
     from simclr_jax.measures.classified import cell, evaluate  # here, as scikit-learn takes seconds to import
 
@@ -109,7 +110,7 @@ def score(
     scaled, scaled_test = Features(train_x, train.labels), Features(test_x, test.labels)
     rng, settings = np.random.default_rng(0), {"classes": classes, "iterations": options.linear.iterations}
     for count in LABELS:
-        if classes <= count <= len(rest):
+        if options.linear.draws and classes <= count <= len(rest):
             announce(who, TITLES[f"linear_{count}"])
             draws = range(options.linear.draws)
             drawn = [rest[linear.balanced_draw(train.labels[rest], count, rng)] for _ in draws]
