@@ -434,6 +434,18 @@ def test_overload_is_503_and_those_inside_are_answered(made):
         assert (late.status_code, late.json()["error"]) == (503, "the service is stopping")
 
 
+def test_each_request_of_a_batch_gets_as_many_neighbours_as_it_asks_for(made):
+    door, held = held_service(made)
+    service, wanted = door.app.state.service, (0, 1, 20)
+    with connected(door) as client, ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(post, client, png(picture(4)), top=top) for top in wanted]
+        until(lambda: service.batcher.inside == 3)
+        held.set()
+        found = [each.result().json()["results"][0].get("neighbours", []) for each in answers]
+    assert [len(each) for each in found] == list(wanted)
+    assert found[1] == found[2][:1]
+
+
 def test_late_answers_and_late_bodies_end(made):
     door, held = held_service(made, seconds=0.5)
     with connected(door) as client:
@@ -579,6 +591,9 @@ def test_a_published_artefact_names_no_folder(made, tmp_path):
     loaded = artefact.load(changed(made, tmp_path, run={"step": 7}), 1)
     ours = table.Embeddings(["a"], np.ones((1, 5), np.float32), [""], {"workdir": "runs/toy", "step": 7})
     assert artefact.matching(loaded, ours, Path("features.npz")) == "features"
+    with connected(app.create(Settings(loaded, local=True))) as client:
+        told = client.get("/about").json()
+    assert (told["run"], told["step"], told["index"]) == (None, 7, None)
 
 
 @pytest.mark.parametrize(

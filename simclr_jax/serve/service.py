@@ -86,7 +86,7 @@ class Service:
         return self.artefact.pixels(image)
 
     async def embed(self, files: list[tuple[str, bytes]], top: int) -> list[dict[str, Any]]:
-        """What is told of each of several files."""
+        """What is told of each of several files; "near" has `top` neighbours."""
         loop, batcher = asyncio.get_running_loop(), self.batcher
         with batcher.admit(len(files)):
 
@@ -99,6 +99,8 @@ class Service:
         for each in found:
             if isinstance(each, BaseException):
                 raise each
+            if "near" in each:  # another request of the batch may have asked for more
+                each["near"] = each["near"][:top]
         return [each for each in found if not isinstance(each, BaseException)]
 
     def result(self, name: str, found: dict[str, Any], embedding: bool, classes: int) -> dict[str, Any]:
@@ -106,7 +108,7 @@ class Service:
         result: dict[str, Any] = {"name": name}
         if embedding:
             result["embedding"] = found["features"].tolist()
-        if self.index is not None and "near" in found:
+        if self.index is not None and found.get("near"):
             table = self.index.embeddings
             result["neighbours"] = [
                 {"row": row, "path": table.paths[row], "label": table.label[row], "similarity": similarity}
@@ -123,7 +125,7 @@ class Service:
         about, limits = self.artefact.about, self.settings.limits
         return {
             "artefact": about.get("file"),
-            "run": Path(about["run"]["workdir"]).name,  # folders are nobody's business
+            "run": self.artefact.run_name,  # folders are nobody's business
             "step": about["run"].get("step"),
             "dim": self.artefact.outputs["features"],
             "classes": self.artefact.classes,
