@@ -241,11 +241,14 @@ def test_pictures_are_those_of_the_index_alone(client):
         assert client.get(f"/images/{row}").status_code in (code, 404), row
 
 
-def test_paths_that_leave_the_root_are_not_followed(made, tmp_path):
+@pytest.mark.parametrize("root", ["in", ".", "ABSOLUTE"])
+def test_paths_that_leave_the_root_are_not_followed(made, tmp_path, monkeypatch, root):
     (tmp_path / "in").mkdir()
     (tmp_path / "secret.png").write_bytes(png(picture(0)))
+    monkeypatch.chdir(tmp_path / "in" if root == "." else tmp_path)
+    root = str(tmp_path / "in") if root == "ABSOLUTE" else root
     index = Index(table.Embeddings(["../secret.png"], np.ones((1, DIM), np.float32), [""], {}))
-    with connected(app.create(settings(made, index=index, root=str(tmp_path / "in")))) as client:
+    with connected(app.create(settings(made, index=index, root=root))) as client:
         assert client.get("/images/0").json() == {"error": "the image of row 0 is outside --images-root"}
 
 
@@ -316,8 +319,10 @@ def test_jpegs_with_very_many_scans_are_refused():
 
 
 def test_other_refusals(client):
-    files = [("image", (f"{i}.png", png(picture(i)), "image/png")) for i in range(5)]
-    assert client.post("/embed", files=files).json() == {"error": "more than 4 images in a request"}
+    files = [("image", (f"{i}.png", png(picture(i)), "image/png")) for i in range(9)]
+    for count in (5, 9):  # the parser itself stops at 6
+        many = client.post("/embed", files=files[:count])
+        assert (many.status_code, many.json()["error"]) == (413, "more than 4 images in a request")
     named = client.post("/embed", files=[files[0], ("image", ("b\nd.gif", b"GIF89a", "image/gif"))])
     assert named.status_code in (415, 422)
     assert named.json()["error"].startswith("b")
@@ -603,12 +608,18 @@ def test_a_published_artefact_names_no_folder(made, tmp_path):
         (["--artefact=a.onnx", "--nothing=1"], "'--nothing=1': not understood"),
         (["--artefact=a.onnx", "--host=0.0.0.0"], "lets others in: add --token-file"),
         (["--artefact=a.onnx", "--images-root=x"], "add --index"),
-        (["--artefact=a.onnx", "--batch=0"], "--batch=0: must be above 0"),
+        (["--artefact=a.onnx", "--index=i.csv", "--images-root=/nowhere"], "/nowhere: no such folder"),
+        (["--artefact=a.onnx", "--body=inf"], "--body=inf: must be a number above 0"),
+        (["--artefact=a.onnx", f"--token-file={sys.executable}"], "must be of printable ASCII characters"),
+        (["--artefact=a.onnx", "--batch=0"], "--batch=0: must be a number above 0"),
         (["--artefact=a.onnx", "--images=9", "--queue=8"], "must be at most --queue=8"),
         (["--artefact=a.onnx", "--token-file=/nowhere/t"], "/nowhere/t: No such file"),
         (["--artefact=/nowhere/a.onnx"], "/nowhere/a.onnx: no such file"),
     ],
-    ids=["artefact", "option", "host", "root", "batch", "images", "token", "file"],
+    ids=[
+        "artefact", "option", "host", "root", "no-root", "infinite", "binary-token", "batch", "images", "token",
+        "file",
+    ],
 )
 def test_mistakes_end_in_one_line(capsys, monkeypatch, words, why):
     monkeypatch.delenv(command.VARIABLE, raising=False)

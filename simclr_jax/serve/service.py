@@ -139,9 +139,10 @@ class Service:
         table = self.index.embeddings if self.index else None
         if table is None or not 0 <= row < len(table.paths):
             raise Refusal(404, f"there is no row {row}")
-        root = self.settings.root or str(table.meta.get("images") or "")
-        path = Path(os.path.normpath(Path(root, table.paths[row])))
-        if self.settings.root and not path.is_relative_to(os.path.normpath(root)):
+        given = self.settings.root
+        root = os.path.abspath(given or str(table.meta.get("images") or ""))
+        path = Path(os.path.abspath(os.path.join(root, table.paths[row])))
+        if given and not path.is_relative_to(root):
             raise Refusal(404, f"the image of row {row} is outside --images-root")
         try:
             return images.thumbnail(path, self.reading, self.settings.limits.pixels)
