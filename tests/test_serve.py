@@ -617,7 +617,16 @@ def test_a_published_artefact_names_no_folder(made, tmp_path):
         (["--artefact=/nowhere/a.onnx"], "/nowhere/a.onnx: no such file"),
     ],
     ids=[
-        "artefact", "option", "host", "root", "no-root", "infinite", "binary-token", "batch", "images", "token",
+        "artefact",
+        "option",
+        "host",
+        "root",
+        "no-root",
+        "infinite",
+        "binary",
+        "batch",
+        "images",
+        "token",
         "file",
     ],
 )

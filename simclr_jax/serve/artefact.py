@@ -40,7 +40,8 @@ class Artefact(NamedTuple):
     @property
     def run_name(self) -> str | None:
         """The last part of the run's folder; None where the artefact was published."""
-        return _last(self.about["run"].get("workdir"))
+        workdir = self.about["run"].get("workdir")
+        return Path(workdir).name if workdir else None
 
     @property
     def classes(self) -> list[str]:
@@ -146,23 +147,17 @@ def matching(artefact: Artefact, embeddings: Embeddings, path: Path) -> str:
     Raises:
       SimclrError: the table is of another run, step or endpoint.
     """
-    meta, dim = embeddings.meta, embeddings.features.shape[1]
-    endpoint = str(meta.get("endpoint") or "features")
+    meta, run = embeddings.meta, artefact.about["run"]
+    endpoint, dim = str(meta.get("endpoint") or "features"), embeddings.features.shape[1]
     endpoint = "features" if endpoint in FEATURES else endpoint
     made = "make it again with `simclr embed` from the run that was exported"
     if artefact.outputs.get(endpoint) != dim:
         has = ", ".join(f"{name} {size}" for name, size in artefact.outputs.items())
         raise SimclrError(f"{path}: holds {endpoint} of {dim} numbers, the artefact gives {has}; {made}")
-    # The same run has another folder on another machine.
-    pairs = {
-        "workdir": (artefact.run_name, _last(meta.get("workdir"))),
-        "step": (artefact.about["run"].get("step"), meta.get("step")),
-    }
-    for key, (ours, theirs) in pairs.items():
+    for key in ("workdir", "step"):
+        ours, theirs = run.get(key), meta.get(key)
+        if key == "workdir":  # the same run has another folder on another machine
+            ours, theirs = (Path(str(x)).name if x else None for x in (ours, theirs))
         if None not in (ours, theirs) and ours != theirs:
             raise SimclrError(f"{path}: is of {key} {theirs}, the artefact of {ours}; {made}")
     return endpoint
-
-
-def _last(folder: str | None) -> str | None:
-    return Path(folder).name if folder else None
