@@ -45,7 +45,11 @@ def assert_equal(artefact, encoder, ends=ENDS, shapes=SHAPES):
         assert {name: gap for name, gap in far.items() if not gap <= LIMIT} == {}
 
 
-@pytest.mark.parametrize("form", ["stablehlo", "savedmodel", "litert"])
+# LiteRT comes from what the SavedModel has: make test-all alone writes and compiles that, for half a minute.
+FORMS = ["stablehlo", "litert", pytest.param("savedmodel", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_computes_what_the_run_computes(form, encoder, tmp_path):
     written = formats.writer(form)(encoder, ENDS, tmp_path / "artefact", Options())
     assert written.files == [tmp_path / "artefact"]
@@ -60,7 +64,10 @@ def test_the_reference_is_the_encoder(encoder):
     assert apart(encoder(images, preprocess=True), right_one) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["tutorial", "selective kernels, large stem", "vit, learned", "vit, mean"])
+@pytest.mark.parametrize("name", [
+    "tutorial", "vit, learned", pytest.param("selective kernels, large stem", marks=pytest.mark.slow),
+    pytest.param("vit, mean", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_every_encoder_takes_a_symbol_for_the_batch(name):
     encoder = an_encoder(**VARIANTS[name])
     apply = functools.partial(preprocess.function(encoder, ENDS[:3]), encoder.variables)

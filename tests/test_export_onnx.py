@@ -55,8 +55,8 @@ VARIANTS = {  # fields of config.model; size: of images, 32 unless told
 }
 # make test-all runs these; others have their parts.
 SLOW = (
-    "cnn, groups", "resnet18", "large stem, odd", "selective kernels", "basic blocks of sk",
-    "squeeze and excitation", "vit, learned",
+    "cnn", "cnn, groups", "resnet18", "resnet50", "large stem", "large stem, odd", "padded stem",
+    "selective kernels", "basic blocks of sk", "squeeze and excitation", "vit, learned",
 )  # fmt: skip
 # The bound of the issue, over the values' root mean square.
 LIMIT = 1e-4
@@ -197,7 +197,7 @@ def test_images_of_the_views_own_size_are_not_touched(view):
     np.testing.assert_allclose(pixels(images), right, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["cnn", "tutorial", "selective kernels", "vit"])
+@pytest.mark.parametrize("name", ["cnn", "tutorial", "vit"])
 def test_any_number_of_images(name):
     encoder = an_encoder(**VARIANTS[name])
     encode, side = session_of(encoder, ("features", "logits")), run.native_side(encoder.reader)
@@ -246,7 +246,7 @@ def test_weights_of_a_large_model_stand_beside_it(tmp_path, monkeypatch):
 def test_an_encoder_without_a_writer_says_so_until_it_has_one(monkeypatch):
     monkeypatch.setitem(registry.ENCODERS, "toy", registry.Entry("toys:create", toys.ENCODER_FACTS))
     encoder = an_encoder(encoder="toy", size=16)
-    with pytest.raises(SimclrError, match=r"'toy': has no ONNX writer; --format=stablehlo, .*BUILDERS"):
+    with pytest.raises(SimclrError, match=r"'toy': has no ONNX writer; .*needs none.*BUILDERS"):
         onnx_model.build(encoder, ("features",))
 
     def build(layers, network, x):
