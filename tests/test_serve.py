@@ -342,7 +342,9 @@ def test_a_token_is_asked_for_where_something_is_told(made):
             refused = client.get(path)
             assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
             assert client.get(path, headers={"authorization": "Bearer s3cre"}).status_code == 401
-            assert client.get(path, headers={"authorization": "Bearer s3cret"}).status_code == 200
+            assert client.get(path, headers={"authorization": "Basic s3cret"}).status_code == 401
+            for scheme in ("Bearer", "bearer"):  # RFC 9110, 11.1: in any case
+                assert client.get(path, headers={"authorization": f"{scheme} s3cret"}).status_code == 200
         assert post(client, png(picture(0))).status_code == 401
         for path in ("/", "/healthz", "/openapi.json"):
             assert client.get(path).status_code == 200
@@ -665,6 +667,28 @@ def test_connections_that_send_no_whole_request_are_closed(monkeypatch):
 
     with pytest.raises(ConnectionError):
         asyncio.run(asyncio.wait_for(talk(), 20))
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="of Linux")
+def test_clients_that_do_not_read_their_answer_are_cut_off(monkeypatch):
+    monkeypatch.setattr(server, "GRACE", 0.5)
+
+    async def answers(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(1 << 25)})
+
+    async def talk():
+        config, state = uvicorn.Config(answers, http=server.Protocol, lifespan="off"), ServerState()
+        loop, listening = asyncio.get_running_loop(), server.bound("127.0.0.1", 0)
+        async with await loop.create_server(lambda: server.Protocol(config, state, {}), sock=listening):
+            with socket.create_connection(listening.getsockname()) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+                while not state.connections:
+                    await asyncio.sleep(0.01)
+                while state.connections:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(talk(), 20))
 
 
 BLOCKER = """
