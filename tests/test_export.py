@@ -76,6 +76,14 @@ def test_every_encoder_takes_a_symbol_for_the_batch(name):
     assert [str(each.shape) for each in program.out_avals[1:]] == ["(n, 3)", "(n, 8)"]
 
 
+@pytest.mark.parametrize("form", ["stablehlo", "litert"])
+def test_an_encoder_that_wants_a_number_of_images_says_so(form, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(simclr, "endpoints", lambda model, variables, x: {"final_avg_pool": x[: len(x)]})
+    with pytest.raises(SimclrError, match=r"'cnn': cannot be traced for any number of images") as caught:
+        formats.writer(form)(encoder, ENDS[:1], tmp_path / "artefact", Options())
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["savedmodel", "litert"])
 @pytest.mark.parametrize("name", ["tutorial", "resnet18, torch", "selective kernels, large stem", "vit"])

@@ -394,6 +394,7 @@ def test_real_images_and_other_endpoints(workdir, tmp_path, capsys):
         (["--workdir=RUN", "--out=RUN"], "is a folder of something else"),
         (["--workdir=EMPTY", "--out=x.onnx"], "config.json"),
         (["--workdir=RUN", "--out=x.onnx", "--tolerance=0"], "--tolerance=0.0: must be above 0"),
+        (["--workdir=RUN", "--out=x.onnx", "--platforms=tpu"], "--platforms: is of --format=stablehlo"),
         (["--workdir=RUN", "--out=x.onnx", "--opset=9"], "'--opset=9': not understood"),
     ],
     ids=lambda value: "-".join(value[-1:]) if isinstance(value, list) else "",

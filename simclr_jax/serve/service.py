@@ -77,12 +77,8 @@ class Service:
         """An image file as the encoder takes it; in one of the pool's threads."""
         try:
             image = images.decode(data, self.reading, self.channels, self.settings.limits.pixels)
-        except images.KindError as error:
-            raise Refusal(415, f"{name}: {error}") from None
-        except images.LargeError as error:
-            raise Refusal(413, f"{name}: {error}") from None
         except UnreadableError as error:
-            raise Refusal(422, f"{name}: {error}") from None
+            raise Refusal(getattr(error, "code", 422), f"{name}: {error}") from None
         return self.artefact.pixels(image)
 
     async def embed(self, files: list[tuple[str, bytes]], top: int) -> list[dict[str, Any]]:
