@@ -363,6 +363,23 @@ def test_a_folder_beside_some_json_stays(workdir, tmp_path, capsys):
     assert "is a folder of something else" in line
 
 
+@pytest.mark.parametrize("before", ["file", "folder"])
+@pytest.mark.parametrize("after", ["file", "folder"])
+def test_a_folder_and_a_file_replace_each_other(before, after, tmp_path):
+    def make(parent, kind, content):
+        path = parent / "x"
+        if kind == "folder":
+            path.mkdir()
+        (path / "inside" if kind == "folder" else path).write_text(content)
+        return path
+
+    make(tmp_path, before, "old")
+    (tmp_path / ".x.tmp").mkdir()
+    moved = run.move(make(tmp_path / ".x.tmp", after, "new"), tmp_path)
+    assert moved == tmp_path / "x"
+    assert (moved / "inside" if after == "folder" else moved).read_text() == "new"
+
+
 def test_images_of_one_line_are_compared_too():
     for shape in ((1, 9, 3), (9, 1, 1)):
         image = photos(1, *shape)[0]

@@ -142,8 +142,8 @@ def staged(out: Path) -> Iterator[Path]:
 def move(file: Path, folder: Path) -> Path:
     """The new place of a file or folder, which replaces what was there."""
     place = folder / file.name
-    if place.is_dir():
-        shutil.rmtree(place)
+    if place.is_dir() or (file.is_dir() and place.exists()):  # which one rename does not replace
+        place.replace(file.with_name(f"{file.name}.old"))  # vanishes with the folder of `staged`
     return file.replace(place)
 
 
