@@ -241,11 +241,14 @@ def test_pictures_are_those_of_the_index_alone(client):
         assert client.get(f"/images/{row}").status_code in (code, 404), row
 
 
-def test_paths_that_leave_the_root_are_not_followed(made, tmp_path):
+@pytest.mark.parametrize("root", ["in", ".", "ABSOLUTE"])
+def test_paths_that_leave_the_root_are_not_followed(made, tmp_path, monkeypatch, root):
     (tmp_path / "in").mkdir()
     (tmp_path / "secret.png").write_bytes(png(picture(0)))
+    monkeypatch.chdir(tmp_path / "in" if root == "." else tmp_path)
+    root = str(tmp_path / "in") if root == "ABSOLUTE" else root
     index = Index(table.Embeddings(["../secret.png"], np.ones((1, DIM), np.float32), [""], {}))
-    with connected(app.create(settings(made, index=index, root=str(tmp_path / "in")))) as client:
+    with connected(app.create(settings(made, index=index, root=root))) as client:
         assert client.get("/images/0").json() == {"error": "the image of row 0 is outside --images-root"}
 
 
@@ -316,8 +319,10 @@ def test_jpegs_with_very_many_scans_are_refused():
 
 
 def test_other_refusals(client):
-    files = [("image", (f"{i}.png", png(picture(i)), "image/png")) for i in range(5)]
-    assert client.post("/embed", files=files).json() == {"error": "more than 4 images in a request"}
+    files = [("image", (f"{i}.png", png(picture(i)), "image/png")) for i in range(9)]
+    for count in (5, 9):  # the parser itself stops at 6
+        many = client.post("/embed", files=files[:count])
+        assert (many.status_code, many.json()["error"]) == (413, "more than 4 images in a request")
     named = client.post("/embed", files=[files[0], ("image", ("b\nd.gif", b"GIF89a", "image/gif"))])
     assert named.status_code in (415, 422)
     assert named.json()["error"].startswith("b")
@@ -337,7 +342,9 @@ def test_a_token_is_asked_for_where_something_is_told(made):
             refused = client.get(path)
             assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
             assert client.get(path, headers={"authorization": "Bearer s3cre"}).status_code == 401
-            assert client.get(path, headers={"authorization": "Bearer s3cret"}).status_code == 200
+            assert client.get(path, headers={"authorization": "Basic s3cret"}).status_code == 401
+            for scheme in ("Bearer", "bearer"):  # RFC 9110, 11.1: in any case
+                assert client.get(path, headers={"authorization": f"{scheme} s3cret"}).status_code == 200
         assert post(client, png(picture(0))).status_code == 401
         for path in ("/", "/healthz", "/openapi.json"):
             assert client.get(path).status_code == 200
@@ -432,6 +439,18 @@ def test_overload_is_503_and_those_inside_are_answered(made):
         assert client.get("/readyz").json() == {"status": "stopping"}
         late = post(client, png(picture(0)))
         assert (late.status_code, late.json()["error"]) == (503, "the service is stopping")
+
+
+def test_each_request_of_a_batch_gets_as_many_neighbours_as_it_asks_for(made):
+    door, held = held_service(made)
+    service, wanted = door.app.state.service, (0, 1, 20)
+    with connected(door) as client, ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(post, client, png(picture(4)), top=top) for top in wanted]
+        until(lambda: service.batcher.inside == 3)
+        held.set()
+        found = [each.result().json()["results"][0].get("neighbours", []) for each in answers]
+    assert [len(each) for each in found] == list(wanted)
+    assert found[1] == found[2][:1]
 
 
 def test_late_answers_and_late_bodies_end(made):
@@ -579,6 +598,9 @@ def test_a_published_artefact_names_no_folder(made, tmp_path):
     loaded = artefact.load(changed(made, tmp_path, run={"step": 7}), 1)
     ours = table.Embeddings(["a"], np.ones((1, 5), np.float32), [""], {"workdir": "runs/toy", "step": 7})
     assert artefact.matching(loaded, ours, Path("features.npz")) == "features"
+    with connected(app.create(Settings(loaded, local=True))) as client:
+        told = client.get("/about").json()
+    assert (told["run"], told["step"], told["index"]) == (None, 7, None)
 
 
 @pytest.mark.parametrize(
@@ -588,12 +610,27 @@ def test_a_published_artefact_names_no_folder(made, tmp_path):
         (["--artefact=a.onnx", "--nothing=1"], "'--nothing=1': not understood"),
         (["--artefact=a.onnx", "--host=0.0.0.0"], "lets others in: add --token-file"),
         (["--artefact=a.onnx", "--images-root=x"], "add --index"),
-        (["--artefact=a.onnx", "--batch=0"], "--batch=0: must be above 0"),
+        (["--artefact=a.onnx", "--index=i.csv", "--images-root=/nowhere"], "/nowhere: no such folder"),
+        (["--artefact=a.onnx", "--body=inf"], "--body=inf: must be a number above 0"),
+        (["--artefact=a.onnx", f"--token-file={sys.executable}"], "must be of printable ASCII characters"),
+        (["--artefact=a.onnx", "--batch=0"], "--batch=0: must be a number above 0"),
         (["--artefact=a.onnx", "--images=9", "--queue=8"], "must be at most --queue=8"),
         (["--artefact=a.onnx", "--token-file=/nowhere/t"], "/nowhere/t: No such file"),
         (["--artefact=/nowhere/a.onnx"], "/nowhere/a.onnx: no such file"),
     ],
-    ids=["artefact", "option", "host", "root", "batch", "images", "token", "file"],
+    ids=[
+        "artefact",
+        "option",
+        "host",
+        "root",
+        "no-root",
+        "infinite",
+        "binary",
+        "batch",
+        "images",
+        "token",
+        "file",
+    ],
 )
 def test_mistakes_end_in_one_line(capsys, monkeypatch, words, why):
     monkeypatch.delenv(command.VARIABLE, raising=False)
@@ -630,6 +667,28 @@ def test_connections_that_send_no_whole_request_are_closed(monkeypatch):
 
     with pytest.raises(ConnectionError):
         asyncio.run(asyncio.wait_for(talk(), 20))
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="of Linux")
+def test_clients_that_do_not_read_their_answer_are_cut_off(monkeypatch):
+    monkeypatch.setattr(server, "GRACE", 0.5)
+
+    async def answers(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(1 << 25)})
+
+    async def talk():
+        config, state = uvicorn.Config(answers, http=server.Protocol, lifespan="off"), ServerState()
+        loop, listening = asyncio.get_running_loop(), server.bound("127.0.0.1", 0)
+        async with await loop.create_server(lambda: server.Protocol(config, state, {}), sock=listening):
+            with socket.create_connection(listening.getsockname()) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+                while not state.connections:
+                    await asyncio.sleep(0.01)
+                while state.connections:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(talk(), 20))
 
 
 BLOCKER = """

@@ -95,14 +95,9 @@ def load(service: Service, images: list[bytes], right: list[list[dict]], request
                 i, begin = job % len(images), time.perf_counter()
                 try:
                     answer = http.post(URL, content=images[i], headers=HEADERS)
-                    code = answer.status_code
-                    what = (
-                        str(code)
-                        if code != 200
-                        else "right"
-                        if same(answer.json()["results"], right[i])
-                        else "wrong"
-                    )
+                    what = str(answer.status_code)
+                    if what == "200":
+                        what = "right" if same(answer.json()["results"], right[i]) else "wrong"
                 except httpx.TransportError:
                     what = "no answer"
                 with lock:
@@ -205,25 +200,23 @@ def main() -> None:
     add("--malformed", type=int, default=200)
     args, rest = parser.parse_known_args()
     files = sorted(p for p in Path(args.images).rglob("*") if p.suffix.lower() in SUFFIXES)[:200]
-    images, words = (
-        [path.read_bytes() for path in files],
-        [f"--artefact={args.artefact}", f"--index={args.index}", *rest],
-    )
-    service = Service(words)
+    if not files:
+        parser.error(f"--images={args.images}: no image file there ({', '.join(SUFFIXES)})")
+    images = [path.read_bytes() for path in files]
+    service = Service([f"--artefact={args.artefact}", f"--index={args.index}", *rest])
     try:
         with httpx.Client(base_url=service.url, timeout=60) as http:
             right = [http.post(URL, content=data, headers=HEADERS).json()["results"] for data in images]
-        before, done = service.metric("simclr_batch_images_sum"), service.metric("simclr_batch_images_count")
+        names = ("simclr_batch_images_sum", "simclr_batch_images_count")
+        before = [service.metric(name) for name in names]
         told = load(service, images, right, args.requests, args.clients)
         seconds, wall = told.pop("seconds"), told.pop("wall")
-        batch = (service.metric("simclr_batch_images_sum") - before) / (
-            service.metric("simclr_batch_images_count") - done
-        )
+        total, count = (service.metric(name) - was for name, was in zip(names, before, strict=True))
         share = [seconds[int(q * (len(seconds) - 1))] * 1000 for q in (0.5, 0.99)]
         print(
             f"{args.requests} requests, {args.clients} clients: {json.dumps(told)}, "
             f"{args.requests / wall:.0f}/s, p50 {share[0]:.1f} ms, p99 {share[1]:.1f} ms, "
-            f"{batch:.1f} images a batch",
+            f"{total / count:.1f} images a batch",
             flush=True,
         )
         refusals(service, images[0], 40)

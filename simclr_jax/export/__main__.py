@@ -86,6 +86,8 @@ def check(args: argparse.Namespace, rest: list[str]) -> None:
         raise SimclrError(f"--format={args.format}: must be one of {', '.join(FORMATS)}")
     if args.step < 0:
         raise SimclrError(f"--step={args.step}: must be one of the run's checkpoints, or 0 for the newest")
+    if args.format != "stablehlo" and args.platforms != parser().get_default("platforms"):
+        raise SimclrError("--platforms: is of --format=stablehlo alone; leave it out")
     if not args.tolerance > 0:
         raise SimclrError(f"--tolerance={args.tolerance}: must be above 0")
 

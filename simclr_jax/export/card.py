@@ -78,7 +78,7 @@ def describe(encoder: Encoder, form: str, outputs: Mapping[str, tuple[int, ...]]
         "run": {
             "step": encoder.step,
             "architecture": model,
-            "data": {name: config.data.to_dict()[name] for name in OF_DATA},
+            "data": {name: config.data[name] for name in OF_DATA},
         },
         "versions": {"simclr_jax": __version__, **installed},
     }

@@ -111,7 +111,7 @@ class Layers:
         inputs = [x.name, self.weight(kernel.transpose(3, 2, 0, 1), f"{name}/kernel")]
         if bias.any():
             inputs.append(self.weight(bias, f"{name}/bias"))
-        window = {"kernel_shape": [size] * 2, "strides": [stride] * 2, "pads": ends(pad)}
+        window = {"kernel_shape": [size] * 2, "strides": [stride] * 2, "pads": both_axes(pad)}
         return Map(self.graph.op("Conv", *inputs, **window), outcome(x.side, size, stride, pad))
 
     def relu(self, x: Map) -> Map:
@@ -149,6 +149,6 @@ def outcome(side: int, size: int, stride: int, pad: tuple[int, int]) -> int:
     return (side + sum(pad) - size) // stride + 1
 
 
-def ends(pad: tuple[int, int]) -> list[int]:
+def both_axes(pad: tuple[int, int]) -> list[int]:
     """ONNX's `pads` of both axes."""
     return [pad[0], pad[0], pad[1], pad[1]]

@@ -20,7 +20,7 @@ from onnx import helper
 from simclr_jax import registry
 from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
-from simclr_jax.export import card, formats, service
+from simclr_jax.export import card, service
 from simclr_jax.export.contract import Options, Runner, Written
 from simclr_jax.export.onnx_graph import Graph, Layers, Map
 from simclr_jax.export.onnx_preprocess import preprocess
@@ -76,10 +76,9 @@ def ends(encoder: Encoder, graph: Graph) -> dict[str, Map | str]:
     """Everything that can be an output, by name."""
     name = encoder.config.model.encoder
     if name not in BUILDERS:
-        others = ", ".join(each for each in formats.FORMATS if each != "onnx")
         raise SimclrError(
-            f"config.model.encoder={name!r}: has no ONNX writer; --format={others} need none, and a file of "
-            "--register can add one to simclr_jax.export.onnx_model.BUILDERS"
+            f"config.model.encoder={name!r}: has no ONNX writer; --format=stablehlo needs none, and a "
+            "file of --register can add one to simclr_jax.export.onnx_model.BUILDERS"
         )
     model, variables = encoder.model, encoder.variables
     everything = Layers(graph, variables["params"], variables.get("batch_stats", {}))

@@ -47,7 +47,8 @@ def cropped(graph: Graph, height: str, width: str, reader: ImageReader) -> str:
         return ""
     exact = graph.op("Cast", shorter, to=TensorProto.DOUBLE)
     share = graph.op("Mul", exact, graph.constant([reader.crop], np.float64))
-    return graph.op("Cast", graph.op("Round", share), to=TensorProto.INT64)  # half to even, as Python
+    side = graph.op("Cast", graph.op("Round", share), to=TensorProto.INT64)  # half to even, as Python
+    return graph.op("Max", side, graph.constant([1], INTS))  # of an image that is too small to crop
 
 
 def begin(graph: Graph, size: str, side: str) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from simclr_jax.export.onnx_graph import Layers, Map, ends, outcome, same
+from simclr_jax.export.onnx_graph import Layers, Map, both_axes, outcome, same
 from simclr_jax.models.resnet_fields import STEMS
 
 ENTIRE = {1: (0, 0), 3: (1, 1)}  # size of a convolution: the pixels that its lines get before and after
@@ -39,7 +39,7 @@ def stem(layers: Layers, network: Any, x: Map, found: dict[str, Map | str]) -> M
 
 def pool(layers: Layers, x: Map, kind: str, size: int, stride: int, pad: tuple[int, int], **more: int) -> Map:
     """MaxPool or AveragePool over windows of `size` pixels."""
-    window = {"kernel_shape": [size] * 2, "strides": [stride] * 2, "pads": ends(pad)}
+    window = {"kernel_shape": [size] * 2, "strides": [stride] * 2, "pads": both_axes(pad)}
     return Map(layers.graph.op(kind, x.name, **window, **more), outcome(x.side, size, stride, pad))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from simclr_jax import geometry
 from simclr_jax.encoder import Encoder
+from simclr_jax.errors import SimclrError, one_line
 from simclr_jax.export import card
 from simclr_jax.feeds.images import ImageReader
 from simclr_jax.models import simclr
@@ -27,11 +28,20 @@ def function(
 
     n, h and w may be symbolic dimensions (jax.export). The result is that of `Encoder.__call__` with
     `preprocess=True`.
+
+    Raises:
+      SimclrError: when it is traced: the encoder's code wants n as a number.
     """
     reader, dtype = card.reader(encoder), encoder.model.encoder.dtype
 
     def apply(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        found = card.ends(encoder, variables, pixels(images, reader, dtype))
+        try:
+            found = card.ends(encoder, variables, pixels(images, reader, dtype))
+        except Exception as error:  # of JAX and of the encoder, of any type
+            raise SimclrError(
+                f"config.model.encoder={encoder.config.model.encoder!r}: cannot be traced for any number of "
+                f"images; x.shape[0] can be a symbol, len(x) cannot ({one_line(error)})"
+            ) from None
         return {name: found[name] for name in endpoints}
 
     return apply

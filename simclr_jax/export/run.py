@@ -74,7 +74,11 @@ def export(workdir: epath.PathLike, step: int, wish: Wish) -> list[str]:
         about |= written.notes
         beside = place / f"{out.name}.json"
         beside.write_text(json.dumps(about, indent=2) + "\n")
-        moved = [move(file, out.parent) for file in [*written.files[1:], written.files[0], beside]]
+        finished = [*written.files[1:], written.files[0], beside]
+        there = [each.name for each in finished if (out.parent / each.name).exists()]
+        if there and not wish.again:
+            raise SimclrError(f"--out={wish.out}: {there[0]} is there; give another name, or --again")
+        moved = [move(file, out.parent) for file in finished]
     return [*told(parity, tuple(shapes)), *map(str, moved)]
 
 
@@ -102,12 +106,20 @@ def target(wish: Wish) -> Path:
     if not out.name:
         raise SimclrError(f"--out={wish.out}: must name the file to write")
     beside = out.with_name(f"{out.name}.json")
-    if out.is_dir() and any(out.iterdir()) and not beside.exists():
+    if out.is_dir() and any(out.iterdir()) and not is_ours(beside):
         raise SimclrError(f"--out={wish.out}: is a folder of something else; give another name")
     there = [each for each in (out, beside) if each.exists()]
     if there and not wish.again:
         raise SimclrError(f"--out={wish.out}: {there[0].name} is there; give another name, or --again")
     return out
+
+
+def is_ours(beside: Path) -> bool:
+    """Whether a JSON is what `export` writes: a folder may lie beside one of another kind."""
+    try:
+        return json.loads(beside.read_text())["file"] == beside.stem
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 @contextlib.contextmanager
@@ -130,8 +142,8 @@ def staged(out: Path) -> Iterator[Path]:
 def move(file: Path, folder: Path) -> Path:
     """The new place of a file or folder, which replaces what was there."""
     place = folder / file.name
-    if place.is_dir():
-        shutil.rmtree(place)
+    if place.is_dir() or (file.is_dir() and place.exists()):  # which one rename does not replace
+        place.replace(file.with_name(f"{file.name}.old"))  # vanishes with the folder of `staged`
     return file.replace(place)
 
 
@@ -182,7 +194,7 @@ def read(path: Path, encoder: Encoder) -> np.ndarray:
 
 def square(image: np.ndarray, side: int) -> np.ndarray:
     """The central square of an image, resized by Pillow to `side` pixels."""
-    picture = Image.fromarray(image.squeeze())
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     shorter = min(picture.size)
     left, top = ((length - shorter) // 2 for length in picture.size)
     box = (left, top, left + shorter, top + shorter)
@@ -225,13 +237,14 @@ def compare(runs: tuple[Runner, Runner], native: np.ndarray, others: list[np.nda
 
 def check(parity: dict[str, Any], endpoints: Sequence[str], tolerance: float) -> None:
     """Raises SimclrError if an output differs by more than the tolerance."""
-    for about, report, limit in (("", parity, tolerance), (" of resized images", parity["resized"], RESIZED)):
+    resized = max(tolerance, RESIZED)
+    for about, report, limit in (("", parity, tolerance), (" of resized images", parity["resized"], resized)):
         for name in endpoints:
             found = report[name]["max_over_rms"]
             if not found <= limit:  # also NaN
                 raise SimclrError(
-                    f"--tolerance={tolerance:g}: {name}{about} differ from the run's by {found:.2g} of their "
-                    f"root mean square, above {limit:g}; nothing was written"
+                    f"{name}{about} differ from the run's by {found:.2g} of their root mean square, above "
+                    f"{limit:g}; nothing was written (--tolerance={tolerance:g})"
                 )
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import ipaddress
+import math
 import os
 import sys
 from pathlib import Path
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace, token: str) -> None:
     )
     local = is_local(args.host)
     settings = Settings(
-        encoder, index, endpoint, args.images_root, token, local and not token, limits,
+        encoder, index, endpoint, os.path.expanduser(args.images_root), token, local and not token, limits,
         args.batch, args.wait / 1000, threads,
     )  # fmt: skip
     try:
@@ -111,14 +112,16 @@ def check(args: argparse.Namespace, rest: list[str]) -> None:
         raise SimclrError("--artefact is missing: for example --artefact=encoder.onnx")
     if args.images_root and not args.index:
         raise SimclrError("--images-root: is the folder of the images of an index: add --index")
+    if args.images_root and not Path(args.images_root).expanduser().is_dir():
+        raise SimclrError(f"--images-root={args.images_root}: no such folder")
     if not 0 <= args.port < 2**16:
         raise SimclrError(f"--port={args.port}: must be from 0 to 65535")
     for name in ("batch", "body", "pixels", "images", "timeout", "requests", "queue"):
-        if not getattr(args, name) > 0:
-            raise SimclrError(f"--{name}={getattr(args, name):g}: must be above 0")
+        if not 0 < getattr(args, name) < math.inf:
+            raise SimclrError(f"--{name}={getattr(args, name):g}: must be a number above 0")
     for name in ("wait", "threads"):
-        if not getattr(args, name) >= 0:
-            raise SimclrError(f"--{name}={getattr(args, name):g}: must be 0 or more")
+        if not 0 <= getattr(args, name) < math.inf:
+            raise SimclrError(f"--{name}={getattr(args, name):g}: must be a number, 0 or more")
     if args.images > args.queue:
         raise SimclrError(f"--images={args.images}: must be at most --queue={args.queue}")
 
@@ -131,7 +134,7 @@ def read_token(args: argparse.Namespace) -> str:
     """
     token = os.environ.get(VARIABLE, "")
     if args.token_file:
-        token = Path(args.token_file).expanduser().read_text(encoding="utf-8").strip()
+        token = Path(args.token_file).expanduser().read_text(encoding="utf-8", errors="replace").strip()
         if not token:
             raise SimclrError(f"--token-file={args.token_file}: is empty")
     if not token.isascii() or not token.isprintable() or " " in token:

@@ -38,6 +38,12 @@ class Artefact(NamedTuple):
         return self.about["outputs"]
 
     @property
+    def run_name(self) -> str | None:
+        """The last part of the run's folder; None where the artefact was published."""
+        workdir = self.about["run"].get("workdir")
+        return Path(workdir).name if workdir else None
+
+    @property
     def classes(self) -> list[str]:
         """Names of the logits; empty without a classifier."""
         n = self.outputs.get("logits", 0)

@@ -112,8 +112,9 @@ class Door:
             raise Refusal(421, f"this service answers to {', '.join(HERE)}; others need a token")
         if headers.get(b"sec-fetch-site") == b"cross-site" and path != "/":
             raise Refusal(403, "pages of other sites have no access")
-        given = headers.get(b"authorization", b"")
-        if self.token and path not in OPEN and not hmac.compare_digest(given, b"Bearer " + self.token):
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        right = scheme.lower() == b"bearer" and hmac.compare_digest(given, self.token)
+        if self.token and path not in OPEN and not right:
             raise Refusal(401, "the token is missing or wrong", {"www-authenticate": "Bearer"})
         if self.inside > self.limits.requests:
             raise Refusal(503, f"{self.limits.requests} requests are being answered", AGAIN)

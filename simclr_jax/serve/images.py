@@ -20,9 +20,13 @@ THUMBNAIL = 256  # pixels a side
 class KindError(UnreadableError):
     """It is none of the formats that are read."""
 
+    code = 415  # of HTTP
+
 
 class LargeError(UnreadableError):
     """It has more pixels than the service decodes."""
+
+    code = 413
 
 
 def opened(data: bytes, most: int) -> Image.Image:

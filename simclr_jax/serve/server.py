@@ -115,4 +115,8 @@ def bound(host: str, port: int) -> socket.socket:
       OSError: the address is in use or not of this machine.
     """
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    return socket.create_server((host, port), family=family, backlog=1024)
+    made = socket.create_server((host, port), family=family, backlog=1024)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; accepted connections have it too
+        # A client that does not read its answer would keep its connection, one of CONNECTIONS, for ever.
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(GRACE * 1000))
+    return made

@@ -77,16 +77,12 @@ class Service:
         """An image file as the encoder takes it; in one of the pool's threads."""
         try:
             image = images.decode(data, self.reading, self.channels, self.settings.limits.pixels)
-        except images.KindError as error:
-            raise Refusal(415, f"{name}: {error}") from None
-        except images.LargeError as error:
-            raise Refusal(413, f"{name}: {error}") from None
         except UnreadableError as error:
-            raise Refusal(422, f"{name}: {error}") from None
+            raise Refusal(getattr(error, "code", 422), f"{name}: {error}") from None
         return self.artefact.pixels(image)
 
     async def embed(self, files: list[tuple[str, bytes]], top: int) -> list[dict[str, Any]]:
-        """What is told of each of several files."""
+        """What is told of each of several files; "near" has `top` neighbours."""
         loop, batcher = asyncio.get_running_loop(), self.batcher
         with batcher.admit(len(files)):
 
@@ -99,6 +95,8 @@ class Service:
         for each in found:
             if isinstance(each, BaseException):
                 raise each
+            if "near" in each:  # another request of the batch may have asked for more
+                each["near"] = each["near"][:top]
         return [each for each in found if not isinstance(each, BaseException)]
 
     def result(self, name: str, found: dict[str, Any], embedding: bool, classes: int) -> dict[str, Any]:
@@ -106,7 +104,7 @@ class Service:
         result: dict[str, Any] = {"name": name}
         if embedding:
             result["embedding"] = found["features"].tolist()
-        if self.index is not None and "near" in found:
+        if self.index is not None and found.get("near"):
             table = self.index.embeddings
             result["neighbours"] = [
                 {"row": row, "path": table.paths[row], "label": table.label[row], "similarity": similarity}
@@ -123,7 +121,7 @@ class Service:
         about, limits = self.artefact.about, self.settings.limits
         return {
             "artefact": about.get("file"),
-            "run": Path(about["run"]["workdir"]).name,  # folders are nobody's business
+            "run": self.artefact.run_name,  # folders are nobody's business
             "step": about["run"].get("step"),
             "dim": self.artefact.outputs["features"],
             "classes": self.artefact.classes,
@@ -137,9 +135,10 @@ class Service:
         table = self.index.embeddings if self.index else None
         if table is None or not 0 <= row < len(table.paths):
             raise Refusal(404, f"there is no row {row}")
-        root = self.settings.root or str(table.meta.get("images") or "")
-        path = Path(os.path.normpath(Path(root, table.paths[row])))
-        if self.settings.root and not path.is_relative_to(os.path.normpath(root)):
+        given = self.settings.root
+        root = os.path.abspath(given or str(table.meta.get("images") or ""))
+        path = Path(os.path.abspath(os.path.join(root, table.paths[row])))
+        if given and not path.is_relative_to(root):
             raise Refusal(404, f"the image of row {row} is outside --images-root")
         try:
             return images.thumbnail(path, self.reading, self.settings.limits.pixels)
