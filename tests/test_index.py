@@ -230,6 +230,20 @@ def test_search_prints_and_draws(stored, tmp_path, capsys):
     assert Image.open(tmp_path / "p.png").size[0] > 300
 
 
+def test_a_file_of_the_same_name_elsewhere_is_another_image(stored, tmp_path, monkeypatch):
+    index, folder = stored
+    rows, other = table.read(index), tmp_path / "other"
+    (other / "c1").mkdir(parents=True)
+    (other / "c1" / "1.png").write_bytes((folder / "c0" / "0.png").read_bytes())
+    monkeypatch.chdir(other)
+    assert searching.row_of(rows, "c1/1.png") == -1
+    assert searching.row_of(rows, "c2/2.png") == searching.row_of(rows, str(folder / "c2" / "2.png")) == 2
+    (folder / "c2" / "2.png").unlink()
+    assert searching.row_of(rows, str(folder / "c2" / "2.png")) == 2
+    monkeypatch.chdir(folder / "c1")
+    assert searching.row_of(rows, "1.png") == 1
+
+
 def test_dedup_and_curate_write_lists(stored, tmp_path, capsys):
     index, folder = stored
     out, kept = tmp_path / "new" / "twins.csv", tmp_path / "kept.txt"
@@ -260,7 +274,7 @@ def test_dedup_and_curate_write_lists(stored, tmp_path, capsys):
         (searching.main, ["--index=f.npz", "--query=x.png"],
          "--query=x.png: no such file, and no path of f.npz"),
         (searching.main, ["--index=f.npz", "--query=f.npz", "--artefact=e.onnx"],
-         "--artefact=e.onnx: needs this file and e.onnx.json beside it: `simclr export`"),
+         "e.onnx: no such file; `simclr export --format=onnx` writes both"),
         (searching.main, ["--index=f.npz", "--query=c0/0.png", "--top=0"], "--top=0: must be 1 or more"),
         (searching.main, ["--index=f.npz", "--query=c0/0.png", "--picture=a.gif"],
          "--picture=a.gif: must end in .png"),

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import tiny_config, tiny_splits, untrained_run
+from PIL import Image
 from safetensors.numpy import load_file
 
 import simclr_jax
@@ -25,7 +26,9 @@ from simclr_jax import checkpoint, encoder, hub, registry, sharding, train
 from simclr_jax.config import adopt_start, default, flatten, load_config
 from simclr_jax.convert import released
 from simclr_jax.convert import workdir as conversion
+from simclr_jax.embed import search as searching
 from simclr_jax.errors import DamagedError, SimclrError
+from simclr_jax.index import table
 from simclr_jax.measures import knn
 from simclr_jax.models import simclr
 from simclr_jax.publish import __main__ as command
@@ -189,6 +192,35 @@ def test_onnx_is_of_the_same_weights(folder):
     assert "source" not in about["run"]["data"]
 
 
+@pytest.mark.parametrize("exif", [False, True])
+def test_search_by_it_reads_files_as_the_run_does(folder, tmp_path, capsys, exif):
+    """The row of the image as the run reads it, turned or not, is the most similar."""
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 30), np.uint8)
+    pixels[:10] //= 4
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "q.png", exif=turned)
+    arrays = [pixels[..., None], np.rot90(pixels, -1)[..., None]]
+    features = encoder.load(folder)(arrays, preprocess=True)
+    names = ["as it is", "turned"]
+    rows = table.Embeddings(names, features, ["", ""], {"step": 7})
+    table.write(tmp_path / "f.npz", rows)
+    for file in folder.glob("encoder.onnx*"):
+        shutil.copy(file, tmp_path)
+    about = json.loads((tmp_path / "encoder.onnx.json").read_text())
+    about["run"]["data"]["exif"] = exif
+    (tmp_path / "encoder.onnx.json").write_text(json.dumps(about))
+    words = [f"--index={tmp_path}/f.npz", f"--query={tmp_path}/q.png", f"--artefact={tmp_path}/encoder.onnx"]
+    searching.main([*words, "--top=1"])
+    assert capsys.readouterr().out.split("\n")[-2].split("   ") == ["1.0000", names[exif]]
+    (tmp_path / "encoder.onnx").write_bytes(b"no model")
+    about["sha256"] = hashlib.sha256(b"no model").hexdigest()
+    (tmp_path / "encoder.onnx.json").write_text(json.dumps(about))
+    with pytest.raises(SystemExit):
+        searching.main(words)
+    assert "encoder.onnx: onnxruntime cannot run it" in capsys.readouterr().err
+
+
 # ---- the card -----------------------------------------------------------------------------------------
 
 
@@ -282,7 +314,7 @@ def test_a_run_may_start_from_it(folder):
     config = adopt_start(tiny_config(task="supervised", start__workdir=str(folder)))
     assert encoder.pin_steps(config).start.step == 7
     model = simclr.create(config.model, classes=4)
-    fresh = jax.tree.map(lambda x: x + 1, encoder.load(folder).variables)
+    fresh = jax.tree.map(lambda x: jax.numpy.asarray(x) + 1, encoder.load(folder).variables)
     spec = jax.ShapeDtypeStruct((12, 12, 1), np.uint8)
     taken = encoder.transplant(fresh, config.start, model.encoder, spec)["params"]
     theirs = encoder.load(folder).variables["params"]

@@ -71,10 +71,12 @@ def main(argv: list[str] | None = None) -> None:
         from simclr_jax import encoder, hub
         from simclr_jax.embed import run
         from simclr_jax.evaluate.__main__ import override
+        from simclr_jax.evaluate.run import complete
 
         found = encoder.load(args.workdir, args.step)
         if rest:
-            config = override(os.fspath(hub.local(args.workdir)), rest)
+            changed = override(os.fspath(hub.local(args.workdir)), rest)
+            config = complete(found.config, changed, args.workdir)
             found = encoder.Encoder(config, found.classes, found.step, found.variables, found.data)
         options = run.Options(args.images, args.out, args.endpoint, args.split)
         for line in run.embed(found, args.workdir, options):
