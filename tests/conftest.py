@@ -72,8 +72,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_cache(tmp_path_factory):
-    """One cache of compiled programs for the whole session, subprocesses included."""
-    where = str(tmp_path_factory.mktemp("xla"))
+    """One cache of compiled programs for the whole session, its workers and subprocesses included."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    where = str(base / "xla")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = where
     jax.config.update("jax_compilation_cache_dir", where)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
