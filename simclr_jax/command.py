@@ -1,5 +1,6 @@
 """How commands end: exit codes, and one line without traceback for mistakes that the user can correct."""
 
+import argparse
 import contextlib
 import os
 import re
@@ -38,6 +39,14 @@ def _leave(code: int) -> NoReturn:
     if _several() or code in (STORAGE, INTERRUPTED, TERMINATED):
         os._exit(code)
     sys.exit(code)
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a command that several processes do together."""
+    add = parser.add_argument_group("several processes").add_argument
+    add("--coordinator", metavar="HOST:PORT", help="of the first (a TPU pod and Slurm need none)")
+    add("--processes", type=int, metavar="N", help="how many there are")
+    add("--process", type=int, metavar="I", help="which of them this is, from 0")
 
 
 def misread(error: object, argv: list[str]) -> NoReturn:

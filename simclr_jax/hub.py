@@ -2,8 +2,8 @@
 
 `hf:OWNER/NAME` and `hf:OWNER/NAME@REVISION` are read over HTTPS, and only because somebody wrote them. Two
 files are fetched, config.json and model.safetensors; neither can run code. The first holds size and SHA-256
-of the second, so that a copy is whole or is refused. Copies lie in `$SIMCLR_CACHE/hub`, else in
-~/.cache/simclr_jax/hub; without a network they are used as they are.
+of the second, so that a copy is whole or is refused. Copies lie in `$SIMCLR_CACHE/hub/HOST`, else in
+~/.cache/simclr_jax/hub/HOST; without a network they are used as they are.
 
 Environment: HF_ENDPOINT (https://huggingface.co), HF_TOKEN (for private repositories), HF_HUB_OFFLINE=1 (the
 network is never asked), SIMCLR_CACHE.
@@ -136,12 +136,13 @@ def parse(text: str) -> tuple[str, str, str]:
 @functools.lru_cache(maxsize=64)
 def _fetched(text: str, endpoint: str, top: Path) -> Path:
     owner, name, revision = parse(text)
-    home = top / owner / name
+    # One folder for each Hub: what a mirror gave must not stand in for the Hub itself.
+    home = top / quote(urlsplit(_checked(endpoint)).netloc.rpartition("@")[2], safe="") / owner / name
     known = home / "refs" / quote(revision, safe="")  # names the copy that this revision last was
     try:
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
             raise Unreachable("HF_HUB_OFFLINE is set")
-        hub = _Repository(text, f"{_checked(endpoint)}/{owner}/{name}/resolve")
+        hub = _Repository(text, f"{endpoint.rstrip('/')}/{owner}/{name}/resolve")
         config, commit = hub.config(revision)
         said = facts(config, text)
         # A copy is named by its config.json, which names the weights.
@@ -173,11 +174,15 @@ def _whole(folder: Path) -> bool:
 
 
 def _checked(url: str) -> str:
-    """The URL, where it is HTTPS, or HTTP on this machine: a token and weights travel by it."""
+    """The URL, where it is HTTPS, or HTTP on this machine: a token and weights travel by it.
+
+    Raises:
+      SimclrError: it is another.
+    """
     parts = urlsplit(url)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
         raise SimclrError(f"{url}: must begin with https://; HF_ENDPOINT says where the Hub is")
-    return url.rstrip("/")
+    return url
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -216,7 +221,7 @@ class _Repository:
         return content, commit if re.fullmatch("[0-9a-f]{40}", commit) else ""
 
     def download(self, folder: Path, config: bytes, revision: str, found: Mapping[str, Any]) -> None:
-        """Makes `folder` of both files as a whole; another process may have made it meanwhile."""
+        """Makes `folder` of both files as a whole; another process may make it at any moment."""
         wanted = weights(found)
         assert wanted is not None  # by `facts`
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -227,8 +232,11 @@ class _Repository:
             (half / CONFIG_FILE).write_bytes(config)
             if folder.exists() and not _whole(folder):
                 folder.rename(Path(top) / "damaged")
-            if not folder.exists():
+            try:
                 half.rename(folder)
+            except OSError:
+                if not _whole(folder):
+                    raise
 
     def _weights(self, path: Path, revision: str, wanted: Weights) -> None:
         """Writes model.safetensors; stops at once where the server names another file."""

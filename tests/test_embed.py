@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from simclr_jax.data.splits import Splits
 from simclr_jax.data.tf import load as load_tensorflow
 from simclr_jax.embed import parts as of_parts
 from simclr_jax.embed import run
+from simclr_jax.embed import search as searching
 from simclr_jax.embed.__main__ import main
 from simclr_jax.embed.parts import Parts
 from simclr_jax.errors import SimclrError, Stopped
@@ -72,10 +74,10 @@ def small(monkeypatch):
     monkeypatch.setattr(run, "SECONDS", np.inf)
 
 
-def called(capsys, *words):
+def called(capsys, *words, command=main):
     """(exit code, standard output, the line on standard error)."""
     try:
-        main([str(word) for word in words])
+        command([str(word) for word in words])
         code = 0
     except SystemExit as end:
         code = end.code
@@ -140,6 +142,8 @@ def test_glob_and_list(found, photos, whole, tmp_path):
     assert [images.name(i) for i in range(images.source.size)] == names
     assert [images.label(i) for i in images.source.ids] == [name.split("/")[0] for name in names]
     assert images.root == str(photos)
+    again = run.find(f"{photos}/**/**/*.png", "train", found.config.data)  # two ways to every file
+    assert [again.name(i) for i in range(again.source.size)] == names
     lines = ["file,label,split", f"{photos}/top.bmp,x,test", f"{photos}/{names[0]},y,train"]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     images = run.find(str(tmp_path / "list.csv"), "train", found.config.data)
@@ -200,12 +204,36 @@ main(sys.argv[2:])
 """
 
 
-def test_killed_between_writing_and_renaming(workdir, photos, whole, tmp_path, monkeypatch, small, capsys):
+def killed_here(words, tmp_path, monkeypatch):
+    """As if: the third part is written and not renamed, and nobody clears up."""
+    half, written, replace = tmp_path / "f.npz.parts" / "half.npz.tmp", [], os.replace
+
+    def killed(source, path):
+        written.append(path)
+        if len(written) == 4:  # the plan is the first
+            shutil.copy(source, half)
+            raise SystemExit(-signal.SIGKILL)
+        replace(source, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(table.os, "replace", killed)
+        with pytest.raises(SystemExit):
+            main(words)
+
+
+def killed_truly(words, tmp_path, monkeypatch):
+    done = subprocess.run([sys.executable, "-c", KILLED, "4", *words], check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("kill", [killed_here, pytest.param(killed_truly, marks=pytest.mark.slow)])
+def test_killed_between_writing_and_renaming(
+    workdir, photos, whole, tmp_path, monkeypatch, small, capsys, kill
+):
     """The third part is there by half; the same command does what is missing, and nothing twice."""
     out = tmp_path / "f.npz"
     words = [f"--workdir={workdir}", f"--images={photos}", f"--out={out}"]
-    done = subprocess.run([sys.executable, "-c", KILLED, "4", *words], check=False)
-    assert done.returncode == -signal.SIGKILL
+    kill(words, tmp_path, monkeypatch)
     parts = Parts(tmp_path / "f.npz.parts", N)
     assert parts.gaps() == [(64, N)]
     assert len(list(parts.folder.glob("*.tmp"))) == 1
@@ -276,19 +304,51 @@ def test_another_plan_is_refused(found, workdir, photos, tmp_path, capsys, monke
         (["--workdir=RUN", "--images=.", "--out=f.json"], "f.json: must end in .parquet, .npz, .npy, .csv"),
         (["--workdir=RUN", "--images=PHOTOS", "--out=f.npz", "--endpoint=logit"],
          "--endpoint=logit: this encoder has initial_conv, block_group1"),
+        (["--workdir=RUN", "--images=PHOTOS", "--out=f.npz", "--config.model.width=2"],
+         "config.model.width=2.0: RUN has 0.25; leave it out"),
         (["--workdir=RUN", "--images=PHOTOS", "--out=gs://a/f.npz"],
          "--out=gs://a/f.npz: must be a local path"),
         (["--workdir=RUN", "--images=PHOTOS", "--out=f.npz", "now"], "'now': not understood; see --help"),
     ],
-    ids=range(8),
+    ids=range(9),
 )  # fmt: skip
 def test_mistakes_are_one_line(workdir, photos, tmp_path, monkeypatch, capsys, words, told):
     monkeypatch.chdir(tmp_path)
     given = [word.replace("RUN", workdir).replace("PHOTOS", str(photos)) for word in words]
     code, _, said = called(capsys, *given)
     assert (code, said.count("\n")) == (2, 1)
-    assert said.startswith(f"error: {told}")
+    assert said.startswith(f"error: {told.replace('RUN', workdir)}")
     assert not list(tmp_path.glob("f.*"))
+
+
+def test_another_command_may_end_before_this_one_has_the_lock(
+    found, workdir, photos, whole, tmp_path, monkeypatch
+):
+    """Its table is there by then; nothing is done again."""
+    out, alone = tmp_path / "f.npz", run._alone
+
+    def late(folder, told):
+        plan = run._Work(found, workdir, run.find(str(photos), "train", found.config.data), options, out).plan
+        table.write(out, whole._replace(meta={**whole.meta, "plan": plan}))
+        return alone(folder, told)
+
+    options = run.Options(str(photos), str(out))
+    monkeypatch.setattr(run, "_alone", late)
+    monkeypatch.setattr(run._Work, "run", None)
+    assert run.embed(found, workdir, options) == [
+        f"{out}: {N} of {N} images, 128 numbers each (final_avg_pool)"
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["f.npz"]
+
+
+def test_a_folder_that_is_unmounted_is_not_a_folder_of_unreadable_files(found, workdir, photos, tmp_path):
+    images = run.find(str(photos), "train", found.config.data)
+    work = run._Work(found, workdir, images, run.Options("", ""), tmp_path / "f.npz")
+    images.source.ledger.root = "/no/such/folder"
+    rows = run.Rows(np.arange(2), np.full(2, run.UNREADABLE), np.zeros((2, 128), np.float32))
+    with pytest.raises(SimclrError, match="/no/such/folder: this folder is gone; mount or restore it"):
+        work._write([rows])
+    assert not work.parts.folder.exists()
 
 
 def test_nothing_readable_is_told(found, workdir, photos, tmp_path):
@@ -375,6 +435,23 @@ def test_load_takes_pictures_of_all_kinds_at_once(found, photos, whole):
     ):
         with pytest.raises(SimclrError, match=told):
             found(mistake)
+
+
+def test_search_embeds_a_file_of_ones_own(photos, whole, tmp_path, capsys):
+    """By the run that the table names, and by no other."""
+    name = next(name for name in whole.paths if name.endswith(".png"))
+    shutil.copy(photos / name, tmp_path / "q.png")
+    for changes, code, told in (
+        ({}, 0, f"1.0000       {name[0]}   {name}"),
+        ({"encoder": "0"}, 2, f"f.npz: is of another run or checkpoint than {whole.meta['workdir']}; embed"),
+        ({"view": "0"}, 2, "f.npz: is of another preprocessing than"),
+    ):
+        meta = {**whole.meta, "plan": {**whole.meta["plan"], **changes}}
+        table.write(tmp_path / "f.npz", whole._replace(meta=meta))
+        words = [f"--index={tmp_path}/f.npz", f"--query={tmp_path}/q.png", "--top=1"]
+        found, *said = called(capsys, *words, command=searching.main)
+        assert found == code
+        assert told in "".join(said)
 
 
 # ---- many -----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from simclr_jax.index import curate, dedup, ends, table
 from simclr_jax.index.search import Index
 from simclr_jax.index.table import Embeddings
 
-ODD = ['a/é "1", x.png', "a/2.png", "b/with\ttab.png", "c\\xff.png", "d/4.png", "5"]
+ODD = ['a/é "1", x.png', "a/2.png", "b/with\ttab.png", "c\\xff.png", "d/\u2028.png", "5"]
 
 
 def cosines(a, b):
@@ -63,15 +63,38 @@ def test_a_part_that_fails_leaves_the_old_file(tmp_path, suffix):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.parametrize("suffix", list(table.SINKS))
+def test_rows_that_are_missing_are_no_table(tmp_path, suffix):
+    rows = made()
+    with pytest.raises(AssertionError, match="40 rows instead of 41"):
+        table.write_parts(tmp_path / f"t{suffix}", [(rows.paths, rows.label, rows.features)], 41, 6, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_parquet_without_pyarrow_is_told_at_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SimclrError, match=r"pyarrow is missing: pip install 'simclr_jax\[embed\]'"):
+        table.checked("f.parquet")
+
+
 @pytest.mark.parametrize("name", ["t.parquet", "t.npz", "t.csv", "t.npy"])
 def test_what_is_no_table_is_told(tmp_path, name):
-    (tmp_path / name).write_text("file,why\nnothing\n")
-    with pytest.raises(SimclrError, match=rf"{name}: is no table of embeddings"):
-        table.read(tmp_path / name)
+    for content in ("file,why\nnothing\n", "path,label,f0\nnothing\n"):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(SimclrError, match=rf"{name}: is no table of embeddings"):
+            table.read(tmp_path / name)
     with pytest.raises(SimclrError, match=r"none\.npz: no such file; `simclr embed` writes one"):
         table.read(tmp_path / "none.npz")
     with pytest.raises(SimclrError, match=r"must end in \.parquet, \.npz, \.npy, \.csv"):
         table.read(tmp_path / "t.json")
+
+
+def test_names_with_line_breaks_stay_one_row(tmp_path):
+    """In a text file beside an array: a carriage return is kept, a line feed is spelt out."""
+    table.write(
+        tmp_path / "f.npy", Embeddings(["a\r.png", "b\n.png"], np.eye(2, dtype=np.float32), ["\r", ""], {})
+    )
+    assert table.read(tmp_path / "f.npy").paths == ["a\r.png", "b\\n.png"]
 
 
 def test_plain_arrays_of_others_are_read(tmp_path):
@@ -104,7 +127,8 @@ def test_equal_rows_come_in_order_and_zeros_are_like_nothing():
 def test_a_graph_finds_most():
     pytest.importorskip("usearch")
     rows = made(2000, 8)
-    found = Index(rows, approximate=True).search(rows.features[:50], 10)[1]
+    similarity, found = Index(rows, approximate=True).search(rows.features[:50], 10)
+    assert np.all(np.diff(similarity, axis=1) <= 0)
     exact = Index(rows).search(rows.features[:50], 10)[1]
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)]) > 0.9
 
@@ -129,6 +153,12 @@ def test_duplicates_are_those_of_the_definition(monkeypatch, rows):
         assert cosine[i] == pytest.approx(max(near)[0] if near else 1, abs=1e-6)
         kept += [] if near else [i]
     assert 3 < len(kept) < 60
+
+
+def test_equal_rows_are_duplicates_at_a_threshold_of_one():
+    features = np.repeat(np.random.default_rng(0).normal(size=(200, 64)), 2, axis=0)
+    of, _ = dedup.duplicates(features.astype(np.float32), 1.0)
+    assert np.array_equal(of, np.arange(400) // 2 * 2)
 
 
 def test_outliers_are_those_of_the_definition():
@@ -200,6 +230,20 @@ def test_search_prints_and_draws(stored, tmp_path, capsys):
     assert Image.open(tmp_path / "p.png").size[0] > 300
 
 
+def test_a_file_of_the_same_name_elsewhere_is_another_image(stored, tmp_path, monkeypatch):
+    index, folder = stored
+    rows, other = table.read(index), tmp_path / "other"
+    (other / "c1").mkdir(parents=True)
+    (other / "c1" / "1.png").write_bytes((folder / "c0" / "0.png").read_bytes())
+    monkeypatch.chdir(other)
+    assert searching.row_of(rows, "c1/1.png") == -1
+    assert searching.row_of(rows, "c2/2.png") == searching.row_of(rows, str(folder / "c2" / "2.png")) == 2
+    (folder / "c2" / "2.png").unlink()
+    assert searching.row_of(rows, str(folder / "c2" / "2.png")) == 2
+    monkeypatch.chdir(folder / "c1")
+    assert searching.row_of(rows, "1.png") == 1
+
+
 def test_dedup_and_curate_write_lists(stored, tmp_path, capsys):
     index, folder = stored
     out, kept = tmp_path / "new" / "twins.csv", tmp_path / "kept.txt"
@@ -230,7 +274,7 @@ def test_dedup_and_curate_write_lists(stored, tmp_path, capsys):
         (searching.main, ["--index=f.npz", "--query=x.png"],
          "--query=x.png: no such file, and no path of f.npz"),
         (searching.main, ["--index=f.npz", "--query=f.npz", "--artefact=e.onnx"],
-         "--artefact=e.onnx: needs this file and e.onnx.json beside it: `simclr export`"),
+         "e.onnx: no such file; `simclr export --format=onnx` writes both"),
         (searching.main, ["--index=f.npz", "--query=c0/0.png", "--top=0"], "--top=0: must be 1 or more"),
         (searching.main, ["--index=f.npz", "--query=c0/0.png", "--picture=a.gif"],
          "--picture=a.gif: must end in .png"),
@@ -239,9 +283,11 @@ def test_dedup_and_curate_write_lists(stored, tmp_path, capsys):
          "--threshold=98: must be a cosine, from -1 to 1; 0.98 for example"),
         (curate.main, ["--index=f.npz", "--out=x.csv"],
          "give one of --outliers=N and --subset=N: for example --subset=1000"),
+        (curate.main, ["--index=f.npz", "--out=x.csv", "--subset=3", "--outliers=-1"],
+         "give one of --outliers=N and --subset=N: for example --subset=1000"),
         (curate.main, ["--index=f.npz", "--out=x.csv", "here"], "'here': not understood; see --help"),
     ],
-    ids=range(10),
+    ids=range(11),
 )  # fmt: skip
 def test_mistakes_are_one_line(stored, monkeypatch, capsys, main, words, told):
     monkeypatch.chdir(stored[0].parent)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import tiny_config, tiny_splits, untrained_run
+from PIL import Image
 from safetensors.numpy import load_file
 
 import simclr_jax
@@ -24,7 +26,9 @@ from simclr_jax import checkpoint, encoder, hub, registry, sharding, train
 from simclr_jax.config import adopt_start, default, flatten, load_config
 from simclr_jax.convert import released
 from simclr_jax.convert import workdir as conversion
+from simclr_jax.embed import search as searching
 from simclr_jax.errors import DamagedError, SimclrError
+from simclr_jax.index import table
 from simclr_jax.measures import knn
 from simclr_jax.models import simclr
 from simclr_jax.publish import __main__ as command
@@ -109,6 +113,7 @@ def test_nothing_private_is_in_it(folder):
         ("gs://bucket/of/ann/model.ckpt", "model.ckpt"),
         ("../ann/birds", "birds"),
         ("tfds:imagenet2012_subset/1pct", "tfds:imagenet2012_subset/1pct"),
+        ("hf:/home/ann/birds", "hf:birds"),
         ("builtin:mnist5k", "builtin:mnist5k"),
         ("nt_xent+masked", "nt_xent+masked"),
         ("mine:create", "mine:create"),
@@ -126,9 +131,11 @@ def test_a_title_keeps_no_path():
     assert private.of_title("tfds:food101, 1/10 of labels") == "tfds:food101, 1/10 of labels"
 
 
-def test_a_path_that_stays_is_refused(workdir, tmp_path, monkeypatch):
-    monkeypatch.setattr(run.card, "render", lambda *_: f"made in {workdir}\n")
-    with pytest.raises(SimclrError, match=r"README.md would tell .*: take it out"):
+@pytest.mark.parametrize("spelt", [str, json.dumps], ids=["plain", "as JSON"])
+def test_a_path_that_stays_is_refused(workdir, tmp_path, monkeypatch, spelt):
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/andré"))
+    monkeypatch.setattr(run.card, "render", lambda *_: f"made in {spelt('/home/andré/runs')}\n")
+    with pytest.raises(SimclrError, match=r"README.md would tell /home/andré: take it out"):
         run.publish(workdir, run.Options(tmp_path / "out", "mit", onnx=False))
     assert not any(tmp_path.iterdir())
 
@@ -148,9 +155,10 @@ def test_whole_or_not_at_all(workdir, tmp_path, monkeypatch):
     run.publish(workdir, run.Options(out, "apache-2.0", onnx=False, again=True))
     assert 'license: "apache-2.0"' in (out / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    (out / ".git").mkdir()
-    with pytest.raises(SimclrError, match=r"holds \.git, which this command did not write"):
-        run.publish(workdir, run.Options(out, **options, again=True))
+    for name in ("encoder.ipynb", ".git"):
+        (out / name).mkdir()
+        with pytest.raises(SimclrError, match=rf"holds {re.escape(name)}, which this command did not write"):
+            run.publish(workdir, run.Options(out, **options, again=True))
 
 
 GOOD = ("--workdir=runs/x", "--out=y", "--licence=mit")
@@ -181,7 +189,36 @@ def test_onnx_is_of_the_same_weights(folder):
     assert about["parity"]["features"]["max_over_rms"] < 1e-4
     assert about["sha256"] == hashlib.sha256((folder / "encoder.onnx").read_bytes()).hexdigest()
     assert "workdir" not in about["run"]
-    assert about["run"]["data"]["source"] == "folder:birds"
+    assert "source" not in about["run"]["data"]
+
+
+@pytest.mark.parametrize("exif", [False, True])
+def test_search_by_it_reads_files_as_the_run_does(folder, tmp_path, capsys, exif):
+    """The row of the image as the run reads it, turned or not, is the most similar."""
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 30), np.uint8)
+    pixels[:10] //= 4
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "q.png", exif=turned)
+    arrays = [pixels[..., None], np.rot90(pixels, -1)[..., None]]
+    features = encoder.load(folder)(arrays, preprocess=True)
+    names = ["as it is", "turned"]
+    rows = table.Embeddings(names, features, ["", ""], {"step": 7})
+    table.write(tmp_path / "f.npz", rows)
+    for file in folder.glob("encoder.onnx*"):
+        shutil.copy(file, tmp_path)
+    about = json.loads((tmp_path / "encoder.onnx.json").read_text())
+    about["run"]["data"]["exif"] = exif
+    (tmp_path / "encoder.onnx.json").write_text(json.dumps(about))
+    words = [f"--index={tmp_path}/f.npz", f"--query={tmp_path}/q.png", f"--artefact={tmp_path}/encoder.onnx"]
+    searching.main([*words, "--top=1"])
+    assert capsys.readouterr().out.split("\n")[-2].split("   ") == ["1.0000", names[exif]]
+    (tmp_path / "encoder.onnx").write_bytes(b"no model")
+    about["sha256"] = hashlib.sha256(b"no model").hexdigest()
+    (tmp_path / "encoder.onnx.json").write_text(json.dumps(about))
+    with pytest.raises(SystemExit):
+        searching.main(words)
+    assert "encoder.onnx: onnxruntime cannot run it" in capsys.readouterr().err
 
 
 # ---- the card -----------------------------------------------------------------------------------------
@@ -259,6 +296,14 @@ def test_another_config_is_refused(folder, tmp_path, changes):
         encoder.load(copy)
 
 
+def test_a_strangers_folders_are_not_obeyed(folder, tmp_path):
+    """Programs in a cache are executed, and whatever else a config.json names is not of this machine."""
+    tree = json.loads((folder / "config.json").read_text())["config"]
+    tree["compile_cache"], tree["start"]["workdir"] = "gs://mallory/cache", "/etc"
+    config, _ = load_config(edited(folder, tmp_path, config=tree))
+    assert (config.compile_cache, config.start.workdir) == ("auto", "")
+
+
 def test_another_step_is_refused(folder):
     assert encoder.load(folder, 7).step == 7
     with pytest.raises(SimclrError, match="holds step 7 alone, not 8"):
@@ -269,7 +314,7 @@ def test_a_run_may_start_from_it(folder):
     config = adopt_start(tiny_config(task="supervised", start__workdir=str(folder)))
     assert encoder.pin_steps(config).start.step == 7
     model = simclr.create(config.model, classes=4)
-    fresh = jax.jit(lambda: simclr.init(model, jax.random.key(1), np.zeros((2, 12, 12, 1), np.float32)))()
+    fresh = jax.tree.map(lambda x: jax.numpy.asarray(x) + 1, encoder.load(folder).variables)
     spec = jax.ShapeDtypeStruct((12, 12, 1), np.uint8)
     taken = encoder.transplant(fresh, config.start, model.encoder, spec)["params"]
     theirs = encoder.load(folder).variables["params"]
@@ -371,7 +416,7 @@ def test_it_comes_from_the_hub_once(site, folder, tmp_path):
     assert len(site.asked) == asked  # one process asks once
     assert same_variables(again(), encoder.load(folder))
     assert [path for path, _ in site.asked[asked:]] == ["/ann/birds/resolve/main/config.json"]
-    home = tmp_path / "cache" / "hub" / "ann" / "birds"
+    (home,) = (tmp_path / "cache" / "hub").glob("127.0.0.1*/ann/birds")
     assert sorted(path.name for path in home.iterdir() if path.name != "refs") == [
         hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()[:40]
     ]
@@ -441,11 +486,39 @@ def test_no_network(site, monkeypatch):
         again()
 
 
+def test_one_hub_does_not_answer_for_another(site, monkeypatch):
+    """What a mirror gave is no copy of the Hub's own."""
+    again()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_ENDPOINT", "https://huggingface.co")
+    with pytest.raises(SimclrError, match="HF_HUB_OFFLINE is set, and no copy of it is in"):
+        again()
+
+
+def test_another_process_may_make_the_copy_at_the_same_time(site, folder, monkeypatch):
+    """It is there when this one is about to move its own into place."""
+    weights = hub._Repository._weights
+
+    def slow(self, path, *args):
+        weights(self, path, *args)
+        shutil.copytree(folder, path.parents[2] / path.parent.name)
+
+    monkeypatch.setattr(hub._Repository, "_weights", slow)
+    assert same_variables(again(), encoder.load(folder))
+
+
 def test_another_librarys_repository_is_refused(site, folder, tmp_path):
     site.folder = edited(folder, tmp_path, model_type="vit")
     with pytest.raises(SimclrError, match="is not one of simclr publish"):
         again()
     assert len(site.asked) == 1  # no weights are fetched
+
+
+def test_a_redirect_is_followed_to_the_letter():
+    """A signature may end in a slash."""
+    request = urllib.request.Request("https://hub.example/a")
+    found = hub._Redirects().redirect_request(request, None, 302, "", {}, "https://store.example/a?sign=x/")
+    assert found.full_url == "https://store.example/a?sign=x/"
 
 
 def test_a_store_over_plain_http_is_refused():
@@ -528,13 +601,10 @@ def test_the_facts_of_each_architecture(row):
     assert features == 2048 * row.width
 
 
-LARGE = [
-    pytest.param(name, marks=pytest.mark.slow)
-    for name in ("v1/pretrained/r50_4x", "v2/supervised/r152_3x_sk1")
-]
-
-
-@pytest.mark.parametrize("name", ["v2/pretrained/r50_1x_sk0", *LARGE])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["v2/pretrained/r50_1x_sk0", "v1/pretrained/r50_4x", "v2/supervised/r152_3x_sk1"]
+)
 def test_parameters_are_those_of_the_table(name):
     (row,) = (each for each in released.released() if each.name == name)
     config = conversion.config_of({**row.model(), "projection": "none"})
@@ -559,27 +629,41 @@ def test_options_choose():
 def test_the_commands_are_understood(tmp_path):
     from simclr_jax.convert import __main__ as convert
 
+    parser = convert.parser()
     for row in released.released():
         words = row.convert.split()
         assert words[:2] == ["simclr", "convert"]
-        args = convert.parser().parse_args(words[2:])
+        args = parser.parse_args(words[2:])
         assert args.kind == "google"
         assert (args.probe_layer or 0) == row.probe_layer
 
 
-def test_the_list_is_told_without_jax():
-    code = (
-        "import sys\nfrom simclr_jax.convert import released\nreleased.main([WORDS])\n"
-        "sys.exit(3 * bool({'jax', 'tensorflow', 'numpy'} & set(sys.modules)))"
-    )
+def told(capsys, *words):
+    released.main(words)
+    return capsys.readouterr().out
 
-    def said(*words):
-        program = [sys.executable, "-c", code.replace("WORDS", repr(list(words))[1:-1])]
-        return subprocess.run(program, capture_output=True, text=True, check=True).stdout
 
-    assert len([line for line in said().splitlines() if line.startswith(("v1/", "v2/"))]) == 68
-    rows = json.loads(said("--json", "--depth=50", "--no-sk"))
+def test_the_list_is_told(capsys):
+    lines = told(capsys).splitlines()
+    assert len([line for line in lines if line.startswith(("v1/", "v2/"))]) == 68
+    rows = json.loads(told(capsys, "--json", "--depth=50", "--no-sk"))
     assert rows[0]["top1"] == 69.1
-    one = said("--kind=finetuned_1pct", "r50_1x_sk1")
+    one = told(capsys, "--kind=finetuned_1pct", "r50_1x_sk1")
     assert "gcloud storage cp -r gs://simclr-checkpoints/simclrv2/finetuned_1pct/r50_1x_sk1" in one
     assert "64.5 % of ImageNet" in one
+    for words, line in (
+        (("--depth=18",), "depth=18: Google released"),
+        (("--deep",), "'--deep': not understood"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            released.main(words)
+        assert end.value.code == 2
+        assert capsys.readouterr().err.startswith(f"error: {line}")
+
+
+def test_the_list_needs_no_jax():
+    code = (
+        "import sys\nfrom simclr_jax.convert import released\nreleased.main(['v1'])\n"
+        "sys.exit(3 * bool({'jax', 'tensorflow', 'numpy'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

@@ -35,6 +35,7 @@ from uvicorn.server import ServerState
 from simclr_jax.data.formats import Reading
 from simclr_jax.errors import SimclrError
 from simclr_jax.index import table
+from simclr_jax.index.artefact import matching
 from simclr_jax.index.search import Index
 from simclr_jax.serve import __main__ as command
 from simclr_jax.serve import app, artefact, images, server
@@ -555,7 +556,7 @@ def changed(made, folder, **fields):
     ("fields", "why"),
     [
         ({"sha256": "0" * 64}, "is not the file that encoder.onnx.json describes"),
-        ({"format": "stablehlo"}, "is stablehlo, and the service runs ONNX"),
+        ({"format": "stablehlo"}, "is stablehlo, and only ONNX runs here"),
         ({"outputs": {}}, "is not what an export writes (KeyError('features'))"),
         ({"input": {"channels": 5}}, "takes images of 5 channels"),
     ],
@@ -591,13 +592,13 @@ def test_a_damaged_graph_is_refused(made, tmp_path):
 def test_an_index_of_another_run_is_refused(made, dim, meta, why):
     other = table.Embeddings(["a"], np.ones((1, dim), np.float32), [""], meta)
     with pytest.raises(SimclrError, match=re.escape(why)):
-        artefact.matching(artefact.load(made.artefact, 1), other, Path("features.npz"))
+        matching(artefact.load(made.artefact, 1).about, other, Path("features.npz"))
 
 
 def test_a_published_artefact_names_no_folder(made, tmp_path):
     loaded = artefact.load(changed(made, tmp_path, run={"step": 7}), 1)
     ours = table.Embeddings(["a"], np.ones((1, 5), np.float32), [""], {"workdir": "runs/toy", "step": 7})
-    assert artefact.matching(loaded, ours, Path("features.npz")) == "features"
+    assert matching(loaded.about, ours, Path("features.npz")) == "features"
     with connected(app.create(Settings(loaded, local=True))) as client:
         told = client.get("/about").json()
     assert (told["run"], told["step"], told["index"]) == (None, 7, None)

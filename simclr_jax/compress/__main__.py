@@ -13,6 +13,7 @@ from absl import logging
 
 from simclr_jax import cli, command, registry
 from simclr_jax.errors import SimclrError
+from simclr_jax.index.ends import demand
 
 TARGETS = ("x86", "x86-vnni", "arm")
 BY = ("bn", "l1")
@@ -86,8 +87,7 @@ def run(args: argparse.Namespace) -> list[str]:
 
 def check(args: argparse.Namespace, rest: list[str]) -> None:
     """Raises SimclrError for options that are missing or do not go together."""
-    if rest:
-        raise SimclrError(f"{rest[0]!r}: not understood; see --help")
+    demand(args, rest)
     wanted = [name for name in ("artefact", "compare", "keep") if getattr(args, name) is not None]
     if len(wanted) != 1:
         raise SimclrError(
@@ -103,8 +103,6 @@ def check(args: argparse.Namespace, rest: list[str]) -> None:
     for option, value, known in (("target", args.target, ("", *TARGETS)), ("by", args.by, BY)):
         if value not in known:
             raise SimclrError(f"--{option}={value}: must be one of {', '.join(filter(None, known))}")
-    if args.step < 0:
-        raise SimclrError(f"--step={args.step}: must be one of the run's checkpoints, or 0 for the newest")
 
 
 if __name__ == "__main__":

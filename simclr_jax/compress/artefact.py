@@ -9,11 +9,11 @@ from typing import Any, cast
 import numpy as np
 import onnxruntime
 from ml_collections import ConfigDict
-from PIL import Image
 
 from simclr_jax import paths
 from simclr_jax.config import default, load_config
 from simclr_jax.data import formats, memory
+from simclr_jax.data.scan import find
 from simclr_jax.data.sources import Source, Stream
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
@@ -21,7 +21,6 @@ from simclr_jax.export.contract import Runner
 from simclr_jax.export.run import native_side
 from simclr_jax.feeds import kind, load_splits
 from simclr_jax.feeds.images import ImageReader
-from simclr_jax.restore.run import find
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +105,9 @@ def from_folder(where: str, artefact: Artefact, most: int) -> list[np.ndarray]:
     images = []
     for name in names[:: -(-len(names) // most)]:
         try:
-            image = formats.read((folder / name).read_bytes(), reading)
-        except (formats.UnreadableError, OSError) as error:
+            images.append(formats.read_file(folder / name, reading, channels))
+        except formats.UnreadableError as error:
             raise SimclrError(f"{folder / name}: cannot be read ({error}); take it out") from None
-        images.append(np.asarray(Image.fromarray(image).convert("L"))[..., None] if channels == 1 else image)
     return images
 
 

@@ -16,6 +16,7 @@ from simclr_jax.config.fields import (
 from simclr_jax.config.stored import (
     CONFIG_FILE,
     OLD_BEHAVIOUR,
+    PERSONAL,
     SCHEMA,
     adopt_old_behaviour,
     adopt_start,
@@ -32,6 +33,7 @@ from simclr_jax.config.stored import (
 __all__ = [
     "CONFIG_FILE",
     "OLD_BEHAVIOUR",
+    "PERSONAL",
     "SCHEMA",
     "adopt_old_behaviour",
     "adopt_start",

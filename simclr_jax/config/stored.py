@@ -19,6 +19,10 @@ CONFIG_FILE = "config.json"
 # Fields added after schema 1, with the value that keeps the behaviour older workdirs had.
 OLD_BEHAVIOUR: dict[str, Any] = {"data.max_unreadable": 1.0}
 
+# Fields that tell about a person or machine, and nothing about an encoder. They are not published, and those
+# of a stranger's config.json are not obeyed: programs of a `compile_cache` are executed.
+PERSONAL = ("compile_cache", "data.data_dir", "distill.teacher", "log.wandb_project", "start.workdir")
+
 
 def to_json(config: ConfigDict, data: dict[str, Any]) -> str:
     """The text of config.json; `data` identifies the training set (its size and a fingerprint)."""
@@ -28,6 +32,8 @@ def to_json(config: ConfigDict, data: dict[str, Any]) -> str:
 
 def from_json(text: str) -> tuple[ConfigDict, dict[str, Any]]:
     """Reads config.json; a field that an older file lacks gets the value that keeps the old behaviour.
+
+    In that of a published encoder the fields of PERSONAL count as their defaults.
 
     Returns:
       the config and what identifies its training set.
@@ -46,7 +52,12 @@ def from_json(text: str) -> tuple[ConfigDict, dict[str, Any]]:
         raise SimclrError(
             f"{CONFIG_FILE} has schema {schema}, this version reads up to {SCHEMA}: update simclr_jax"
         )
-    return from_tree(stored), data
+    config = from_tree(stored)
+    if tree.get("model_type") == hub.MODEL_TYPE:
+        usual = flatten(default())
+        for field in PERSONAL:
+            set_field(config, field, usual[field])
+    return config, data
 
 
 def from_tree(tree: Mapping[str, Any]) -> ConfigDict:

@@ -7,14 +7,13 @@ downloads them.
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from simclr_jax import cli
+from simclr_jax import cli, text
 from simclr_jax.errors import SimclrError
+from simclr_jax.index.ends import ends, parsed
 
-FAILED = 2
 SK_RATIO = 0.0625  # of the selective kernels
 BUCKET = "gs://simclr-checkpoints/simclrv2"
 OF_SECOND = "gs://simclr-checkpoints-tf2"  # the same as SavedModels of TensorFlow 2
@@ -147,16 +146,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """Prints the table, or one line that says why there is none."""
-    args = parser().parse_args(argv)
-    try:
+    with ends():
+        args = parsed(parser(), argv)
         rows = chosen(args)
-    except SimclrError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(FAILED)
-    if args.json:
-        print(json.dumps([row._asdict() for row in rows], indent=2))
-    else:
-        print("\n".join(whole(rows[0]) if len(rows) == 1 else table(rows)))
+        if args.json:
+            print(json.dumps([row._asdict() for row in rows], indent=2))
+        elif len(rows) == 1:
+            print("\n".join(whole(rows[0])))
+        else:
+            show(rows)
 
 
 def chosen(args: argparse.Namespace) -> list[Released]:
@@ -178,26 +176,21 @@ def chosen(args: argparse.Namespace) -> list[Released]:
     return rows
 
 
-def table(rows: list[Released]) -> list[str]:
-    """Lines of text, one a checkpoint."""
-    lines = [("checkpoint", "depth", "width", "SK", "head", "reads", "M", "top-1", "to convert it")]
+def show(rows: list[Released]) -> None:
+    """Prints a line for each checkpoint."""
+    columns = ("checkpoint", "depth", "width", "SK", "head", "reads", "M", "top-1", "")
+    lines = []
     for row in rows:
         head = "" if row.head is None else str(row.head)
         cells = (f"{row.width}×", "yes" if row.sk else "no", head, str(row.probe_layer), str(row.parameters))
         lines.append((row.name, str(row.depth), *cells, f"{row.top1:.1f}", row.convert))
-    first, *widths, _ = (max(map(len, column)) for column in zip(*lines, strict=True))
-    made = []
-    for name, *cells, last in lines:
-        middle = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-        made.append("  ".join([name.ljust(first), *middle, last]))
-    return [
-        *made,
-        "",
-        f"{len(rows)} checkpoints. head: layers of the projection head; reads: the layer of it that the",
-        "classifier reads, 0 is the encoder; M: millions of parameters; top-1: % of ImageNet, by Google.",
+    notes = (
+        "head: layers of the projection head; reads: the layer of it that the classifier reads, 0 is the",
+        "encoder; M: millions of parameters; top-1: % of ImageNet, by Google; then what converts it.",
         f"{cli.name('simclr_jax.convert.released')} {rows[0].name} tells how to download that one.",
         BESIDE,
-    ]
+    )
+    text.show_table(f"{len(rows)} checkpoints", columns, lines, notes)
 
 
 def whole(row: Released) -> list[str]:

@@ -5,8 +5,10 @@ uint8.
 """
 
 import io
+import os
 import struct
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,6 +21,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit
 ORIENTATION = 274  # EXIF's tag
 BACK = {6: 8, 8: 6}  # orientations that are not their own inverse
 WHITE = (255, 255, 255)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 Default = TypeVar("Default", float, None)
 
 
@@ -111,6 +114,36 @@ def read(data: bytes, reading: Reading) -> np.ndarray:
     except Exception as error:  # the libraries raise exceptions of any type at bytes that are no image
         why = " ".join(str(error).split()).partition(" <_io")[0]
         raise UnreadableError(why or type(error).__name__) from None
+
+
+def read_file(path: str | os.PathLike, reading: Reading, channels: int = 3) -> np.ndarray:
+    """An image file as `[h, w, channels]` uint8, like `read`; 1 channel is its luma.
+
+    Raises:
+      UnreadableError: it cannot be read; the text says why.
+    """
+    try:
+        return to_channels(read(Path(path).read_bytes(), reading), channels)
+    except OSError as error:
+        raise UnreadableError(error.strerror or str(error)) from None
+
+
+def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
+    """Images `[..., h, w, c]` uint8 with `channels` channels; `decode.to_channels` without TensorFlow.
+
+    Raises:
+      SimclrError: they have neither one nor three.
+    """
+    if images.shape[-1] == channels:
+        return images
+    if (images.shape[-1], channels) == (1, 3):
+        return np.repeat(images, 3, axis=-1)
+    if (images.shape[-1], channels) == (3, 1):
+        return np.rint(images.astype(np.float32) @ LUMA).astype(np.uint8)[..., None]
+    raise SimclrError(
+        f"config.data.channels={channels}: the images have {images.shape[-1]}, "
+        "and only gray and RGB are converted into each other"
+    )
 
 
 def of_file(image: Image.Image, reading: Reading) -> np.ndarray:

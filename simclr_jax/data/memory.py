@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from simclr_jax import sharding
 from simclr_jax.data import order, pipeline
+from simclr_jax.data.formats import to_channels
 from simclr_jax.data.sources import Source, Stream
 from simclr_jax.data.splits import Splits
 from simclr_jax.errors import SimclrError
@@ -95,25 +96,6 @@ def check_size(source: Source | Stream, *, side: int, channels: int, memory_gb: 
 
 def _no_tensorflow(*_: Any) -> NoReturn:
     raise AssertionError("images in memory are not read by TensorFlow")
-
-
-def to_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """Images `[n, h, w, c]` uint8 with `channels` channels, as `decode.to_channels` makes them.
-
-    Raises:
-      SimclrError: they have neither one nor three.
-    """
-    if images.shape[-1] == channels:
-        return images
-    if (images.shape[-1], channels) == (1, 3):
-        return np.repeat(images, 3, axis=-1)
-    if (images.shape[-1], channels) == (3, 1):
-        luma = images.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-        return np.rint(luma).astype(np.uint8)[..., None]
-    raise SimclrError(
-        f"config.data.channels={channels}: the images have {images.shape[-1]}, "
-        "and only gray and RGB are converted into each other"
-    )
 
 
 # ---- training -----------------------------------------------------------------------------------

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from simclr_jax import paths
 from simclr_jax.data.formats import EXTENSIONS
+from simclr_jax.errors import SimclrError
 from simclr_jax.text import printable
 
 SHOWN = 5  # names or suffixes in a note
@@ -110,6 +112,23 @@ def scan(root: Path, prefix: str = "", elsewhere: Iterable[Path] = ()) -> Found:
     for names in images.values():
         names.sort()
     return Found(images, others, sorted(folders), hidden, broken, again, closed)
+
+
+def find(where: str, option: str = "--images") -> tuple[Path, list[str]]:
+    """(folder, names below it in order) of the image files that an option names: a folder, or one file.
+
+    Raises:
+      SimclrError: there are none.
+    """
+    path = Path(paths.local(where, option))
+    if path.is_file():
+        return path.parent, [path.name]
+    if not path.is_dir():
+        raise SimclrError(f"{option}={where}: no such folder or file")
+    names = sorted(name for names in scan(path).images.values() for name in names)
+    if not names:
+        raise SimclrError(f"{option}={where}: no image file there ({', '.join(EXTENSIONS)})")
+    return path, names
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

@@ -310,10 +310,7 @@ class _Files:
         """Reads with Pillow a file that TensorFlow cannot read; None if Pillow fails too."""
         name = as_text(self.names[at])
         try:
-            with open(self.path(at), "rb") as file:
-                image = formats.read(file.read(), self.reading)
-        except OSError as error:
-            self.ledger.reasons[name] = error.strerror or str(error)
+            image = formats.read_file(os.fsdecode(self.path(at)), self.reading)
         except formats.UnreadableError as error:
             self.ledger.reasons[name] = str(error)
         else:

@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before what takes a second to import
 from absl import logging
 
 from simclr_jax import cli, command, registry
-from simclr_jax.errors import SimclrError
+from simclr_jax.index.ends import demand
 
 ABOUT = """Each image is cropped and resized as for the run's evaluation. A row of the table has the name of
 the file below the folder, the class (its first folder, or what the table says) and the embedding.
@@ -48,12 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add("--step", type=int, default=0, metavar="N", help="of the run's checkpoints (the newest)")
     add("--split", default="train", help="of tfds:NAME (train)")
     add("--register", metavar="FILE", help="Python file that registers the run's own encoder")
-    several = top.add_argument_group("several processes")
-    several.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="of the first (a TPU pod and Slurm need none)"
-    )
-    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    several.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    command.add_processes(top)
     return top
 
 
@@ -71,10 +66,12 @@ def main(argv: list[str] | None = None) -> None:
         from simclr_jax import encoder, hub
         from simclr_jax.embed import run
         from simclr_jax.evaluate.__main__ import override
+        from simclr_jax.evaluate.run import complete
 
         found = encoder.load(args.workdir, args.step)
         if rest:
-            config = override(os.fspath(hub.local(args.workdir)), rest)
+            changed = override(os.fspath(hub.local(args.workdir)), rest)
+            config = complete(found.config, changed, args.workdir)
             found = encoder.Encoder(config, found.classes, found.step, found.variables, found.data)
         options = run.Options(args.images, args.out, args.endpoint, args.split)
         for line in run.embed(found, args.workdir, options):
@@ -86,12 +83,7 @@ def check(args: argparse.Namespace, rest: list[str]) -> None:
     from simclr_jax.evaluate.__main__ import only_fields
 
     only_fields(rest)
-    examples = (("workdir", "runs/mine"), ("images", "/my/images"), ("out", "features.parquet"))
-    for name, example in examples:
-        if not getattr(args, name):
-            raise SimclrError(f"--{name} is missing: for example --{name}={example}")
-    if args.step < 0:
-        raise SimclrError(f"--step={args.step}: must be one of the run's checkpoints, or 0 for the newest")
+    demand(args, workdir="runs/mine", images="/my/images", out="features.parquet")
 
 
 if __name__ == "__main__":

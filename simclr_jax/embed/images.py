@@ -83,7 +83,7 @@ def _of_glob(pattern: Path, where: str, reading: Reading) -> Images:
     first = next(i for i, part in enumerate(parts) if any(sign in part for sign in MAGIC))
     root = Path(*parts[:first])
     below = str(Path(*parts[first:]))
-    found = sorted(glob.glob(below, root_dir=root, recursive=True))
+    found = sorted(set(glob.glob(below, root_dir=root, recursive=True)))  # **/**/x finds x several times
     names = [name for name in found if name.lower().endswith(EXTENSIONS) and (root / name).is_file()]
     if not names:
         raise SimclrError(f"--images={where}: no image ({', '.join(EXTENSIONS)}) fits the pattern")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
-from simclr_jax import storage
+from simclr_jax import files, storage
 from simclr_jax.errors import SimclrError
 from simclr_jax.index import table
 from simclr_jax.index.table import Embeddings
@@ -20,6 +21,7 @@ WORDS = {
     "encoder": "run or checkpoint",
     "endpoint": "endpoint",
     "view": "preprocessing",
+    "files": "way of reading files",
     "images": "list of images",
 }
 
@@ -46,7 +48,7 @@ class Parts:
         """
         path = self.folder / PLAN
         if path.is_file():
-            told = told_apart(json.loads(path.read_text()), plan)
+            told = told_apart(files.read_json(epath.Path(path)), plan)
             if told:
                 raise SimclrError(
                     f"--out={out}: was begun with another {told}; give another --out, or remove {self.folder}"

@@ -69,15 +69,14 @@ def embed(found: encoder.Encoder, workdir: str, options: Options) -> list[str]:
     work = _Work(found, workdir, images, options, out)
     if sharding.from_first(lambda: work.plan) != work.plan:
         raise SimclrError(f"--images={options.images}: this process sees other images than the first one")
-    with contextlib.ExitStack() as stack:
-        finished = sharding.from_first(lambda: work.finished())
-        if not finished:
-            if distributed.first():
-                stack.enter_context(_alone(work.parts.folder, options.out))
-            gaps = sharding.from_first(lambda: work.begin())
-            work.run([(begin, end) for begin, end in gaps])
-            if distributed.first():
-                work.merge()
+    if not sharding.from_first(work.finished):
+        with _alone(work.parts.folder, options.out) if distributed.first() else contextlib.nullcontext():
+            # Another command may have written the table before this one had the lock.
+            gaps = sharding.from_first(lambda: None if work.finished() else work.begin())
+            if gaps is not None:
+                work.run([(begin, end) for begin, end in gaps])
+                if distributed.first():
+                    work.merge()
     return work.told() if distributed.first() else []
 
 
@@ -94,6 +93,12 @@ def _alone(folder: Path, out: str) -> Iterator[None]:
                 f"--out={out}: another command is writing it; wait until it ends, or give another --out"
             ) from None
         yield
+
+
+def of_encoder(found: encoder.Encoder, endpoint: str) -> dict[str, str]:
+    """What the features of an image depend on beside the image: the encoder's part of a plan."""
+    own = simclr.endpoint_name(found.model.encoder, endpoint)
+    return {"encoder": digest(found.variables), "endpoint": own, "view": str(found.reader)}
 
 
 class Rows(NamedTuple):
@@ -125,9 +130,8 @@ class _Work:
             "images": images.root,
         }
         self.plan = {
-            "encoder": digest(found.variables),
-            "endpoint": endpoint,
-            "view": [str(found.reader), str(images.source.reading)],
+            **of_encoder(found, endpoint),
+            "files": str(images.source.reading),
             "images": [images.source.fingerprint, images.root, images.source.size],
         }
 
@@ -218,7 +222,11 @@ class _Work:
     def _write(self, rows: list[Rows]) -> None:
         """Writes parts, one for each stretch of rows without a gap."""
         position, label, values = (np.concatenate(x) for x in zip(*rows, strict=True))
-        ledger = self.images.source.ledger.reasons
+        ledger = self.images.source.ledger
+        if (label == UNREADABLE).any() and ledger.gone():
+            raise SimclrError(
+                f"{ledger.root}: this folder is gone; mount or restore it, and the same command goes on"
+            )
         for a, b in runs(position):
             good = np.flatnonzero(label[a:b] != UNREADABLE) + a
             bad = [self.images.name(int(i)) for i in position[a:b][label[a:b] == UNREADABLE]]
@@ -229,7 +237,7 @@ class _Work:
                     [self.images.name(int(i)) for i in position[good]],
                     values[good],
                     [self.images.label(int(i)) for i in label[good]],
-                    {"unreadable": {name: ledger.get(name, "cannot be decoded") for name in bad}},
+                    {"unreadable": {name: ledger.reasons.get(name, "cannot be decoded") for name in bad}},
                 ),
             )
 
@@ -273,7 +281,7 @@ class _Work:
         raise SimclrError(
             f"{len(bad)} of {n} files could not be read, {self.unreadable} says why: "
             f"{', '.join(printable(name) for name, _ in bad[:SHOWN])}{', ...' * (len(bad) > SHOWN)}; "
-            "the others are done"
+            f"the others are done; to embed them once they are mended, remove {self.out} first"
         )
 
 

@@ -1,7 +1,6 @@
 """The command: `python -m simclr_jax.embed.search --index=features.parquet --query=IMAGE`."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -14,13 +13,11 @@ import numpy as np
 
 from simclr_jax import cli, text
 from simclr_jax.data import formats
-from simclr_jax.errors import SimclrError
-from simclr_jax.index import table
+from simclr_jax.errors import SimclrError, one_line
+from simclr_jax.index import artefact, table
 from simclr_jax.index.ends import ends, need, parsed
 from simclr_jax.index.search import Index
 from simclr_jax.index.table import Embeddings
-
-LUMA = (0.299, 0.587, 0.114)  # of `data.decode.to_channels`
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,13 +62,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def row_of(embeddings: Embeddings, query: str) -> int:
-    """The row of a path, as the table has it or on this machine; -1 if it is not there."""
-    root = embeddings.meta.get("images") or ""
-    below = os.path.relpath(os.path.abspath(query), root) if os.path.isabs(root) else query
-    for name in (query, below):
-        if name in embeddings.paths:
-            return embeddings.paths.index(name)
-    return -1
+    """The row of a file on this machine, or of a path as the table has it; -1 if it is not there."""
+    file = os.path.abspath(os.path.expanduser(query))
+    # A file of the same name in another folder is another image.
+    below = os.path.relpath(file, embeddings.meta.get("images") or ".")
+    names = (file if os.path.isfile(file) else query, below)
+    return next((embeddings.paths.index(name) for name in names if name in embeddings.paths), -1)
 
 
 def _embedded(args: argparse.Namespace, embeddings: Embeddings) -> np.ndarray:
@@ -82,52 +78,53 @@ def _embedded(args: argparse.Namespace, embeddings: Embeddings) -> np.ndarray:
     """
     if not Path(args.query).expanduser().is_file():
         raise SimclrError(f"--query={args.query}: no such file, and no path of {args.index}")
-    meta = embeddings.meta
     if args.artefact:
-        return by_artefact(args.artefact, args.query, meta.get("endpoint", "final_avg_pool"))
+        return by_artefact(args, embeddings)
+    meta = embeddings.meta
     workdir = args.workdir or meta.get("workdir")
     if not workdir:
         raise SimclrError(f"{args.index}: names no run: give --workdir=RUN or --artefact=encoder.onnx")
+    from simclr_jax.embed import parts, run
     from simclr_jax.encoder import load
     from simclr_jax.train import use_compile_cache
 
     print(f"embedding {args.query} by {workdir}", flush=True)
-    found = load(workdir, int(meta.get("step") or 0))
+    found, endpoint = load(workdir, int(meta.get("step") or 0)), meta.get("endpoint", "final_avg_pool")
+    plan = meta.get("plan") or {}
+    if plan and (told := parts.told_apart(plan, {**plan, **run.of_encoder(found, endpoint)})):
+        raise SimclrError(f"{args.index}: is of another {told} than {workdir}; embed its images again")
     use_compile_cache(found.config.compile_cache)
-    return found(args.query, endpoint=meta.get("endpoint", "final_avg_pool"))
+    return found(args.query, endpoint=endpoint)
 
 
-def by_artefact(artefact: str, query: str, endpoint: str) -> np.ndarray:
-    """The features `[1, d]` of an image file by an exported encoder.
+def by_artefact(args: argparse.Namespace, embeddings: Embeddings) -> np.ndarray:
+    """The features `[1, d]` of the query's file by an exported encoder.
 
     Raises:
-      SimclrError: the artefact is not there or lacks the endpoint, or the file cannot be read.
+      SimclrError: the artefact is not there or not the table's, or the file cannot be read.
     """
-    runtime, path = need("onnxruntime", "onnx"), Path(artefact).expanduser()
-    about = path.with_name(path.name + ".json")
-    if not path.is_file() or not about.is_file():
-        raise SimclrError(
-            f"--artefact={artefact}: needs this file and {about.name} beside it: `simclr export`"
-        )
-    image = read(query)
-    if json.loads(about.read_text())["input"]["channels"] == 1:
-        image = np.rint(image @ np.array(LUMA)).astype(np.uint8)[..., None]
-    session = runtime.InferenceSession(str(path))
-    names = [output.name for output in session.get_outputs()]
-    wanted = "features" if endpoint in ("final_avg_pool", "features") else endpoint
-    if wanted not in names:
-        raise SimclrError(f"--artefact={artefact}: has {', '.join(names)}; the table is of {endpoint}")
-    return session.run([wanted], {"images": image[None]})[0]
+    path = Path(args.artefact).expanduser()
+    about = artefact.described(path)
+    wanted = artefact.matching(about, embeddings, args.index)
+    reading = formats.Reading.of(**about["run"].get("data") or {})
+    image = read(args.query, reading, about["input"]["channels"])
+    try:
+        session = need("onnxruntime", "onnx").InferenceSession(str(path))
+        return session.run([wanted], {"images": image[None]})[0]
+    except SimclrError:
+        raise
+    except Exception as error:  # the library has exceptions of its own, without a common ancestor
+        raise SimclrError(f"{path}: onnxruntime cannot run it: {one_line(error)}") from None
 
 
-def read(path: str | os.PathLike) -> np.ndarray:
-    """An image file as `[h, w, 3]` uint8.
+def read(path: str | os.PathLike, reading: formats.Reading, channels: int = 3) -> np.ndarray:
+    """An image file as `[h, w, channels]` uint8.
 
     Raises:
       SimclrError: it cannot be read.
     """
     try:
-        return formats.read(Path(path).expanduser().read_bytes(), formats.Reading())
+        return formats.read_file(Path(path).expanduser(), reading, channels)
     except formats.UnreadableError as error:
         raise SimclrError(f"{path}: cannot be read as an image ({error})") from None
 
@@ -140,7 +137,7 @@ def _draw(path: Path, query: str, row: int, found: list[tuple[int, float]], embe
     if first is None or None in files:
         missing = query if first is None else embeddings.paths[found[files.index(None)][0]]
         raise SimclrError(f"--picture: {missing} is no file below {embeddings.meta.get('images') or '.'}")
-    shown = [read(file).astype(np.float32) / 255 for file in (first, *filter(None, files))]
+    shown = [read(file, formats.Reading()).astype(np.float32) / 255 for file in (first, *filter(None, files))]
     titles = ["query", *(f"{x:.3f} {embeddings.label[i]}" for i, x in found)]
     charts.grid(path, shown, titles, f"Most similar to {Path(query).name}", columns=7)
     print(path)

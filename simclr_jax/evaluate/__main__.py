@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from simclr_jax import cli, command, paths, registry
 from simclr_jax.config import check_field, checks, load_config
 from simclr_jax.errors import SimclrError
+from simclr_jax.index.ends import demand
 
 PROTOCOLS = """protocols, in this order; all but the last two are the default:
   features    of every image, once; kept for the others
@@ -62,12 +63,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--out", metavar="FILE", help="of --compare (the first run's eval/comparison.html)")
     add("--register", metavar="FILE", help="Python file that registers the run's own encoder or objective")
-    several = top.add_argument_group("several processes")
-    several.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="of the first (a TPU pod and Slurm need none)"
-    )
-    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    several.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    command.add_processes(top)
     return top
 
 
@@ -103,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _check(args: argparse.Namespace, rest: list[str]) -> None:
     only_fields(rest)
+    demand(args)
     if args.compare and args.workdir:
         raise SimclrError("--compare names the runs itself: leave --workdir out")
     if not args.compare and not args.workdir:
@@ -113,8 +110,6 @@ def _check(args: argparse.Namespace, rest: list[str]) -> None:
         raise SimclrError(
             "--protocols=transfer: name the labelled sets, --transfer=tfds:food101,folder:/my/set"
         )
-    if args.step < 0:
-        raise SimclrError(f"--step={args.step}: must be one of the run's checkpoints, or 0 for the newest")
 
 
 def only_fields(rest: list[str]) -> None:

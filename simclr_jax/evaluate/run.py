@@ -209,7 +209,7 @@ def _check(protocols: Sequence[str]) -> list[str]:
     return list(protocols)
 
 
-def complete(own: ConfigDict, wanted: ConfigDict | None, workdir: epath.Path) -> ConfigDict:
+def complete(own: ConfigDict, wanted: ConfigDict | None, workdir: epath.PathLike) -> ConfigDict:
     """The config of the evaluation, with the run's loss, which says what its decoder makes.
 
     Raises:

@@ -15,6 +15,7 @@ from simclr_jax import cli, command, registry
 from simclr_jax.errors import SimclrError
 from simclr_jax.export.contract import Options
 from simclr_jax.export.formats import FORMATS
+from simclr_jax.index.ends import demand
 
 ABOUT = """The artefact takes uint8 images [n, h, w, c] of any n, h and w. It crops, resizes and normalises
 them as the run does for its evaluation, and gives "features" and what else --endpoints names: projection,
@@ -77,15 +78,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def check(args: argparse.Namespace, rest: list[str]) -> None:
     """Raises SimclrError for options that are missing or wrong."""
-    if rest:
-        raise SimclrError(f"{rest[0]!r}: not understood; see --help")
-    for name, example in (("workdir", "runs/imagenet"), ("out", "encoder.onnx")):
-        if not getattr(args, name):
-            raise SimclrError(f"--{name} is missing: for example --{name}={example}")
+    demand(args, rest, workdir="runs/imagenet", out="encoder.onnx")
     if args.format not in FORMATS:
         raise SimclrError(f"--format={args.format}: must be one of {', '.join(FORMATS)}")
-    if args.step < 0:
-        raise SimclrError(f"--step={args.step}: must be one of the run's checkpoints, or 0 for the newest")
     if args.format != "stablehlo" and args.platforms != parser().get_default("platforms"):
         raise SimclrError("--platforms: is of --format=stablehlo alone; leave it out")
     if not args.tolerance > 0:

@@ -16,6 +16,7 @@ from PIL import Image
 from simclr_jax import encoder as encoders
 from simclr_jax import paths, storage
 from simclr_jax.data import formats
+from simclr_jax.data.scan import find
 from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
 from simclr_jax.export import card
@@ -172,11 +173,8 @@ def samples(encoder: Encoder, check: str) -> tuple[np.ndarray, list[np.ndarray]]
         rng = np.random.default_rng(0)
         same = rng.integers(0, 256, (IMAGES, side, side, reader.channels), np.uint8)
         return same, [rng.integers(0, 256, (*size, reader.channels), np.uint8) for size in SIZES]
-    folder = Path(paths.local(check, "--check"))
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in formats.EXTENSIONS and p.is_file())
-    if not found:
-        raise SimclrError(f"--check={check}: no image file there ({', '.join(formats.EXTENSIONS)})")
-    images = [read(path, encoder) for path in found[:: -(-len(found) // REAL)]]
+    folder, names = find(check, "--check")
+    images = [read(folder / name, encoder) for name in names[:: -(-len(names) // REAL)]]
     return np.stack([square(image, side) for image in images]), images
 
 
@@ -186,10 +184,9 @@ def read(path: Path, encoder: Encoder) -> np.ndarray:
     if channels not in (1, 3):
         raise SimclrError(f"--check: files have 1 or 3 channels, the encoder takes {channels}")
     try:
-        image = formats.read(path.read_bytes(), formats.Reading.of(**encoder.config.data))
-    except (formats.UnreadableError, OSError) as error:
+        return formats.read_file(path, formats.Reading.of(**encoder.config.data), channels)
+    except formats.UnreadableError as error:
         raise SimclrError(f"--check: {path} cannot be read ({error}); take it out") from None
-    return np.asarray(Image.fromarray(image).convert("L"))[..., None] if channels == 1 else image
 
 
 def square(image: np.ndarray, side: int) -> np.ndarray:

@@ -76,14 +76,14 @@ def main(argv: list[str] | None = None) -> None:
     """Writes the list, and prints what it is."""
     with ends():
         args = parsed(parser(), argv, index="features.parquet", out="subset.csv")
-        if (args.outliers > 0) == (args.subset > 0):
+        if min(args.outliers, args.subset) < 0 or (args.outliers > 0) == (args.subset > 0):
             raise SimclrError("give one of --outliers=N and --subset=N: for example --subset=1000")
         out = lists.checked(args.out)
         embeddings = table.read(args.index)
         n = len(embeddings.paths)
         if n < 2:
             raise SimclrError(f"{args.index}: has fewer than two rows: nothing to choose from")
-        if args.outliers:
+        if args.outliers > 0:
             found = outliers(*Index(embeddings).search(embeddings.features, NEAR + 1), args.outliers)
             rows, cosine = [i for i, _ in found], [x for _, x in found]
             line = f"the {len(rows):,} images of {n:,} least like their {NEAR} nearest"

@@ -16,6 +16,7 @@ from simclr_jax.index.ends import ends, parsed
 from simclr_jax.index.search import BLOCK, normalized
 
 ROWS = 1024  # that are compared at a time
+ROUNDING = 1e-6  # of a cosine in float32: that of equal rows may be this much below 1
 
 
 def duplicates(features: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +40,7 @@ def duplicates(features: np.ndarray, threshold: float) -> tuple[np.ndarray, np.n
             value, row = best[i], where[i]
             if stays and (own := inside[i, stays]).max() > value:
                 value, row = own.max(), begin + stays[int(own.argmax())]
-            if value >= threshold:
+            if value >= threshold - ROUNDING:
                 of[begin + i], cosine[begin + i] = row, value
             else:
                 stays.append(i)

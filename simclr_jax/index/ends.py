@@ -5,7 +5,7 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from simclr_jax.errors import SimclrError
@@ -53,12 +53,26 @@ def parsed(parser: argparse.ArgumentParser, argv: list[str] | None, **examples: 
       SimclrError: one is missing, or a word is not understood.
     """
     args, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    demand(args, rest, **examples)
+    return args
+
+
+def demand(args: argparse.Namespace, rest: Sequence[str] = (), **examples: str) -> None:
+    """What the options of any command have to be.
+
+    Args:
+      rest: words that the parser did not understand; examples: as of `parsed`.
+
+    Raises:
+      SimclrError: there is such a word, an option is missing, or --step is negative.
+    """
     if rest:
         raise SimclrError(f"{rest[0]!r}: not understood; see --help")
     for name, example in examples.items():
         if not getattr(args, name):
             raise SimclrError(f"--{name} is missing: for example --{name}={example}")
-    return args
+    if getattr(args, "step", 0) < 0:
+        raise SimclrError(f"--step={args.step}: must be one of the run's checkpoints, or 0 for the newest")
 
 
 def need(module: str, extra: str) -> Any:

@@ -35,7 +35,8 @@ def write(
       more: {column: a value for each of `rows`}, for .csv alone.
     """
     root, more = embeddings.meta.get("images") or "", more or {}
-    files = [os.path.join(root, name) if os.path.isdir(root) else name for name in embeddings.paths]
+    folder = root if os.path.isdir(root) else ""
+    files = [os.path.join(folder, name) for name in embeddings.paths]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, "w", encoding="utf-8", newline="") as file:
         if path.suffix == ".txt":

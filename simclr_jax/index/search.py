@@ -12,7 +12,6 @@ from simclr_jax.index.ends import need
 from simclr_jax.index.table import Embeddings
 
 BLOCK = 1 << 24  # similarities at a time: 64 MB
-LARGE = 1_000_000  # rows from which a search takes seconds, and usearch pays
 
 
 def normalized(features: np.ndarray) -> np.ndarray:
@@ -48,7 +47,8 @@ class Index:
         self.unit = normalized(embeddings.features)
         self._graph = None
         if approximate:
-            self._graph = need("usearch.index", "index").Index(ndim=self.unit.shape[1], metric="ip")
+            graphs = need("usearch.index", "index")
+            self._graph = graphs.Index(ndim=self.unit.shape[1], metric="ip", dtype="f32")
             self._graph.add(np.arange(len(self.unit)), self.unit)
 
     def search(self, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,9 +67,9 @@ class Index:
             )
         if self._graph is not None:
             found = self._graph.search(queries, min(top, len(self.unit)))
-            rows = found.keys.reshape(len(queries), -1).astype(np.int64)
-            cosine = np.einsum("qd,qtd->qt", queries, self.unit[rows])
-            return cosine, rows
+            rows = np.sort(found.keys.reshape(len(queries), -1).astype(np.int64))
+            cosine, order = best(np.einsum("qd,qtd->qt", queries, self.unit[rows]), top)
+            return cosine, np.take_along_axis(rows, order, axis=1)
         parts = list(self.blocks(queries, top))
         return np.concatenate([s for s, _ in parts]), np.concatenate([i for _, i in parts])
 

@@ -71,8 +71,11 @@ def write_parts(
         sink = SINKS[path.suffix](stack, path, n, dim, meta)
         next(sink)
         stack.callback(sink.close)
+        done = 0
         for part in parts:
             sink.send(part)
+            done += len(part[2])
+        assert done == n, f"{path}: {done} rows instead of {n}"  # a header says n; the old file stays
         with contextlib.suppress(StopIteration):
             sink.send(None)
 
@@ -88,7 +91,7 @@ def read(path: str | os.PathLike) -> Embeddings:
         raise SimclrError(f"{path}: no such file; `simclr embed` writes one")
     try:
         paths, label, features, meta = READERS[path.suffix](path)
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, csv.Error) as error:
+    except (ValueError, LookupError, OSError, EOFError, zipfile.BadZipFile, csv.Error) as error:
         why = " ".join(str(error).split())[:120]
         raise SimclrError(f"{path}: is no table of embeddings ({why}); `simclr embed` writes one") from None
     if features.ndim != 2 or not len(paths) == len(label) == len(features):
@@ -120,11 +123,13 @@ def checked(path: str | os.PathLike) -> Path:
     """The path, expanded.
 
     Raises:
-      SimclrError: its suffix is none of the four.
+      SimclrError: its suffix is none of the four, or pyarrow is missing.
     """
     path = Path(path).expanduser()
     if path.suffix not in SINKS:
         raise SimclrError(f"{path}: must end in {', '.join(SINKS)}")
+    if path.suffix == ".parquet":  # told before the work that ends with it
+        need("pyarrow", "embed")
     return path
 
 
@@ -260,7 +265,7 @@ def _read_csv(path: Path) -> Content:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
+    return path.read_bytes().decode().split("\n")[:-1]  # of text Python makes a line break of \r too
 
 
 def _meta(path: Path) -> dict[str, Any]:

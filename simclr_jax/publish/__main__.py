@@ -14,6 +14,7 @@ from absl import logging
 
 from simclr_jax import cli, command, hub, registry
 from simclr_jax.errors import SimclrError
+from simclr_jax.index.ends import demand
 
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
 ABOUT = """The folder holds model.safetensors, config.json, README.md (the model card: data, recipe, scores,
@@ -69,21 +70,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def check(args: argparse.Namespace, rest: list[str]) -> None:
     """Raises SimclrError for options that are missing or make no sense."""
-    if rest:
-        raise SimclrError(f"{rest[0]!r}: not understood; see --help")
-    for name, example in (
-        ("workdir", "runs/quickstart"),
-        ("out", "published/quickstart"),
-        ("licence", "apache-2.0"),
-    ):
-        if not getattr(args, name):
-            raise SimclrError(f"--{name} is missing: for example --{name}={example}")
+    demand(args, rest, workdir="runs/quickstart", out="published/quickstart", licence="apache-2.0")
     if not LICENCE.fullmatch(args.licence):
         raise SimclrError(
             f"--licence={args.licence}: must be an identifier like apache-2.0, mit or cc-by-4.0"
         )
-    if args.step < 0:
-        raise SimclrError(f"--step={args.step}: must be one of the run's checkpoints, or 0 for the newest")
     if args.name and not args.name.startswith(hub.BUILTIN):
         hub.parse(f"{hub.HUB}{args.name}")
 

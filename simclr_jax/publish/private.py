@@ -9,10 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from simclr_jax.config import default, flatten, set_field
+from simclr_jax.config import PERSONAL, default, flatten, set_field
 
-# Fields that tell about a person or machine, and nothing about the encoder.
-PRIVATE = ("compile_cache", "data.data_dir", "distill.teacher", "log.wandb_project", "start.workdir")
 KEPT = ("classes", "columns")  # of data: what the encoder takes and gives, though a class be called n/a
 PATH = re.compile(r"[~/\\.]|\w:[/\\]|\w+://")  # how a text begins that is one
 PUBLIC = ("builtin", "hf", "tfds")  # kinds of sources with public names
@@ -27,7 +25,7 @@ def reduced(config: ConfigDict, data: dict[str, Any]) -> tuple[ConfigDict, dict[
     config = config.copy_and_resolve_references()
     today = flatten(default())
     for field, value in flatten(config).items():
-        if field in PRIVATE:
+        if field in PERSONAL:
             set_field(config, field, today[field])
         elif isinstance(value, str):
             set_field(config, field, without_path(value))
@@ -50,7 +48,8 @@ def without_path(text: str) -> str:
     kind, colon, where = text.partition(":")
     if PATH.match(text):
         return _last(text)
-    if not colon or kind in PUBLIC or not re.search(r"[/\\]|^~", where):
+    named = kind in PUBLIC and not PATH.match(where)
+    if not colon or named or not re.search(r"[/\\]|^~", where):
         return text
     return f"{kind}:{_last(where)}"
 

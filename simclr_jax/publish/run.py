@@ -19,7 +19,10 @@ from simclr_jax.errors import SimclrError
 from simclr_jax.publish import card, private
 
 ONNX = "encoder.onnx"
-OURS = {hub.CONFIG_FILE, hub.WEIGHTS, hub.CARD}  # and what begins with `encoder.`
+OURS = {
+    hub.CONFIG_FILE, hub.WEIGHTS, hub.CARD, ONNX, f"{ONNX}.json", f"{ONNX}.data", "encoder.requirements.txt",
+    "encoder.config.pbtxt",
+}  # fmt: skip
 
 
 class Options(NamedTuple):
@@ -79,7 +82,8 @@ def _check(folder: pathlib.Path, found: encoder.Encoder, places: tuple[os.PathLi
     for path in folder.iterdir():
         text = path.read_bytes() if path.name != hub.WEIGHTS else b""
         for place in map(os.fspath, places):
-            if len(place) > 1 and re.search(rb"(?<!\w)" + re.escape(place.encode()) + rb"(?!\w)", text):
+            spelt = {re.escape(each.encode()) for each in (place, json.dumps(place)[1:-1])}
+            if len(place) > 1 and re.search(rb"(?<!\w)(" + b"|".join(spelt) + rb")(?!\w)", text):
                 raise SimclrError(f"{path.name} would tell {place}: take it out of the run's config.json")
 
 
@@ -94,7 +98,7 @@ def _check_free(out: pathlib.Path, again: bool) -> None:
         raise SimclrError(f"--out={out}: is a file; give a folder")
     if not again:
         raise SimclrError(f"--out={out}: exists already; choose another, or replace it with --again")
-    others = [each.name for each in out.iterdir() if each.name not in OURS and not _of_onnx(each.name)]
+    others = {each.name for each in out.iterdir()} - OURS
     if others or not published.holds(out):
         what = min(others, default="no encoder")
         raise SimclrError(
@@ -102,14 +106,9 @@ def _check_free(out: pathlib.Path, again: bool) -> None:
         )
 
 
-def _of_onnx(name: str) -> bool:
-    return name.startswith("encoder.")
-
-
 @contextlib.contextmanager
 def _replacing(out: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder to write into that takes the place of `out` when all went well, and is gone when not."""
-
     with storage.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as top:

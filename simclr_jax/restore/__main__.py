@@ -13,6 +13,7 @@ from absl import logging
 
 from simclr_jax import cli, command, registry
 from simclr_jax.errors import SimclrError
+from simclr_jax.index.ends import demand
 
 ABOUT = """An image of up to --tile × --tile pixels is restored whole, a larger one in overlapping tiles.
 Files become PNG under the same names. A run of restore.corruption=fewer_pixels doubles or quadruples
@@ -77,13 +78,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def check(args: argparse.Namespace, rest: list[str]) -> None:
     """Raises SimclrError for options that are missing or do not go together."""
-    if rest:
-        raise SimclrError(f"{rest[0]!r}: not understood; see --help")
-    for name, example in (("workdir", "runs/restore"), ("images", "/my/photos"), ("out", "/my/restored")):
-        if not getattr(args, name):
-            raise SimclrError(f"--{name} is missing: for example --{name}={example}")
-    if args.step < 0:
-        raise SimclrError(f"--step={args.step}: must be one of the run's checkpoints, or 0 for the newest")
+    demand(args, rest, workdir="runs/restore", images="/my/photos", out="/my/restored")
     if args.tile < 32:
         raise SimclrError(f"--tile={args.tile}: must be 32 pixels or more")
     if args.beside and not args.corrupt:

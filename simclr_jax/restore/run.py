@@ -14,6 +14,7 @@ from etils import epath
 from simclr_jax import degrade, encoder, figures, masking, paths, tiles
 from simclr_jax.config import load_config
 from simclr_jax.data import formats
+from simclr_jax.data.scan import find
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds import kind
 from simclr_jax.metrics import Progress
@@ -126,35 +127,10 @@ def read(path: Path, config: Any) -> np.ndarray:
     channels = config.data.channels
     if channels not in (1, 3):
         raise SimclrError(f"the run takes images of {channels} channels; files have 1 or 3")
-    try:
-        image = formats.read(path.read_bytes(), formats.Reading.of(**config.data))
-    except OSError as error:
-        raise formats.UnreadableError(error.strerror or str(error)) from None
-    if channels == 1:  # the weights of `decode.to_channels`
-        image = np.rint(image @ np.array([0.299, 0.587, 0.114]))[..., None]
-    return (image / 255).astype(np.float32)
+    return (formats.read_file(path, formats.Reading.of(**config.data), channels) / 255).astype(np.float32)
 
 
 # ---- files --------------------------------------------------------------------------------------------
-
-
-def find(where: str) -> tuple[Path, list[str]]:
-    """(folder, names below it) of the image files of `--images`.
-
-    Raises:
-      SimclrError: there are none.
-    """
-    path = Path(paths.local(where, "--images"))
-    if path.is_file():
-        return path.parent, [path.name]
-    if not path.is_dir():
-        raise SimclrError(f"--images={where}: no such folder or file")
-    below = (each.relative_to(path) for each in path.rglob("*") if each.suffix.lower() in formats.EXTENSIONS)
-    names = sorted(each.as_posix() for each in below if not any(p.startswith(".") for p in each.parts))
-    names = [name for name in names if (path / name).is_file()]
-    if not names:
-        raise SimclrError(f"--images={where}: no image file there ({', '.join(formats.EXTENSIONS)})")
-    return path, names
 
 
 def targets(names: Sequence[str]) -> dict[str, str]:

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace, token: str) -> None:
     from PIL import Image
 
     from simclr_jax.index import search, table
+    from simclr_jax.index.artefact import matching
     from simclr_jax.serve import app, artefact, server
     from simclr_jax.serve.door import Limits
     from simclr_jax.serve.service import Settings
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace, token: str) -> None:
     encoder, index, endpoint = artefact.load(path, threads), None, "features"
     if args.index:
         index = search.Index(table.read(args.index))
-        endpoint = artefact.matching(encoder, index.embeddings, args.index)
+        endpoint = matching(encoder.about, index.embeddings, args.index)
         # One copy of the table is enough.
         index.embeddings = index.embeddings._replace(features=index.unit)
     limits = Limits(

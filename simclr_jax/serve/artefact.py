@@ -1,8 +1,6 @@
 """An exported encoder as `simclr serve` runs it: the ONNX file and the JSON beside it."""
 
-import hashlib
 import itertools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +9,10 @@ import onnx
 import onnxruntime
 
 from simclr_jax.errors import SimclrError, one_line
-from simclr_jax.index.table import Embeddings
+from simclr_jax.index.artefact import described
 
 PIXELS = "pixels"  # what preprocessing makes of images: [n, size, size, c] float32
 IMAGES = "images"
-FEATURES = ("final_avg_pool", "features")  # as models.simclr: names of any encoder's representation
-WRITE = "`simclr export --format=onnx` writes both"
 
 
 class Artefact(NamedTuple):
@@ -74,7 +70,7 @@ def load(path: Path, threads: int) -> Artefact:
     Raises:
       SimclrError: a file is missing, damaged, or no exported encoder.
     """
-    about = _about(path)
+    about = described(path)
     try:
         whole = onnx.load(path, load_external_data=False)
         parts = None if _external(whole) else _cut(whole)
@@ -84,28 +80,6 @@ def load(path: Path, threads: int) -> Artefact:
         return Artefact(about, _session(parts[0], 1, arena=False), _session(parts[1], threads))
     except Exception as error:  # the libraries have exceptions of their own, without a common ancestor
         raise SimclrError(f"{path}: onnxruntime cannot run it: {one_line(error)}") from None
-
-
-def _about(path: Path) -> dict[str, Any]:
-    beside = path.with_name(path.name + ".json")
-    for file in (path, beside):
-        if not file.is_file():
-            raise SimclrError(f"{file}: no such file; {WRITE}")
-    try:
-        about = json.loads(beside.read_text())
-        kind, sha, channels = about["format"], about["sha256"], about["input"]["channels"]
-        outputs, _ = about["outputs"]["features"], about["run"]["step"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SimclrError(f"{beside}: is not what an export writes ({error!r}); {WRITE}") from None
-    if kind != "onnx":
-        raise SimclrError(f"{path}: is {kind}, and the service runs ONNX; {WRITE}")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha:
-        raise SimclrError(f"{path}: is not the file that {beside.name} describes (sha256); export it again")
-    if channels not in (1, 3) or not outputs:
-        raise SimclrError(f"{path}: takes images of {channels} channels; image files have 1 or 3")
-    return about
 
 
 def _external(model: onnx.ModelProto) -> bool:
@@ -139,25 +113,3 @@ def _session(model: str | bytes, threads: int, arena: bool = True) -> onnxruntim
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def matching(artefact: Artefact, embeddings: Embeddings, path: Path) -> str:
-    """The output that a table of embeddings holds.
-
-    Raises:
-      SimclrError: the table is of another run, step or endpoint.
-    """
-    meta, run = embeddings.meta, artefact.about["run"]
-    endpoint, dim = str(meta.get("endpoint") or "features"), embeddings.features.shape[1]
-    endpoint = "features" if endpoint in FEATURES else endpoint
-    made = "make it again with `simclr embed` from the run that was exported"
-    if artefact.outputs.get(endpoint) != dim:
-        has = ", ".join(f"{name} {size}" for name, size in artefact.outputs.items())
-        raise SimclrError(f"{path}: holds {endpoint} of {dim} numbers, the artefact gives {has}; {made}")
-    for key in ("workdir", "step"):
-        ours, theirs = run.get(key), meta.get(key)
-        if key == "workdir":  # the same run has another folder on another machine
-            ours, theirs = (Path(str(x)).name if x else None for x in (ours, theirs))
-        if None not in (ours, theirs) and ours != theirs:
-            raise SimclrError(f"{path}: is of {key} {theirs}, the artefact of {ours}; {made}")
-    return endpoint

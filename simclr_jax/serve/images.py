@@ -12,7 +12,6 @@ from simclr_jax.data.formats import Reading, UnreadableError
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
 SIDE = 32_768  # pixels: resizing makes matrices as long as the longer side
 SCANS = 100  # of a progressive JPEG, each of which takes as long as the whole; cameras write ten
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # as data.decode.to_channels
 TILE_WIDTH, TILE_LENGTH, BITS = 322, 323, 258  # tags of TIFF
 THUMBNAIL = 256  # pixels a side
 
@@ -84,7 +83,7 @@ def decode(data: bytes, reading: Reading, channels: int, most: int) -> np.ndarra
         except Exception as error:  # as above
             why = " ".join(str(error).split()).partition(" <_io")[0][:120]
             raise UnreadableError(f"is damaged: {why or type(error).__name__}") from None
-    return rgb if channels == 3 else np.rint(rgb @ LUMA).astype(np.uint8)[..., None]
+    return formats.to_channels(rgb, channels)
 
 
 def thumbnail(path: Path, reading: Reading, most: int) -> bytes:

@@ -117,7 +117,7 @@ def step_part(encoder, depth, stem, dtype, layers, dim, temperature, batch, size
         raise Missing(f"torchvision has no {encoder} of depth {depth}; choose config.model.encoder=resnet")
     vision = import_torchvision()
     backbone = embedding_model(vision, encoder, depth, 1, stem, channels)
-    width = getattr(vision.models, f"resnet{depth}")().fc.in_features
+    width = 512 if depth < 50 else 2048
     model = nn.Sequential(backbone, projection_head(width, dim, layers)).to(DEVICE)
     model = model.to(memory_format=torch.channels_last)
     name, loss, notes = nt_xent(temperature)
