@@ -13,7 +13,7 @@ from conftest import tiny_arrays, tiny_config, tiny_splits
 from PIL import Image
 
 from simclr_jax import checkpoint, loop, metrics, sharding, train
-from simclr_jax.data import decode, memory, sources, splits
+from simclr_jax.data import decode, formats, memory, sources, splits
 from simclr_jax.data.tf import load
 from simclr_jax.errors import SimclrError
 from simclr_jax.feeds.images import Images
@@ -202,9 +202,9 @@ def test_what_does_not_fit_is_refused(folder, monkeypatch):
 def test_channels_as_tensorflow_converts_them(have, want):
     images, _ = tiny_arrays(channels=have)
     expected = np.stack([decode.to_channels(load().constant(image), want) for image in images])
-    np.testing.assert_allclose(memory.to_channels(images, want), expected, atol=1)  # luma rounds
+    np.testing.assert_allclose(formats.to_channels(images, want), expected, atol=1)  # luma rounds
 
 
 def test_channels_that_cannot_be_converted():
     with pytest.raises(SimclrError, match=r"config\.data\.channels=3"):
-        memory.to_channels(np.zeros((2, 4, 4, 2), np.uint8), 3)
+        formats.to_channels(np.zeros((2, 4, 4, 2), np.uint8), 3)
