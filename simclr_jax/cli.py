@@ -78,7 +78,16 @@ def main(argv: list[str] | None = None) -> int:
     elif word in words:
         _typed[words[word]] = f"simclr {word}"
         sys.argv = [sys.argv[0], *rest]
-        runpy.run_module(words[word], run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module(words[word], run_name="__main__", alter_sys=True)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] == __name__.partition(".")[0]:
+                raise
+            print(
+                f"error: simclr {word}: {error.name} is not installed; an environment for simclr serve holds "
+                "nothing else: pip install simclr_jax with its dependencies", file=sys.stderr,
+            )  # fmt: skip
+            return FAILED
     else:
         near = difflib.get_close_matches(word, words, n=1)
         hint = f"did you mean simclr {near[0]}?" if near else f"there are {', '.join(words)}"

@@ -3,9 +3,11 @@
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from simclr_jax import storage
@@ -38,6 +40,16 @@ def replacing(path: epath.Path, needs: int = 0) -> Iterator[epath.Path]:
             with contextlib.suppress(OSError):
                 half.unlink(missing_ok=True)
             raise
+
+
+def write_arrays(path: os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes a .safetensors file that others may read as the umask says; the library's own they may not."""
+    from safetensors.numpy import save_file
+
+    save_file({name: np.asarray(x, order="C") for name, x in arrays.items()}, path, dict(metadata))
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
 
 
 def set_aside(path: epath.Path, workdir: epath.Path) -> epath.Path:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 from safetensors import SafetensorError
-from safetensors.numpy import load, save_file
+from safetensors.numpy import load
 
 from simclr_jax import files, hub, paths, run_summary
 from simclr_jax.errors import DamagedError, SimclrError, one_line
@@ -71,7 +71,7 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray], config: Mapping[str, A
       arrays: by path; config: what config.json says beside the weights' size and digest.
     """
     path = folder / hub.WEIGHTS
-    save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, path, {"format": "flax"})
+    files.write_arrays(path, arrays, {"format": "flax"})
     content = path.read_bytes()
     weights = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     made = {"library_name": "simclr_jax", "model_type": hub.MODEL_TYPE, **config, "weights": weights}

@@ -363,3 +363,14 @@ def test_a_mistake_in_a_recipe_is_one_line_and_its_place(installed, tmp_path):
     assert code == 2
     assert err.strip().endswith("invalid literal for int() with base 10: 'x' (mine.py, line 2)")
     assert err.count("\n") == 1
+
+
+def test_what_is_not_installed_is_one_line(monkeypatch, capsys):
+    def absent(*_, **__):
+        raise ModuleNotFoundError("No module named 'absl'", name="absl")
+
+    monkeypatch.setattr(cli.runpy, "run_module", absent)
+    assert cli.main(["embed"]) == cli.FAILED
+    assert capsys.readouterr().err.startswith(
+        "error: simclr embed: absl is not installed; an environment for"
+    )

@@ -90,6 +90,11 @@ def test_names_of_the_arrays(folder):
     assert {name.split("/")[0] for name in arrays} == {"params", "batch_stats"}
 
 
+def test_others_may_read_every_file(folder):
+    readable = (folder / "config.json").stat().st_mode & 0o777
+    assert {each.name for each in folder.iterdir() if each.stat().st_mode & 0o777 != readable} == set()
+
+
 def test_nothing_private_is_in_it(folder):
     for path in folder.iterdir():
         assert not re.search(rb"/home|secret|ann-project", path.read_bytes()), path

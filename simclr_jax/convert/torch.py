@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import encoder, paths
+from simclr_jax import encoder, files, paths
 from simclr_jax.convert import names, torch_vit
 from simclr_jax.convert.architectures import recognise, refusal
 from simclr_jax.convert.infer import depth_of
@@ -350,7 +350,6 @@ def _write(
 ) -> None:
     """Writes the weights and the texts; if one cannot be written, it removes the others."""
     from safetensors import SafetensorError
-    from safetensors.numpy import save_file
 
     there = [each for each in texts if each.exists()]
     for each in there:  # for example from the same weights in the other format
@@ -365,7 +364,7 @@ def _write(
             halves[each].write_text(text)
         if path.suffix == ".safetensors":
             metadata = {"format": "pt", MARK: json.dumps(marker)}
-            save_file(dict(tensors), halves[path], metadata=metadata)
+            files.write_arrays(halves[path], tensors, metadata)
         else:
             torch = import_torch(f"--out={path}: writing it")
             torch.save({name: torch.tensor(array) for name, array in tensors.items()}, halves[path])

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from simclr_jax import files
 from simclr_jax.convert import torch as resnets
 from simclr_jax.convert import vit
 from simclr_jax.convert.torch_files import import_torch
@@ -32,8 +33,6 @@ def write(encoder: Encoder, endpoints: tuple[str, ...], path: Path, options: Opt
       SimclrError: PyTorch is missing, or its module has no such encoder or endpoint.
     """
     torch = import_torch("--format=torch: comparing it with the run")
-    from safetensors.numpy import save_file
-
     name, folder = encoder.config.model.encoder, Path(path)
     if name not in STATES:
         raise SimclrError(
@@ -42,7 +41,7 @@ def write(encoder: Encoder, endpoints: tuple[str, ...], path: Path, options: Opt
         )
     tensors, fields = STATES[name](encoder)
     folder.mkdir()
-    save_file(tensors, folder / "weights.safetensors", {"format": "pt"})
+    files.write_arrays(folder / "weights.safetensors", tensors, {"format": "pt"})
     (folder / "fields.json").write_text(json.dumps(fields, indent=2) + "\n")
     ours, theirs = (
         Path(each).with_name("torch_module.py").read_text() for each in (__file__, resnets.__file__)

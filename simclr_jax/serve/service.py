@@ -65,7 +65,7 @@ class Service:
         if self.index is not None and top:
             pairs = zip(*self.index.search(out[self.settings.endpoint], top), strict=True)
             for each, (similarity, rows) in zip(found, pairs, strict=True):
-                each["near"] = list(zip(similarity.tolist(), rows.tolist(), strict=True))
+                each["near"] = list(zip(np.minimum(similarity, 1).tolist(), rows.tolist(), strict=True))
         if self.artefact.classes:
             logits = out["logits"].astype(np.float64)
             odds = np.exp(logits - logits.max(axis=1, keepdims=True))
