@@ -37,7 +37,8 @@ nb_execution_raise_on_error = True
 nb_merge_streams = True
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
-autodoc_mock_imports = ["torch"]  # an extra
+# Extras.
+autodoc_mock_imports = ["torch", "fastapi", "starlette", "pydantic", "uvicorn", "onnx", "onnxruntime"]
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 nitpicky = True

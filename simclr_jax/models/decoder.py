@@ -6,7 +6,9 @@ mirror: convolutions from coarse to fine over the sizes that the encoder's maps 
     neighbours and a convolution (Odena et al., distill.pub/2016/deconv-checkerboard) or by a sub-pixel
     convolution whose first kernel is ICNR's (Aitken et al., arXiv 1707.02937): neither starts with a
     checkerboard. From maps it is fully convolutional: the same parameters decode images of any size.
+
 tutorial: the other half of `models.tutorial`.
+
 tokens: a small transformer with mask tokens (MAE, He et al., arXiv 2111.06377), for tokens of a ViT.
 """
 
