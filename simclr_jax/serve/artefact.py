@@ -25,7 +25,7 @@ class Artefact(NamedTuple):
     """
 
     about: dict[str, Any]
-    prepare: onnxruntime.InferenceSession | None
+    prepare: "onnxruntime.InferenceSession | None"
     encode: onnxruntime.InferenceSession
 
     @property
