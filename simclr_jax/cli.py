@@ -4,6 +4,7 @@ Each word names a module that runs as with `python -m`, so that options, exit co
 Nothing but the chosen module is imported: a command needs only the libraries of its own.
 """
 
+import argparse
 import difflib
 import importlib.util
 import runpy
@@ -38,6 +39,22 @@ _typed: dict[str, str] = {}  # module: how the user called it
 def name(module: str) -> str:
     """How the user calls a module's command, for its own help: `simclr train`, or `python -m MODULE`."""
     return _typed.get(module, f"python -m {module}")
+
+
+def parser(
+    module: str,
+    description: str,
+    epilog: str,
+    formatter: type[argparse.HelpFormatter] = argparse.RawDescriptionHelpFormatter,
+) -> argparse.ArgumentParser:
+    """A parser without options for the command of a module; words are not abbreviated."""
+    return argparse.ArgumentParser(
+        prog=name(module),
+        description=description,
+        epilog=epilog,
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
 
 
 def present() -> dict[str, str]:

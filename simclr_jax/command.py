@@ -6,10 +6,12 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from simclr_jax import storage
+from absl import logging
+
+from simclr_jax import registry, storage
 from simclr_jax.errors import SimclrError, Stopped, StorageError, one_line
 
 # Exit codes: user's mistake, disk error, try again (sysexits.h); the signals' codes are the shell's.
@@ -98,6 +100,27 @@ def ends(goes_on: str) -> Iterator[None]:
             sys.stderr.flush()
             os._exit(1)
         raise
+
+
+@contextlib.contextmanager
+def started(
+    args: argparse.Namespace,
+    rest: list[str],
+    check: Callable[[argparse.Namespace, list[str]], None],
+    goes_on: str,
+) -> Iterator[None]:
+    """`ends`, in which the options are checked and the file of --register has run.
+
+    Args:
+      args, rest: the options, and the words that the parser did not understand; check: raises SimclrError
+        for mistakes in them.
+    """
+    logging.set_verbosity(logging.WARNING)
+    with ends(goes_on):
+        check(args, rest)
+        if args.register:
+            registry.run_file(args.register)
+        yield
 
 
 def _by_another(error: Exception) -> bool:

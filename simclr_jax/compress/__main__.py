@@ -9,9 +9,7 @@ GOES_ON = "begins anew"
 if __name__ == "__main__":  # before what takes a second to import
     signals.take(GOES_ON)
 
-from absl import logging
-
-from simclr_jax import cli, command, registry
+from simclr_jax import cli, command
 from simclr_jax.errors import SimclrError
 from simclr_jax.index.ends import demand
 
@@ -28,13 +26,7 @@ Fine-tune it by `simclr train --config.start.workdir=OUT`, as the run itself was
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    top = argparse.ArgumentParser(
-        prog=cli.name("simclr_jax.compress"),
-        description="Makes a smaller encoder: int8, or fewer channels.",
-        epilog=ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    top = cli.parser("simclr_jax.compress", "Makes a smaller encoder: int8, or fewer channels.", ABOUT)
     add = top.add_argument
     add("--out", default="", metavar="PATH", help="new .onnx, new workdir; of --compare: JSON, if any")
     add("--artefact", metavar="FILE", help="encoder.onnx, to quantise")
@@ -58,11 +50,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Compresses or compares, and prints what came of it."""
     args, rest = parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-    logging.set_verbosity(logging.WARNING)
-    with command.ends(GOES_ON):
-        check(args, rest)
-        if args.register:
-            registry.run_file(args.register)
+    with command.started(args, rest, check, GOES_ON):
         print("\n".join(["", *run(args)]))
 
 

@@ -128,11 +128,11 @@ def _second() -> Iterator[Released]:
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    top = argparse.ArgumentParser(
-        prog=cli.name("simclr_jax.convert.released"),
-        description="Lists the checkpoints that Google released, with the command that converts each.",
-        epilog="Where one is left it is told whole, with the command that downloads it.",
-        allow_abbrev=False,
+    top = cli.parser(
+        "simclr_jax.convert.released",
+        "Lists the checkpoints that Google released, with the command that converts each.",
+        "Where one is left it is told whole, with the command that downloads it.",
+        argparse.HelpFormatter,
     )
     add = top.add_argument
     add("name", nargs="?", default="", help="a part of the names: v1, finetuned_1pct, r50_1x_sk1")

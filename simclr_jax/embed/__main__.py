@@ -10,9 +10,7 @@ GOES_ON = "goes on where this one stopped"
 if __name__ == "__main__":  # before what takes a second to import
     signals.take(GOES_ON)
 
-from absl import logging
-
-from simclr_jax import cli, command, registry
+from simclr_jax import cli, command
 from simclr_jax.index.ends import demand
 
 ABOUT = """Each image is cropped and resized as for the run's evaluation. A row of the table has the name of
@@ -28,12 +26,8 @@ What cannot be read is left out, listed beside OUT in NAME.unreadable.csv, and m
 
 def parser() -> argparse.ArgumentParser:
     """The options, but for those of the config."""
-    top = argparse.ArgumentParser(
-        prog=cli.name("simclr_jax.embed"),
-        description="Writes the embeddings of images by a run's encoder as one file.",
-        epilog=ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    top = cli.parser(
+        "simclr_jax.embed", "Writes the embeddings of images by a run's encoder as one file.", ABOUT
     )
     add = top.add_argument
     add("--workdir", metavar="RUN", help="of a run, trained here or converted; or hf:OWNER/NAME")
@@ -55,11 +49,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Embeds, and prints where the table is."""
     args, rest = parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-    logging.set_verbosity(logging.WARNING)
-    with command.ends(GOES_ON):
-        check(args, rest)
-        if args.register:
-            registry.run_file(args.register)
+    with command.started(args, rest, check, GOES_ON):
         from simclr_jax import distributed
 
         distributed.start(args.coordinator, args.processes, args.process)

@@ -22,12 +22,12 @@ from simclr_jax.index.table import Embeddings
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    top = argparse.ArgumentParser(
-        prog=cli.name("simclr_jax.embed.search"),
-        description="Prints the images of a table of embeddings that are most similar to one.",
-        epilog="An image that is in the table needs no encoder. Another one is embedded by the run that the "
+    top = cli.parser(
+        "simclr_jax.embed.search",
+        "Prints the images of a table of embeddings that are most similar to one.",
+        "An image that is in the table needs no encoder. Another one is embedded by the run that the "
         "table names, or without JAX by --artefact.",
-        allow_abbrev=False,
+        argparse.HelpFormatter,
     )
     add = top.add_argument
     add("--index", metavar="FILE", help="table of embeddings, as `simclr embed` writes it")

@@ -9,10 +9,10 @@ GOES_ON = "goes on where this one stopped"
 if __name__ == "__main__":  # before what takes a second to import
     signals.take(GOES_ON)
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from simclr_jax import cli, command, paths, registry
+from simclr_jax import cli, command, paths
 from simclr_jax.config import check_field, checks, load_config
 from simclr_jax.errors import SimclrError
 from simclr_jax.index.ends import demand
@@ -40,12 +40,8 @@ What was found before is kept: the same command goes on where it stopped."""
 
 def parser() -> argparse.ArgumentParser:
     """The options, but for those of the config."""
-    top = argparse.ArgumentParser(
-        prog=cli.name("simclr_jax.evaluate"),
-        description="Tells how good the encoder of a run is: WORKDIR/eval/report.html.",
-        epilog=PROTOCOLS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    top = cli.parser(
+        "simclr_jax.evaluate", "Tells how good the encoder of a run is: WORKDIR/eval/report.html.", PROTOCOLS
     )
     add = top.add_argument
     add("--workdir", help="of a run, trained here or converted")
@@ -71,11 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     """Evaluates, or compares; prints the table and where the report is."""
     argv = sys.argv[1:] if argv is None else argv
     args, rest = parser().parse_known_args(argv)
-    logging.set_verbosity(logging.WARNING)
-    with command.ends(f"without --again {GOES_ON}" if args.again else GOES_ON):
-        _check(args, rest)
-        if args.register:
-            registry.run_file(args.register)
+    with command.started(args, rest, _check, f"without --again {GOES_ON}" if args.again else GOES_ON):
         if args.compare:
             from simclr_jax.evaluate import compare
 

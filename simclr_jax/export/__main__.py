@@ -9,9 +9,7 @@ GOES_ON = "begins anew"
 if __name__ == "__main__":  # before what takes a second to import
     signals.take(GOES_ON)
 
-from absl import logging
-
-from simclr_jax import cli, command, registry
+from simclr_jax import cli, command
 from simclr_jax.errors import SimclrError
 from simclr_jax.export.contract import Options
 from simclr_jax.export.formats import FORMATS
@@ -27,12 +25,8 @@ OUT.json holds the result and what a service must know."""
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    top = argparse.ArgumentParser(
-        prog=cli.name("simclr_jax.export"),
-        description="Writes the encoder of a run as a file that runs without this project.",
-        epilog=ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    top = cli.parser(
+        "simclr_jax.export", "Writes the encoder of a run as a file that runs without this project.", ABOUT
     )
     add = top.add_argument
     add("--workdir", metavar="RUN", help="the run")
@@ -63,11 +57,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Exports, and prints the parity report and the files."""
     args, rest = parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-    logging.set_verbosity(logging.WARNING)
-    with command.ends(GOES_ON):
-        check(args, rest)
-        if args.register:
-            registry.run_file(args.register)
+    with command.started(args, rest, check, GOES_ON):
         from simclr_jax.export import run
 
         names = tuple(name for name in args.endpoints.split(",") if name)

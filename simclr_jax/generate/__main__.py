@@ -9,9 +9,7 @@ GOES_ON = "begins again"
 if __name__ == "__main__":  # before what takes a second to import
     signals.take(GOES_ON)
 
-from absl import logging
-
-from simclr_jax import cli, command, registry
+from simclr_jax import cli, command
 from simclr_jax.errors import SimclrError
 from simclr_jax.evaluate.__main__ import only_fields, override
 
@@ -26,13 +24,7 @@ Exit code: 0, or 2 with one line that says what is wrong."""
 
 def parser() -> argparse.ArgumentParser:
     """The options, but for those of the config."""
-    top = argparse.ArgumentParser(
-        prog=cli.name("simclr_jax.generate"),
-        description=ABOUT,
-        epilog=MORE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    top = cli.parser("simclr_jax.generate", ABOUT, MORE)
     add = top.add_argument
     add("--workdir", help="of a run with a decoder")
     add("--out", metavar="DIR", help="where the page and the images go (WORKDIR/generate)")
@@ -47,11 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     """Generates; prints the tables and where the page is."""
     argv = sys.argv[1:] if argv is None else argv
     args, rest = parser().parse_known_args(argv)
-    logging.set_verbosity(logging.WARNING)
-    with command.ends(GOES_ON):
-        _check(args, rest)
-        if args.register:
-            registry.run_file(args.register)
+    with command.started(args, rest, _check, GOES_ON):
         config = override(args.workdir, rest)
         from simclr_jax.generate import page, run
 

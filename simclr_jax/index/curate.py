@@ -58,11 +58,11 @@ def k_centres(features: np.ndarray, count: int) -> tuple[list[int], list[float],
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    top = argparse.ArgumentParser(
-        prog=cli.name("simclr_jax.index.curate"),
-        description="Lists the images least like any other, or a diverse subset: the ones to label first.",
-        epilog="`simclr dedup` lists those that are there twice. Nothing is deleted here.",
-        allow_abbrev=False,
+    top = cli.parser(
+        "simclr_jax.index.curate",
+        "Lists the images least like any other, or a diverse subset: the ones to label first.",
+        "`simclr dedup` lists those that are there twice. Nothing is deleted here.",
+        argparse.HelpFormatter,
     )
     add = top.add_argument
     add("--index", metavar="FILE", help="table of embeddings, as `simclr embed` writes it")

@@ -64,12 +64,12 @@ def _before(block: np.ndarray, unit: np.ndarray, kept: np.ndarray) -> tuple[np.n
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    top = argparse.ArgumentParser(
-        prog=cli.name("simclr_jax.index.dedup"),
-        description="Lists images that are nearly the same as an earlier one of the table.",
-        epilog="Look at some before you delete: an encoder that sees little difference finds duplicates "
+    top = cli.parser(
+        "simclr_jax.index.dedup",
+        "Lists images that are nearly the same as an earlier one of the table.",
+        "Look at some before you delete: an encoder that sees little difference finds duplicates "
         "everywhere. Nothing is deleted here.",
-        allow_abbrev=False,
+        argparse.HelpFormatter,
     )
     add = top.add_argument
     add("--index", metavar="FILE", help="table of embeddings, as `simclr embed` writes it")

@@ -10,9 +10,7 @@ GOES_ON = "begins anew"
 if __name__ == "__main__":  # before what takes a second to import
     signals.take(GOES_ON)
 
-from absl import logging
-
-from simclr_jax import cli, command, hub, registry
+from simclr_jax import cli, command, hub
 from simclr_jax.errors import SimclrError
 from simclr_jax.index.ends import demand
 
@@ -26,12 +24,8 @@ simclr_jax.load("hf:OWNER/NAME") then loads it anywhere, and simclr_jax.load("FO
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    top = argparse.ArgumentParser(
-        prog=cli.name("simclr_jax.publish"),
-        description="Writes a run's encoder as a folder for the Hugging Face Hub.",
-        epilog=ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    top = cli.parser(
+        "simclr_jax.publish", "Writes a run's encoder as a folder for the Hugging Face Hub.", ABOUT
     )
     add = top.add_argument
     add("--workdir", metavar="RUN", help="of a run, trained here or converted")
@@ -57,11 +51,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Publishes, and prints what the folder holds."""
     args, rest = parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-    logging.set_verbosity(logging.WARNING)
-    with command.ends(GOES_ON):
-        check(args, rest)
-        if args.register:
-            registry.run_file(args.register)
+    with command.started(args, rest, check, GOES_ON):
         from simclr_jax.publish import run
 
         options = run.Options(args.out, args.licence, args.name, args.step, args.again, args.onnx)

@@ -9,9 +9,7 @@ GOES_ON = "with --again begins anew"
 if __name__ == "__main__":  # before what takes a second to import
     signals.take(GOES_ON)
 
-from absl import logging
-
-from simclr_jax import cli, command, registry
+from simclr_jax import cli, command
 from simclr_jax.errors import SimclrError
 from simclr_jax.index.ends import demand
 
@@ -26,13 +24,7 @@ one: report.html has PSNR and SSIM with intervals beside the input, non-local me
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    top = argparse.ArgumentParser(
-        prog=cli.name("simclr_jax.restore"),
-        description="Restores images by a run of task restore.",
-        epilog=ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    top = cli.parser("simclr_jax.restore", "Restores images by a run of task restore.", ABOUT)
     add = top.add_argument
     add("--workdir", metavar="RUN", help="of a run of task restore")
     add("--images", metavar="DIR", help="folder of image files, subfolders too; or one file")
@@ -58,11 +50,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """Restores, and prints where the results are."""
     args, rest = parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-    logging.set_verbosity(logging.WARNING)
-    with command.ends(GOES_ON):
-        check(args, rest)
-        if args.register:
-            registry.run_file(args.register)
+    with command.started(args, rest, check, GOES_ON):
         from simclr_jax.restore import run
 
         options = run.Options(args.images, args.out, masks=args.masks or "", tile=args.tile, again=args.again)

@@ -21,13 +21,7 @@ answered, and exits with 0."""
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
-    top = argparse.ArgumentParser(
-        prog=cli.name("simclr_jax.serve"),
-        description="Serves an exported encoder over HTTP.",
-        epilog=ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    top = cli.parser("simclr_jax.serve", "Serves an exported encoder over HTTP.", ABOUT)
     add = top.add_argument
     add("--artefact", metavar="FILE", help="ONNX that `simclr export` wrote")
     add("--index", metavar="FILE", help="what `simclr embed` wrote: neighbours are found in it")
