@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import json
 import os
+import pathlib
+import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -40,6 +42,31 @@ def replacing(path: epath.Path, needs: int = 0) -> Iterator[epath.Path]:
             with contextlib.suppress(OSError):
                 half.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder beside `out`, from which finished files move to their places; it vanishes at the end.
+
+    After a kill it stays, and the same command clears it away.
+    """
+    place = out.with_name(f".{out.name}.tmp")
+    with storage.writing(out):
+        if place.exists():
+            shutil.rmtree(place)
+        place.mkdir(parents=True)
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def move(file: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """Moves a file or folder into another folder, in place of what had its name; returns the new path."""
+    place = folder / file.name
+    if place.is_dir() or (file.is_dir() and place.exists()):  # which one rename does not replace
+        place.replace(file.with_name(f"{file.name}.old"))  # vanishes with the folder of `staged`
+    return file.replace(place)
 
 
 def write_arrays(path: os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

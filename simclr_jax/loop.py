@@ -116,6 +116,8 @@ class Loop:
     ) -> tuple[Callable, Iterator[tuple]]:
         """(compiled program, inputs); it reads the first input for its shapes and puts it back."""
         arguments = next(inputs)
+        if jax.process_index() == 0:
+            print("compiling the step: seconds for a small model, minutes for a large one", flush=True)
         with self.out.clock.phase("compile"):
             compiled = program(self.task, step_fn).lower(state, *arguments).compile()
         if jax.process_index() == 0:

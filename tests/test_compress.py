@@ -221,6 +221,33 @@ def test_mistakes_end_in_a_line(words, told, run, exported, tmp_path, capsys, mo
 
 
 @pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda path, beside: path.write_bytes(path.read_bytes() + b"0"), "is not the file that x.onnx.json"),
+        (lambda path, beside: beside.unlink(), "x.onnx.json: no such file; `simclr export"),
+        (lambda path, beside: beside.write_text("{}"), "x.onnx.json: is not what an export writes"),
+        (
+            lambda path, beside: beside.write_text(beside.read_text().replace('"workdir"', '"other"')),
+            "x.onnx: its JSON does not name its run; export the run itself",
+        ),
+    ],
+    ids=["other bytes", "no JSON", "another JSON", "of a published folder"],
+)
+def test_a_damaged_artefact_is_told(damage, told, exported, tmp_path, capsys):
+    path = tmp_path / "x.onnx"
+    beside = path.with_name("x.onnx.json")
+    path.write_bytes(exported.read_bytes())
+    beside.write_text(exported.with_name(f"{exported.name}.json").read_text())
+    damage(path, beside)
+    before = sorted(tmp_path.iterdir())
+    code, _, error = called(capsys, f"--artefact={path}", f"--out={tmp_path}/y.onnx")
+    assert code == 2
+    assert told in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
     ("fields", "keep", "told"),
     [
         ({"encoder": "tutorial"}, 0.5, "is not pruned; resnet, cnn, vit, mlp are"),

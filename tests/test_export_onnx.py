@@ -18,7 +18,7 @@ from onnx import helper
 from PIL import Image
 
 import simclr_jax
-from simclr_jax import registry
+from simclr_jax import files, registry
 from simclr_jax.convert import workdir as conversion
 from simclr_jax.encoder import Encoder
 from simclr_jax.errors import SimclrError
@@ -375,7 +375,7 @@ def test_a_folder_and_a_file_replace_each_other(before, after, tmp_path):
 
     make(tmp_path, before, "old")
     (tmp_path / ".x.tmp").mkdir()
-    moved = run.move(make(tmp_path / ".x.tmp", after, "new"), tmp_path)
+    moved = files.move(make(tmp_path / ".x.tmp", after, "new"), tmp_path)
     assert moved == tmp_path / "x"
     assert (moved / "inside" if after == "folder" else moved).read_text() == "new"
 

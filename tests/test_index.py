@@ -313,6 +313,16 @@ def test_ends(capsys):
         ends.need("nothing_of_this_name.inside", "index")
 
 
+def test_a_bar_shows_rows(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert list(ends.shown(range(0, 30, 10))) == [0, 10, 20]
+    bar = ends.shown(range(0, 30, 10))
+    assert (bar.total, bar.unit_scale, bar.unit) == (3, 10, " rows")
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "tqdm", None)  # as in the service
+    assert ends.shown(range(3)) == range(3)
+
+
 def test_needs_no_jax():
     """A service installs neither these nor what imports them."""
     code = (

@@ -166,6 +166,26 @@ def test_whole_or_not_at_all(workdir, tmp_path, monkeypatch):
             run.publish(workdir, run.Options(out, **options, again=True))
 
 
+def test_other_weights_are_never_published(workdir, tmp_path, monkeypatch):
+    write = run.published.write
+
+    def other(folder, arrays, about):
+        name = next(iter(arrays))
+        return write(folder, arrays | {name: arrays[name] + 1}, about)
+
+    monkeypatch.setattr(run.published, "write", other)
+    with pytest.raises(SimclrError, match="holds other weights than the run; nothing was published"):
+        run.publish(workdir, run.Options(tmp_path / "out", "mit", onnx=False))
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_a_kill_left_is_cleared_away(workdir, tmp_path):
+    (tmp_path / ".out.tmp" / "out").mkdir(parents=True)
+    (tmp_path / ".out.tmp" / "out" / "model.safetensors").write_bytes(b"half")
+    run.publish(workdir, run.Options(tmp_path / "out", "mit", onnx=False))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 GOOD = ("--workdir=runs/x", "--out=y", "--licence=mit")
 MISTAKES = {
     GOOD[1:]: "--workdir is missing: for example --workdir=runs/quickstart",

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from simclr_jax.export.contract import Runner
 from simclr_jax.export.run import native_side
 from simclr_jax.feeds import kind, load_splits
 from simclr_jax.feeds.images import ImageReader
+from simclr_jax.index.artefact import described
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,24 +68,14 @@ def read(where: str, option: str = "--artefact") -> Artefact:
     """The artefact at a path.
 
     Raises:
-      SimclrError: it is not there, is no ONNX, or its JSON is missing or of another kind.
+      SimclrError: it is not there, is no ONNX, is damaged, or its JSON is missing or of another kind.
     """
     path = Path(paths.local(where, option))
-    beside = path.with_name(f"{path.name}.json")
     if not path.is_file():
         raise SimclrError(f"{option}={where}: no such file; simclr export --format=onnx writes one")
-    try:
-        about = json.loads(beside.read_text())
-        known = (
-            about["run"]["workdir"]
-            and about["run"]["data"]
-            and about["input"]["channels"]
-            and about["outputs"]["features"]
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SimclrError(f"{beside}: cannot be read ({error!r}); simclr export writes it anew") from None
-    if not known or about.get("format") != "onnx":
-        raise SimclrError(f"{option}={where}: is of format {about.get('format')!r}; export it as onnx")
+    about = described(path)
+    if not about["run"].get("data") or "workdir" not in about["run"]:
+        raise SimclrError(f"{option}={where}: its JSON does not name its run; export the run itself")
     return Artefact(path, about)
 
 

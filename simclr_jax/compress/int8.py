@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
+from simclr_jax import files
 from simclr_jax.compress import artefact as artefacts
 from simclr_jax.compress.artefact import Artefact
 from simclr_jax.errors import SimclrError
@@ -73,16 +74,16 @@ def quantise(where: str, out: str, images: str = "", target: str = "", again: bo
         raise SimclrError(f"{len(found)} images: ranges need {FEWEST} or more, {IMAGES} are usual")
     others = found[:: max(2, len(found) // COMPARED)][:COMPARED]
     seen = [image for i, image in enumerate(found) if i % max(2, len(found) // COMPARED)]
-    with exporting.staged(place) as folder:
+    with files.staged(place) as folder:
         half = folder / place.name
         write(source, half, seen, TARGETS[target])
         about = described(source, half, target, len(seen), images)
         about["parity"] = compare(source, Artefact(half, about), others)
-        files = [half, *service.write(half, about["input"]["channels"], shapes(about))]
+        written = [half, *service.write(half, about["input"]["channels"], shapes(about))]
         beside = half.with_name(f"{half.name}.json")
         beside.write_text(json.dumps(about, indent=2) + "\n")
         before, after = (each.size for each in (source, Artefact(half, about)))
-        moved = [exporting.move(file, place.parent) for file in (*files, beside)]
+        moved = [files.move(file, place.parent) for file in (*written, beside)]
     return [*told(about, before, after), *map(str, moved)]
 
 

@@ -1,10 +1,8 @@
 """From a run to an artefact: write it, compare it with the run, tell about it."""
 
-import contextlib
 import itertools
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +12,7 @@ from etils import epath
 from PIL import Image
 
 from simclr_jax import encoder as encoders
-from simclr_jax import paths, storage
+from simclr_jax import files, paths
 from simclr_jax.data import formats
 from simclr_jax.data.scan import find
 from simclr_jax.encoder import Encoder
@@ -64,7 +62,7 @@ def export(workdir: epath.PathLike, step: int, wish: Wish) -> list[str]:
     encoder = in_float32(encoders.load(workdir, step))
     shapes = card.shapes(encoder, outputs(encoder, wish.endpoints))
     native, others = samples(encoder, wish.check)
-    with staged(out) as place:
+    with files.staged(out) as place:
         written = write(encoder, tuple(shapes), epath.Path(place / out.name), wish.options)
         parity = compare((written.run, reference(encoder, tuple(shapes))), native, others)
         check(parity, tuple(shapes), wish.tolerance)
@@ -79,7 +77,7 @@ def export(workdir: epath.PathLike, step: int, wish: Wish) -> list[str]:
         there = [each.name for each in finished if (out.parent / each.name).exists()]
         if there and not wish.again:
             raise SimclrError(f"--out={wish.out}: {there[0]} is there; give another name, or --again")
-        moved = [move(file, out.parent) for file in finished]
+        moved = [files.move(file, out.parent) for file in finished]
     return [*told(parity, tuple(shapes)), *map(str, moved)]
 
 
@@ -121,31 +119,6 @@ def is_ours(beside: Path) -> bool:
         return json.loads(beside.read_text())["file"] == beside.stem
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-@contextlib.contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, from which finished files move to their places; it vanishes at the end.
-
-    After a kill it stays, and the same command clears it away.
-    """
-    place = out.with_name(f".{out.name}.tmp")
-    with storage.writing(out):
-        if place.exists():
-            shutil.rmtree(place)
-        place.mkdir(parents=True)
-        try:
-            yield place
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-
-
-def move(file: Path, folder: Path) -> Path:
-    """The new place of a file or folder, which replaces what was there."""
-    place = folder / file.name
-    if place.is_dir() or (file.is_dir() and place.exists()):  # which one rename does not replace
-        place.replace(file.with_name(f"{file.name}.old"))  # vanishes with the folder of `staged`
-    return file.replace(place)
 
 
 # ---- parity -------------------------------------------------------------------------------------------

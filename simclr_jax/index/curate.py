@@ -12,7 +12,7 @@ import numpy as np
 from simclr_jax import cli
 from simclr_jax.errors import SimclrError
 from simclr_jax.index import lists, table
-from simclr_jax.index.ends import ends, parsed
+from simclr_jax.index.ends import Watch, ends, parsed, shown
 from simclr_jax.index.search import Index, normalized
 
 NEAR = 10  # neighbours that tell how odd a row is
@@ -35,11 +35,14 @@ def outliers(similarity: np.ndarray, index: np.ndarray, most: int) -> list[tuple
     return [(int(i), float(mean[i])) for i in np.argsort(mean, kind="stable")[:most]]
 
 
-def k_centres(features: np.ndarray, count: int) -> tuple[list[int], list[float], float]:
+def k_centres(features: np.ndarray, count: int, watch: Watch = iter) -> tuple[list[int], list[float], float]:
     """`count` rows of `[n, d]` that cover the others, greedily: the next is the farthest from those chosen.
 
     Algorithm 1 of Sener and Savarese (arXiv 1708.00489), by the angle between rows. The first is the row most
     like the mean of all; the largest distance is at most twice that of the best choice.
+
+    Args:
+      watch: as `ends.shown`.
 
     Returns:
       (rows in the order of their choice; the cosine of each to those before it, -1 for the first; the least
@@ -48,7 +51,7 @@ def k_centres(features: np.ndarray, count: int) -> tuple[list[int], list[float],
     unit = normalized(features)
     chosen, cosine = [int(np.argmax(unit @ unit.mean(axis=0)))], [-1.0]
     nearest = unit @ unit[chosen[0]]
-    for _ in range(1, min(count, len(unit))):
+    for _ in watch(range(1, min(count, len(unit)))):
         nearest[chosen[-1]] = np.inf  # never again, also where rows are equal
         chosen.append(int(np.argmin(nearest)))
         cosine.append(float(nearest[chosen[-1]]))
@@ -84,11 +87,11 @@ def main(argv: list[str] | None = None) -> None:
         if n < 2:
             raise SimclrError(f"{args.index}: has fewer than two rows: nothing to choose from")
         if args.outliers > 0:
-            found = outliers(*Index(embeddings).search(embeddings.features, NEAR + 1), args.outliers)
+            found = outliers(*Index(embeddings).search(embeddings.features, NEAR + 1, shown), args.outliers)
             rows, cosine = [i for i, _ in found], [x for _, x in found]
             line = f"the {len(rows):,} images of {n:,} least like their {NEAR} nearest"
         else:
-            rows, cosine, covered = k_centres(embeddings.features, args.subset)
+            rows, cosine, covered = k_centres(embeddings.features, args.subset, shown)
             line = f"{len(rows):,} of {n:,} images; to one of them every image has a cosine of {covered:.3f}"
         lists.write(out, embeddings, rows, {"cosine": [f"{x:.4f}" for x in cosine]})
         print(f"{line}: {out}")

@@ -12,18 +12,21 @@ import numpy as np
 from simclr_jax import cli
 from simclr_jax.errors import SimclrError
 from simclr_jax.index import lists, table
-from simclr_jax.index.ends import ends, parsed
+from simclr_jax.index.ends import Watch, ends, parsed, shown
 from simclr_jax.index.search import BLOCK, normalized
 
 ROWS = 1024  # that are compared at a time
 ROUNDING = 1e-6  # of a cosine in float32: that of equal rows may be this much below 1
 
 
-def duplicates(features: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def duplicates(features: np.ndarray, threshold: float, watch: Watch = iter) -> tuple[np.ndarray, np.ndarray]:
     """Which rows of `[n, d]` repeat an earlier one.
 
     A row is kept unless its cosine to a kept row before it is `threshold` or more: so every row that goes is
     that similar to one that stays, and no two that stay are.
+
+    Args:
+      watch: as `ends.shown`.
 
     Returns:
       (row `[n]` that each repeats, itself where it is kept; their cosine `[n]`, 1 where it is kept).
@@ -31,7 +34,7 @@ def duplicates(features: np.ndarray, threshold: float) -> tuple[np.ndarray, np.n
     unit = normalized(features)
     of, cosine = np.arange(len(unit)), np.ones(len(unit), np.float32)
     kept = np.zeros(len(unit), bool)
-    for begin in range(0, len(unit), ROWS):
+    for begin in watch(range(0, len(unit), ROWS)):
         block = unit[begin : begin + ROWS]
         best, where = _before(block, unit[:begin], kept[:begin])
         inside = block @ block.T
@@ -89,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
             )
         out, kept = lists.checked(args.out), lists.checked(args.kept) if args.kept else None
         embeddings = table.read(args.index)
-        of, cosine = duplicates(embeddings.features, args.threshold)
+        of, cosine = duplicates(embeddings.features, args.threshold, shown)
         goes, stays = np.flatnonzero(of != np.arange(len(of))), np.flatnonzero(of == np.arange(len(of)))
         like = [embeddings.paths[i] for i in of[goes]]
         lists.write(out, embeddings, goes, {"like": like, "cosine": [f"{x:.4f}" for x in cosine[goes]]})

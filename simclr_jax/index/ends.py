@@ -5,12 +5,13 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from simclr_jax.errors import SimclrError
 
 FAILED, INTERRUPTED = 2, 128 + 2
+Watch = Callable[[range], Iterable[int]]  # what `shown` is: a bar around the steps of a loop
 
 
 def fail(error: object, code: int = FAILED) -> NoReturn:
@@ -73,6 +74,15 @@ def demand(args: argparse.Namespace, rest: Sequence[str] = (), **examples: str) 
             raise SimclrError(f"--{name} is missing: for example --{name}={example}")
     if getattr(args, "step", 0) < 0:
         raise SimclrError(f"--step={args.step}: must be one of the run's checkpoints, or 0 for the newest")
+
+
+def shown(steps: range) -> Iterable[int]:
+    """A range with a bar on a terminal, where it takes longer than a moment: rows, their rate, ETA."""
+    try:
+        from tqdm import tqdm
+    except ImportError:  # the service does not install it
+        return steps
+    return tqdm(steps, unit=" rows", unit_scale=steps.step, delay=3, leave=False, disable=None)
 
 
 def need(module: str, extra: str) -> Any:

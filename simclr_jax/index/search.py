@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from simclr_jax.errors import SimclrError
-from simclr_jax.index.ends import need
+from simclr_jax.index.ends import Watch, need
 from simclr_jax.index.table import Embeddings
 
 BLOCK = 1 << 24  # similarities at a time: 64 MB
@@ -51,10 +51,13 @@ class Index:
             self._graph = graphs.Index(ndim=self.unit.shape[1], metric="ip", dtype="f32")
             self._graph.add(np.arange(len(self.unit)), self.unit)
 
-    def search(self, queries: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, top: int, watch: Watch = iter) -> tuple[np.ndarray, np.ndarray]:
         """(cosine, row), both `[q, top]`, of the rows most similar to each of `queries [q, d]`.
 
         The most similar come first; `top` is at most n.
+
+        Args:
+          watch: of an exact search, as `ends.shown`.
 
         Raises:
           SimclrError: the queries have another size than the rows.
@@ -70,11 +73,13 @@ class Index:
             rows = np.sort(found.keys.reshape(len(queries), -1).astype(np.int64))
             cosine, order = best(np.einsum("qd,qtd->qt", queries, self.unit[rows]), top)
             return cosine, np.take_along_axis(rows, order, axis=1)
-        parts = list(self.blocks(queries, top))
+        parts = list(self.blocks(queries, top, watch))
         return np.concatenate([s for s, _ in parts]), np.concatenate([i for _, i in parts])
 
-    def blocks(self, queries: np.ndarray, top: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def blocks(
+        self, queries: np.ndarray, top: int, watch: Watch = iter
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """What `search` returns, for some of the queries (of unit length) at a time."""
         step = max(1, BLOCK // len(self.unit))
-        for begin in range(0, len(queries), step):
+        for begin in watch(range(0, len(queries), step)):
             yield best(queries[begin : begin + step] @ self.unit.T, top)

@@ -1,19 +1,16 @@
 """Writes the folder that is published, as a whole or not at all."""
 
-import contextlib
 import json
 import os
 import pathlib
 import re
-import tempfile
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from simclr_jax import checkpoint, encoder, files, hub, paths, published, run_summary, storage
+from simclr_jax import checkpoint, encoder, files, hub, paths, published, run_summary
 from simclr_jax.config import to_json
 from simclr_jax.errors import SimclrError
 from simclr_jax.publish import card, private
@@ -55,7 +52,9 @@ def publish(workdir: epath.PathLike, options: Options) -> list[str]:
     _check_free(out, options.again)
     found = encoder.load(workdir, options.step)
     config, data = private.reduced(found.config, found.data)
-    with _replacing(out) as folder:
+    with files.staged(out) as place:
+        folder = place / out.name
+        folder.mkdir()
         written = published.write(folder, checkpoint.named(found.variables), _described(found, config, data))
         notes = _write_onnx(folder, options.onnx)
         facts = card.facts(found, config, data, paths.expand(hub.local(workdir)))
@@ -63,7 +62,8 @@ def publish(workdir: epath.PathLike, options: Options) -> list[str]:
         text = card.render(facts, options.licence, options.name or out.name, there)
         files.write(epath.Path(folder) / hub.CARD, text)
         _check(folder, found, (paths.absolute(workdir), folder, pathlib.Path.home()))
-        lines = [f"  {path.name}  {path.stat().st_size:,} bytes" for path in sorted(folder.iterdir())]
+        files.move(folder, out.parent)
+        lines = [f"  {path.name}  {path.stat().st_size:,} bytes" for path in sorted(out.iterdir())]
     return [*notes, f"step {written['step']} of {workdir}", str(options.out), *lines]
 
 
@@ -77,8 +77,9 @@ def _check(folder: pathlib.Path, found: encoder.Encoder, places: tuple[os.PathLi
     """Raises SimclrError where what was written is another encoder, or tells one of `places`."""
     _, params, state = published.read(folder)
     mine, theirs = (checkpoint.named(x) for x in (found.variables, {"params": params, **state}))
-    assert mine.keys() == theirs.keys()
-    assert all(np.array_equal(np.asarray(mine[name]), theirs[name], equal_nan=True) for name in mine)
+    same = (np.array_equal(mine[name], theirs[name], equal_nan=True) for name in mine.keys() & theirs.keys())
+    if mine.keys() != theirs.keys() or not all(same):
+        raise SimclrError(f"{hub.WEIGHTS} holds other weights than the run; nothing was published")
     for path in folder.iterdir():
         text = path.read_bytes() if path.name != hub.WEIGHTS else b""
         for place in map(os.fspath, places):
@@ -104,20 +105,6 @@ def _check_free(out: pathlib.Path, again: bool) -> None:
         raise SimclrError(
             f"--out={out}: holds {what}, which this command did not write; choose another folder"
         )
-
-
-@contextlib.contextmanager
-def _replacing(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write into that takes the place of `out` when all went well, and is gone when not."""
-    with storage.writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as top:
-            folder = pathlib.Path(top) / out.name
-            folder.mkdir()
-            yield folder
-            if out.exists():
-                out.rename(pathlib.Path(top) / "before")
-            folder.rename(out)
 
 
 def _write_onnx(folder: pathlib.Path, wanted: bool | None) -> list[str]:
