@@ -20,6 +20,13 @@ FAILED, STORAGE, LOST, INTERRUPTED, TERMINATED = 2, 74, 75, 128 + 2, 128 + 15
 # What JAX says of a program that is wrong by itself, whoever else takes part.
 OWN_FAULTS = ("INVALID_ARGUMENT", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED")
 
+# What absl says of a value of another kind, and the kind that it wants.
+KINDS = {
+    r"invalid literal for int\(\)": "a whole number",
+    "could not convert string to float": "a number",
+    r"\('Non-boolean argument": "true or false",
+}
+
 
 def fail(error: object, code: int = FAILED) -> NoReturn:
     """Prints the error, without a traceback, and exits."""
@@ -56,6 +63,8 @@ def misread(error: object, argv: list[str]) -> NoReturn:
     given = [arg for arg in argv if "=" in arg and repr(arg.split("=", 1)[1]) in str(error)]
     named = not given or given[0].split("=")[0].lstrip("-") in str(error)
     line = _without_traceback(str(error))
+    for words, kind in KINDS.items():
+        line = re.sub(rf"^flag (.+?): {words}.*", rf"\1: must be {kind}", line)
     fail(line if named else f"{given[0]}: {line}")
 
 

@@ -35,7 +35,15 @@ MISTAKES = {
     (): "--config is missing",
     ("--config=configs/nowhere.py",): "configs/nowhere.py",
     (QUICK, "--config.train.batchsize=3"): "did you mean config.train.batch_size?",
-    (QUICK, "--config.train.batch_size=many"): "--config.train.batch_size=many",
+    (
+        QUICK,
+        "--config.train.batch_size=many",
+    ): "--config.train.batch_size=many: must be a whole number",
+    (QUICK, "--config.model.width=wide"): "--config.model.width=wide: must be a number",
+    (
+        QUICK,
+        "--config.model.decoder.skips=maybe",
+    ): "--config.model.decoder.skips=maybe: must be true or false",
     (QUICK, "--config.loss.temperature=0"): "config.loss.temperature=0.0: must be above 0",
     (QUICK, "--config.augment.crop_area=(1.0,0.1)"): "config.augment.crop_area=(1.0, 0.1)",
     (QUICK, "--wrkdir=x"): "wrkdir",
