@@ -64,7 +64,7 @@ def misread(error: object, argv: list[str]) -> NoReturn:
     named = not given or given[0].split("=")[0].lstrip("-") in str(error)
     line = _without_traceback(str(error))
     for words, kind in KINDS.items():
-        line = re.sub(rf"^flag (.+?): {words}.*", rf"\1: must be {kind}", line)
+        line = re.sub(rf"^flag (--config\..+?): {words}.*", rf"\1: must be {kind}", line)
     fail(line if named else f"{given[0]}: {line}")
 
 
