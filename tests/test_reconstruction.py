@@ -94,6 +94,7 @@ FORMULAS = {
         / (m.sum() * x.shape[-1])
     ),
     "ssim": lambda a, x, m: 1 - ssim_formula(a, x, m),
+    "psnr": lambda a, x, m: 10 * np.log10(np.sum((a - x) ** 2 * m) / (m.sum() * x.shape[-1])),
 }
 
 

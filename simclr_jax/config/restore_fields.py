@@ -32,8 +32,8 @@ FIELDS = {
         "no larger one is of use"),
     "hole": Field(8, "holes: side of the squares, pixels; they get the mean colour of all others", POSITIVE,
         2**14, "no image is larger"),
-    "loss": Field("gaussian", "gaussian (squared error, best PSNR), laplace (absolute error), bernoulli, "
-        "ssim, ms_ssim", one_of(*LOSSES)),
+    "loss": Field("gaussian", "gaussian (squared error), psnr (in decibels), laplace (absolute error), "
+        "bernoulli, ssim, ms_ssim", one_of(*LOSSES)),
     "crops": Field(1, "random crops of each image in a batch", POSITIVE, 4096, "a batch has few images"),
 }  # fmt: skip
 

@@ -110,12 +110,21 @@ def psnr(predicted: jax.Array, target: jax.Array, mask: jax.Array | None = None)
     return -10 * jnp.log10(jnp.maximum(gaussian(predicted, target, mask), LEAST))
 
 
+def psnr_loss(predicted: jax.Array, target: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """-`psnr`, decibels: even images, whose errors are small, count as much as rough ones.
+
+    Chen et al., HINet, arXiv 2105.06070, section 3.2.
+    """
+    return -psnr(predicted, target, mask)
+
+
 LOSSES: dict[str, Callable[..., jax.Array]] = {
     "gaussian": gaussian,
     "laplace": laplace,
     "bernoulli": bernoulli,
     "ssim": ssim_loss,
     "ms_ssim": ms_ssim_loss,
+    "psnr": psnr_loss,
 }
 
 

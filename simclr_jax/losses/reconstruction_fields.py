@@ -4,14 +4,14 @@ from simclr_jax.errors import SimclrError
 from simclr_jax.field import POSITIVE, Field, one_of
 from simclr_jax.registry import Facts, Flat
 
-LOSSES = ("gaussian", "laplace", "bernoulli", "ssim", "ms_ssim")
+LOSSES = ("gaussian", "laplace", "bernoulli", "ssim", "ms_ssim", "psnr")
 TARGETS = ("view", "clean")
 
 FIELDS = {
     "weight": Field(1.0, "multiplies it", POSITIVE, 1e6, "products with it leave float32", 1e-6),
     "loss": Field(
         "gaussian",
-        "gaussian (squared error), laplace (absolute error), bernoulli (cross entropy), ssim, ms_ssim",
+        "gaussian (squared error), laplace (absolute error), bernoulli (cross entropy), ssim, ms_ssim, psnr",
         one_of(*LOSSES),
     ),
     "target": Field(
