@@ -47,7 +47,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: $(VENV)/.installed-test $(VENV)/.installed-docs
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
+	TEST_XLA_FLAGS= $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or not slow"
 
 # Warnings are errors; all of them are shown before it fails.
 docs: $(VENV)/.installed-docs
@@ -65,8 +65,8 @@ LOWEST = $(VENV)-lowest
 lower-bounds:
 	$(PYTHON) -m venv $(LOWEST)
 	env -u PYTHONDONTWRITEBYTECODE $(LOWEST)/bin/pip install --quiet -c tools/lower_bounds.txt -e ".[test]"
-	$(LOWEST)/bin/python -m pytest tests/test_config.py tests/test_losses.py tests/test_optim.py tests/test_data.py
-	$(LOWEST)/bin/python -m pytest tests/test_train.py -k "leaves_behind or tensorboard or kill"
+	TEST_XLA_FLAGS= $(LOWEST)/bin/python -m pytest tests/test_config.py tests/test_losses.py tests/test_optim.py tests/test_data.py
+	TEST_XLA_FLAGS= $(LOWEST)/bin/python -m pytest tests/test_train.py -k "leaves_behind or tensorboard or kill"
 	$(LOWEST)/bin/python -m simclr_jax.main --config=configs/quickstart.py --config.train.steps=20 \
 		--workdir=$(LOWEST)/run
 

@@ -13,6 +13,14 @@ import numpy as np
 from etils import epath
 
 from simclr_jax import storage
+from simclr_jax.errors import SimclrError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+OLD = ".old"  # ends the name of what `move` replaces
 
 
 def write(path: epath.Path, text: str) -> None:
@@ -46,27 +54,60 @@ def replacing(path: epath.Path, needs: int = 0) -> Iterator[epath.Path]:
 
 @contextlib.contextmanager
 def staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder beside `out`, from which finished files move to their places; it vanishes at the end.
+    """A folder beside `out`, from which finished files `move` to their places; it vanishes at the end.
 
     After a kill it stays, and the same command clears it away.
+
+    Raises:
+      SimclrError: another command is writing `out`.
+      StorageError: the disk is full or read-only.
     """
     place = out.with_name(f".{out.name}.tmp")
     with storage.writing(out):
-        if place.exists():
-            shutil.rmtree(place)
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
+        with _alone(place, out):
+            for each in place.iterdir():
+                before = out.with_name(each.name.removesuffix(OLD))
+                if each.name.endswith(OLD) and not before.exists():  # killed between the renames of `move`
+                    each.replace(before)
+                elif each.is_dir():
+                    shutil.rmtree(each)
+                else:
+                    each.unlink()
+            try:
+                yield place
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
+    """Holds a folder, where the system can (not on Windows)."""
+    if fcntl is None:
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            yield place
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SimclrError(f"{out}: another command is writing it; wait for its end") from None
+        yield
+    finally:
+        os.close(held)
 
 
 def move(file: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     """Moves a file or folder into another folder, in place of what had its name; returns the new path."""
     place = folder / file.name
-    if place.is_dir() or (file.is_dir() and place.exists()):  # which one rename does not replace
-        place.replace(file.with_name(f"{file.name}.old"))  # vanishes with the folder of `staged`
-    return file.replace(place)
+    if not place.is_dir() and not (file.is_dir() and place.exists()):
+        return file.replace(place)
+    old = place.replace(file.with_name(file.name + OLD))  # one rename does not replace a folder
+    try:
+        return file.replace(place)  # the old one vanishes with the folder of `staged`
+    except OSError:
+        old.replace(place)
+        raise
 
 
 def write_arrays(path: os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

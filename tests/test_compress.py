@@ -19,6 +19,7 @@ from simclr_jax.config.stored import adopt_start
 from simclr_jax.convert import names
 from simclr_jax.errors import SimclrError
 from simclr_jax.export import run as exporting
+from simclr_jax.index.artefact import of_files
 from simclr_jax.measures.features import Features
 from simclr_jax.models import simclr
 from simclr_jax.protocols import scores
@@ -223,7 +224,10 @@ def test_mistakes_end_in_a_line(words, told, run, exported, tmp_path, capsys, mo
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda path, beside: path.write_bytes(path.read_bytes() + b"0"), "is not the file that x.onnx.json"),
+        (
+            lambda path, beside: path.write_bytes(path.read_bytes() + b"0"),
+            "is not the file that x.onnx.json describes (sha256); export it again",
+        ),
         (lambda path, beside: beside.unlink(), "x.onnx.json: no such file; `simclr export"),
         (lambda path, beside: beside.write_text("{}"), "x.onnx.json: is not what an export writes"),
         (
@@ -245,6 +249,19 @@ def test_a_damaged_artefact_is_told(damage, told, exported, tmp_path, capsys):
     assert told in error
     assert error.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_images_of_any_channels_are_calibrated_on(exported, tmp_path):
+    """Those of files have 1 or 3; the run's own may have 4."""
+    path = tmp_path / "x.onnx"
+    path.write_bytes(exported.read_bytes())
+    about = json.loads(exported.with_name(f"{exported.name}.json").read_text())
+    about["input"]["channels"] = 4
+    beside = path.with_name("x.onnx.json")
+    beside.write_text(json.dumps(about))
+    assert artefact.read(str(path)).about["input"]["channels"] == 4
+    with pytest.raises(SimclrError, match="takes images of 4 channels; image files have 1 or 3"):
+        of_files(path)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import tqdm
 from PIL import Image
 
 from simclr_jax.embed import search as searching
@@ -314,13 +315,36 @@ def test_ends(capsys):
 
 
 def test_a_bar_shows_rows(monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert list(ends.shown(range(0, 30, 10))) == [0, 10, 20]
-    bar = ends.shown(range(0, 30, 10))
-    assert (bar.total, bar.unit_scale, bar.unit) == (3, 10, " rows")
-    capsys.readouterr()
+    drawn = []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options | {"delay": 0, "mininterval": 0, "disable": False})
+
+        def update(self, count):
+            super().update(count)
+            drawn.append((self.n, self.total))
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    assert list(ends.shown(range(0, 25, 10))) == [0, 10, 20]
+    assert drawn == [(10, 25), (20, 25), (25, 25)]
+    assert "rows" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "tqdm", None)  # as in the service
-    assert ends.shown(range(3)) == range(3)
+    assert list(ends.shown(range(3))) == [0, 1, 2]
+
+
+def test_bars_are_around_what_takes_long():
+    embeddings, ranges = made(), []
+    watch = lambda steps: (ranges.append(steps), iter(steps))[1]  # noqa: E731
+    for function, options in (
+        (dedup.duplicates, (0.5,)),
+        (curate.k_centres, (7,)),
+        (Index(embeddings).search, (3,)),
+    ):
+        plain, watched = (function(embeddings.features, *options, *more) for more in ((), (watch,)))
+        for one, other in zip(plain, watched, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert [(r.start, r.stop) for r in ranges] == [(0, 40), (1, 7), (0, 40)]
 
 
 def test_needs_no_jax():

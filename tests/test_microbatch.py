@@ -100,6 +100,10 @@ def test_a_run_in_microbatches(tmp_path):
     config = tiny_config(train__microbatch=4, train__steps=6)
     summary = train.run(config, tmp_path, splits=tiny_splits())
     assert np.isfinite(summary["last"]["loss"])
+
+
+def test_a_microbatch_that_does_not_fit():
+    config = tiny_config(train__microbatch=4, train__steps=6)
     for microbatch, message in ((3, "a divisor of"), (-4, "a divisor of")):
         with pytest.raises(SimclrError, match=rf"train\.microbatch={microbatch}: must be 0 or {message}"):
             checks.validate(tiny_config(train__microbatch=microbatch))

@@ -94,7 +94,7 @@ FORMULAS = {
         / (m.sum() * x.shape[-1])
     ),
     "ssim": lambda a, x, m: 1 - ssim_formula(a, x, m),
-    "psnr": lambda a, x, m: 10 * np.log10(np.sum((a - x) ** 2 * m) / (m.sum() * x.shape[-1])),
+    "psnr": lambda a, x, m: 10 * np.log10(np.sum((a - x) ** 2 * m) / (m.sum() * x.shape[-1]) + 1e-8),
 }
 
 
@@ -118,7 +118,9 @@ def test_masks_and_types(name):
     loss = reconstruction.LOSSES[name]
     a, x, mask = batch(np.float32)
     np.testing.assert_allclose(loss(a, x, np.ones_like(mask)), loss(a, x), rtol=1e-6)
-    assert np.all(np.isfinite(loss(a, x, np.zeros_like(mask))))
+    nothing = loss(a, x, np.zeros_like(mask))
+    assert np.all(np.isfinite(nothing))
+    assert name.endswith("ssim") or not np.any(nothing)
     assert loss(jnp.bfloat16(a), jnp.bfloat16(x)).dtype == jnp.float32
     assert loss(a, x).shape == (3,)
 
@@ -143,6 +145,17 @@ def test_gradients_are_finite_where_formulas_are_not_smooth(name):
     for a in (x, jnp.zeros_like(x), 1 - x):
         gradient = jax.grad(lambda a: jnp.sum(reconstruction.LOSSES[name](a, x)))(a)
         assert np.all(np.isfinite(gradient))
+
+
+def test_the_slope_of_decibels_is_bounded():
+    """Images that are nearly right do not drown the others of the batch."""
+    x = jnp.float32(np.random.default_rng(0).random((1, 48, 48, 3)))
+    norms = []
+    for error in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
+        gradient = jax.grad(lambda a: jnp.sum(reconstruction.LOSSES["psnr"](a, x)))(x + error)
+        norms.append(float(jnp.linalg.norm(gradient)))
+    assert max(norms) < 600
+    assert norms[-1] < norms[2]
 
 
 @pytest.mark.parametrize(("shape", "ssim", "psnr"), EXPECTED)

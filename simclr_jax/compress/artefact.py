@@ -74,7 +74,7 @@ def read(where: str, option: str = "--artefact") -> Artefact:
     if not path.is_file():
         raise SimclrError(f"{option}={where}: no such file; simclr export --format=onnx writes one")
     about = described(path)
-    if not about["run"].get("data") or "workdir" not in about["run"]:
+    if not (about["run"].get("data") and about["run"].get("workdir")):
         raise SimclrError(f"{option}={where}: its JSON does not name its run; export the run itself")
     return Artefact(path, about)
 

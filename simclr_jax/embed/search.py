@@ -104,7 +104,7 @@ def by_artefact(args: argparse.Namespace, embeddings: Embeddings) -> np.ndarray:
       SimclrError: the artefact is not there or not the table's, or the file cannot be read.
     """
     path = Path(args.artefact).expanduser()
-    about = artefact.described(path)
+    about = artefact.of_files(path)
     wanted = artefact.matching(about, embeddings, args.index)
     reading = formats.Reading.of(**about["run"].get("data") or {})
     image = read(args.query, reading, about["input"]["channels"])

@@ -16,7 +16,7 @@ def described(path: Path) -> dict[str, Any]:
     """What the JSON beside an ONNX file of `simclr export` says of it.
 
     Raises:
-      SimclrError: one of the two is missing or damaged, or it takes no images that files hold.
+      SimclrError: one of the two is missing or damaged.
     """
     beside = path.with_name(path.name + ".json")
     for file in (path, beside):
@@ -26,7 +26,7 @@ def described(path: Path) -> dict[str, Any]:
         told = json.loads(beside.read_text())
         kind, sha, channels = told["format"], told["sha256"], told["input"]["channels"]
         outputs, _ = told["outputs"]["features"], told["run"]["step"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SimclrError(f"{beside}: is not what an export writes ({error!r}); {WRITE}") from None
     if kind != "onnx":
         raise SimclrError(f"{path}: is {kind}, and only ONNX runs here; {WRITE}")
@@ -34,7 +34,19 @@ def described(path: Path) -> dict[str, Any]:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha:
         raise SimclrError(f"{path}: is not the file that {beside.name} describes (sha256); export it again")
-    if channels not in (1, 3) or not outputs:
+    if not channels or not outputs:
+        raise SimclrError(f"{beside}: names no channels or no outputs; {WRITE}")
+    return told
+
+
+def of_files(path: Path) -> dict[str, Any]:
+    """The same of an encoder that takes what image files hold.
+
+    Raises:
+      SimclrError: it takes images of other channels; and as `described`.
+    """
+    told = described(path)
+    if (channels := told["input"]["channels"]) not in (1, 3):
         raise SimclrError(f"{path}: takes images of {channels} channels; image files have 1 or 3")
     return told
 

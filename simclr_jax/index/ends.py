@@ -76,13 +76,21 @@ def demand(args: argparse.Namespace, rest: Sequence[str] = (), **examples: str) 
         raise SimclrError(f"--step={args.step}: must be one of the run's checkpoints, or 0 for the newest")
 
 
-def shown(steps: range) -> Iterable[int]:
-    """A range with a bar on a terminal, where it takes longer than a moment: rows, their rate, ETA."""
+def shown(steps: range) -> Iterator[int]:
+    """The range, with a bar on a terminal where it takes longer than a moment: rows, their rate, ETA.
+
+    The ETA supposes that later rows take as long as earlier ones; those of `dedup` take longer.
+    """
     try:
         from tqdm import tqdm
     except ImportError:  # the service does not install it
-        return steps
-    return tqdm(steps, unit=" rows", unit_scale=steps.step, delay=3, leave=False, disable=None)
+        yield from steps
+        return
+    total = steps.stop - steps.start
+    with tqdm(total=total, unit=" rows", unit_scale=True, delay=3, leave=False, disable=None) as bar:
+        for begin in steps:
+            yield begin
+            bar.update(min(steps.step, steps.stop - begin))
 
 
 def need(module: str, extra: str) -> Any:

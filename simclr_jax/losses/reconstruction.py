@@ -25,6 +25,7 @@ C1, C2 = 0.01**2, 0.03**2  # (K1 L)² and (K2 L)² for images of range L = 1
 EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 FLOOR = 1e-4  # of a factor of MS-SSIM: a power of 0 has an infinite gradient
 LEAST = 1e-10  # mean squared error below which PSNR does not grow
+SOFT = 1e-8  # added to the squared error in the loss: bounds the gradient
 
 
 def gaussian(predicted: jax.Array, target: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -111,11 +112,13 @@ def psnr(predicted: jax.Array, target: jax.Array, mask: jax.Array | None = None)
 
 
 def psnr_loss(predicted: jax.Array, target: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """-`psnr`, decibels: even images, whose errors are small, count as much as rough ones.
+    """10 log10(mean squared error + 1e-8), decibels: -PSNR, without the steep slope at small errors.
 
-    Chen et al., HINet, arXiv 2105.06070, section 3.2.
+    The loss of HINet (Chen et al., arXiv 2105.06086). Even images, whose errors are small, count as much as
+    rough ones.
     """
-    return -psnr(predicted, target, mask)
+    decibels = 10 * jnp.log10(gaussian(predicted, target, mask) + SOFT)
+    return decibels if mask is None else jnp.where(jnp.any(mask > 0, axis=(1, 2, 3)), decibels, 0)
 
 
 LOSSES: dict[str, Callable[..., jax.Array]] = {

@@ -11,7 +11,8 @@ FIELDS = {
     "weight": Field(1.0, "multiplies it", POSITIVE, 1e6, "products with it leave float32", 1e-6),
     "loss": Field(
         "gaussian",
-        "gaussian (squared error), laplace (absolute error), bernoulli (cross entropy), ssim, ms_ssim, psnr",
+        "gaussian (squared error), psnr (in decibels), laplace (absolute error), bernoulli (cross entropy), "
+        "ssim, ms_ssim",
         one_of(*LOSSES),
     ),
     "target": Field(

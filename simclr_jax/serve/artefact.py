@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 
 from simclr_jax.errors import SimclrError, one_line
-from simclr_jax.index.artefact import described
+from simclr_jax.index.artefact import of_files
 
 PIXELS = "pixels"  # what preprocessing makes of images: [n, size, size, c] float32
 IMAGES = "images"
@@ -70,7 +70,7 @@ def load(path: Path, threads: int) -> Artefact:
     Raises:
       SimclrError: a file is missing, damaged, or no exported encoder.
     """
-    about = described(path)
+    about = of_files(path)
     try:
         whole = onnx.load(path, load_external_data=False)
         parts = None if _external(whole) else _cut(whole)

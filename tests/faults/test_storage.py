@@ -436,3 +436,54 @@ def test_an_error_of_the_disk_that_nobody_expected(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.startswith("error: /x/log: cannot be written (No space left on device")
     assert len(said.splitlines()) == 1
+
+
+# ---- finished folders ---------------------------------------------------------------------------
+
+
+def make(folder, content):
+    """A folder with one file."""
+    folder.mkdir(parents=True)
+    (folder / "x").write_text(content)
+
+
+def test_a_move_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
+    out, rename = tmp_path / "out", Path.replace
+    make(out, "old")
+
+    def full(self, target):
+        if self.parent.name == ".out.tmp" and self.name == "out":
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(StorageError), files.staged(out) as place:  # noqa: PT012
+        make(place / "out", "new")
+        files.move(place / "out", tmp_path)
+    assert (out / "x").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_kill_between_the_renames_loses_nothing(tmp_path):
+    out = tmp_path / "out"
+    make(tmp_path / ".out.tmp" / "out.old", "old")
+    make(tmp_path / ".out.tmp" / "out", "half")
+    with pytest.raises(ZeroDivisionError), files.staged(out) as place:  # noqa: PT012
+        assert not list(place.iterdir())
+        raise ZeroDivisionError
+    assert (out / "x").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="no locks here")
+def test_two_commands_do_not_write_one_folder(tmp_path):
+    out = tmp_path / "out"
+    with files.staged(out) as place:
+        make(place / "out", "first")
+        with pytest.raises(SimclrError, match="another command is writing it"), files.staged(out):
+            pass
+        files.move(place / "out", tmp_path)
+    assert (out / "x").read_text() == "first"
+    with files.staged(out):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
