@@ -125,6 +125,8 @@ def load(workdir: epath.PathLike, step: int = 0, config: ConfigDict | None = Non
       SimclrError: the workdir holds no run, or no such checkpoint; the run has no decoder.
     """
     found = encoder.load(workdir, step)
+    if found.config.task == "restore":
+        raise SimclrError(f"{workdir}: is a run of task restore, whose decoder needs an image to mend; {HOW}")
     if term_of(found) is None:
         raise SimclrError(f"{workdir}: has no decoder (config.loss.name={found.config.loss.name!r}); {HOW}")
     if config is not None:

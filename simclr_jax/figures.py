@@ -28,16 +28,20 @@ def new(*args: Any, **kwargs: Any):
     return figure
 
 
-def write_png(path: epath.PathLike, image: np.ndarray) -> None:
+def write_png(path: epath.PathLike, image: np.ndarray, profile: bytes | None = None) -> None:
     """Writes an image `[h, w, c]` in [0, 1] as PNG, rounded to 8 bits; makes its folder.
 
     Of other channels than one and three: the first three, or the first.
+
+    Args:
+      profile: ICC profile of its colours.
     """
     from PIL import Image  # late, as matplotlib above
 
     levels = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
     with files.replacing(epath.Path(path)) as half, half.open("wb") as file:
-        Image.fromarray(levels[..., :3] if levels.shape[-1] >= 3 else levels[..., 0]).save(file, "PNG")
+        picture = Image.fromarray(levels[..., :3] if levels.shape[-1] >= 3 else levels[..., 0])
+        picture.save(file, "PNG", icc_profile=profile)
 
 
 def save(figure, path: epath.PathLike | io.BytesIO) -> None:
@@ -130,7 +134,13 @@ def show(axes, image: np.ndarray, frame: str | None = None) -> None:
         side.set(visible=frame is not None, color=frame, linewidth=3)
 
 
-def views(path: epath.PathLike, originals: np.ndarray | None, pairs: np.ndarray) -> None:
+MATCHED = "What the encoder is asked to match: two random views of each image"
+CROPS = "Random crops of each image, before they are spoilt"
+
+
+def views(
+    path: epath.PathLike, originals: np.ndarray | None, pairs: np.ndarray, title: str = MATCHED
+) -> None:
     """Originals `[n, h, w, c]` (or None) in the first row, their views `[n, v, h, w, c]` below."""
     n, v = pairs.shape[:2]
     named = [(f"view {'abcdefgh'[i]}", pairs[:, i]) for i in range(v)]
@@ -142,8 +152,8 @@ def views(path: epath.PathLike, originals: np.ndarray | None, pairs: np.ndarray)
         row[0].set_ylabel(name, color=INK)
         for axes, image in zip(row, images, strict=True):
             show(axes, image)
-    title = "What the encoder is asked to match: two random views of each image"
-    figure.suptitle(title if pairs.shape[1] > 1 else "What the encoder sees of each image", color=INK)
+    title = title if pairs.shape[1] > 1 else "What the encoder sees of each image"
+    figure.suptitle(title, color=INK, wrap=True)
     save(figure, path)
 
 

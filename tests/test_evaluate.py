@@ -109,6 +109,13 @@ def test_the_report_and_that_what_was_found_is_kept(workdir, monkeypatch, capsys
         run.evaluate(workdir, protocols=["knn"], config=other)
 
 
+def test_without_scores_the_protocols_words_are_printed():
+    made = {"rows": [], "left_out": "", "protocols": {"a": {"notes": ["PSNR 7", "SSIM 1"]}, "b": {}}}
+    assert report.table(made) == []
+    assert report.notes(made) == ["PSNR 7", "SSIM 1", ""]
+    assert report.notes({"protocols": {"b": {}}}) == []
+
+
 @pytest.mark.slow
 def test_a_report_has_the_scores_that_ended_the_run(tmp_path, monkeypatch):
     """The same rows to the last digit; the search that chose k and T is made once."""

@@ -268,6 +268,12 @@ def test_latents_hold_all_that_a_decoder_reads(fields, tmp_path):
     np.testing.assert_allclose(found.reconstruct(images), expected, atol=1e-5)
 
 
+def test_a_restorer_has_no_latents(tmp_path):
+    untrained_run(tmp_path, tiny_config(task="restore"))
+    with pytest.raises(SimclrError, match="is a run of task restore, whose decoder needs an image to mend"):
+        decoding.load(tmp_path)
+
+
 def test_a_run_without_a_decoder_says_which_config_makes_one(tmp_path):
     workdir = untrained_run(tmp_path / "run", tiny_config())
     with pytest.raises(SimclrError, match=r"has no decoder .*'nt_xent'.* --config\.loss\.name=nt_xent\+rec"):

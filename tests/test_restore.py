@@ -8,7 +8,7 @@ import pytest
 from conftest import tiny_config, tiny_splits, untrained_run
 
 import simclr_jax
-from simclr_jax import checkpoint, sharding, train
+from simclr_jax import checkpoint, run_summary, sharding, train
 from simclr_jax.config import CONFIG_FILE, adopt_start, checks, duration, to_json, told_of_start
 from simclr_jax.errors import Preempted, SimclrError
 from simclr_jax.losses import reconstruction
@@ -235,3 +235,15 @@ def test_losses_named_in_the_config_are_those_there_are():
     from simclr_jax.config import restore_fields
 
     assert set(restore_fields.LOSSES) == set(reconstruction.LOSSES)
+
+
+def test_a_run_ends_with_its_scores():
+    test = {"images": 1200}
+    numbers = {"psnr": (29.034, 28.1, 29.9), "psnr_gain": (8.8, 8.1, 9.5), "ssim": (0.8, 0.7, 0.9)}
+    for name, values in numbers.items():
+        test |= dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+    assert run_summary.restored(test) == [
+        "central crops of 1,200 test images: PSNR 29.03 (28.10 to 29.90) dB, +8.80 (+8.10 to +9.50) above "
+        "the corrupted ones; SSIM 0.800 (0.700 to 0.900)"
+    ]
+    assert run_summary.restored({"top1": 0.9}) == run_summary.restored({}) == []

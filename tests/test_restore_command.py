@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
-from PIL import Image
+from PIL import Image, ImageCms
 from test_restore import restoring
 
 from simclr_jax.config import CONFIG_FILE, to_json
@@ -153,6 +153,58 @@ def test_masks_tell_the_holes(photos, tmp_path, capsys):
     assert np.array_equal(found[hole == 0], image[hole == 0])
     mean = image[hole == 0].mean(axis=0)
     assert np.abs(found[hole > 0] - mean).max() <= 0.5 + 1e-3
+
+
+def test_masks_that_do_not_fit(photos, tmp_path, capsys):
+    """One that is missing ends all before anything is written; others leave their image out."""
+    folder, _ = photos
+    config, masks = restoring(data__channels=3, restore__corruption="holes"), tmp_path / "masks"
+    words = ["--workdir", written(tmp_path / "run", config), "--images", folder, "--out", tmp_path / "out",
+             "--masks", masks]  # fmt: skip
+    (masks / "deep").mkdir(parents=True)
+    hole = np.full((20, 28), 255, np.uint8)
+    hole[:10] = 0
+    Image.fromarray(hole).save(masks / "a.png")
+    (masks / "c.jpg").write_bytes(b"no image")
+    code, _, err = called(capsys, *words)
+    assert (code, err) == (2, f"error: --masks={masks}: has no deep/b.bmp\n")
+    assert not (tmp_path / "out").exists()
+    Image.fromarray(hole).save(masks / "deep" / "b.png")
+    code, out, err = called(capsys, *words)
+    assert (code, err) == (
+        2,
+        "error: 2 of 3 files could not be read: c.jpg, deep/b.bmp; the others are done\n",
+    )
+    assert f"c.jpg: left out: its mask {masks / 'c.jpg'}: " in out
+    assert f"deep/b.bmp: left out: its mask {masks / 'deep' / 'b.png'} has another size" in out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_what_is_beside_the_pixels(photos, tmp_path, capsys):
+    """Turned as EXIF says, gray stays gray, the profile is kept, transparency is told."""
+    folder, out = tmp_path / "mine", tmp_path / "out"
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    image = rng.integers(0, 256, (20, 28, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn to the right
+    Image.fromarray(image).save(folder / "turned.png", exif=exif)
+    Image.fromarray(image[..., 0]).save(folder / "gray.png")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(image).save(folder / "profile.png", icc_profile=profile)
+    clear = np.concatenate([image, np.zeros((20, 28, 1), np.uint8)], axis=-1)
+    Image.fromarray(clear).save(folder / "clear.png")
+    made = written(tmp_path / "run", restoring(data__channels=3))
+    code, said, _ = called(capsys, "--workdir", made, "--images", folder, "--out", out)
+    assert code == 0
+    assert "1 had transparent pixels: they lie over white now" in said
+    found = {path.name: Image.open(path) for path in out.iterdir()}
+    np.testing.assert_array_equal(np.asarray(found["turned.png"]), np.rot90(image, -1))
+    assert found["gray.png"].mode == "L"
+    np.testing.assert_array_equal(np.asarray(found["gray.png"]), image[..., 0])
+    assert found["profile.png"].info["icc_profile"] == profile
+    assert np.all(np.asarray(found["clear.png"]) == 255)
+    assert found["clear.png"].info.get("icc_profile") is None
 
 
 def test_unreadable_files_are_told_and_left_out(still, photos, tmp_path, capsys):

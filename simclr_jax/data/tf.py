@@ -20,7 +20,7 @@ def load():
     Raises:
       SimclrError: it is not installed.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # errors come as exceptions
     import jax
 
     jax.devices()  # JAX takes its devices first

@@ -86,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
             args.workdir, protocols=names, config=config, step=args.step, transfer=sources, again=args.again
         )
         if distributed.first():
-            print("\n".join(["", *report.table(made), made["verdict"], "", made["page"]]))
+            told = report.table(made) or report.notes(made)
+            print("\n".join(["", *told, made["verdict"], "", made["page"]]))
 
 
 def _check(args: argparse.Namespace, rest: list[str]) -> None:

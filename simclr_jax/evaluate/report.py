@@ -97,6 +97,12 @@ def table(made: Mapping[str, Any]) -> list[str]:
     return [*lines, *filter(None, [made["left_out"]]), ""] if lines else []
 
 
+def notes(made: Mapping[str, Any]) -> list[str]:
+    """What the protocols say in words, and an empty line; [] if they say nothing."""
+    lines = [note for result in made["protocols"].values() for note in result.get("notes", ())]
+    return [*lines, ""] if lines else []
+
+
 def left_out(found: Mapping[str, Any]) -> str:
     """Which classes the figures of ALIKE do not count; "" where they count all."""
     measured = next((m for result in found.values() for m in result.get("metrics", {}).values()), None)

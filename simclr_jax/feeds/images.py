@@ -185,7 +185,8 @@ class Images:
                 some["image"] = originals[: len(some["position"])]
             originals = np.asarray(self.see(jnp.asarray(originals)))[: len(some["position"])]
         views = np.asarray(jax.jit(lambda batch: self.views({}, batch))(some))
-        figures.views(path, originals, views)
+        title = figures.CROPS if self.config.task == "restore" else figures.MATCHED
+        figures.views(path, originals, views, title)
 
 
 def shrunk(images: jax.Array) -> jax.Array:

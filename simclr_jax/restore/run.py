@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from PIL import Image
 
 from simclr_jax import degrade, encoder, figures, masking, paths, tiles
 from simclr_jax.config import load_config
@@ -26,6 +27,7 @@ FAR = 32  # places of maps: so many tell strides apart
 OVERLAP = 64  # pixels that tiles share, at most
 STEP = 64  # sides of whole images are multiples of about so many pixels: every size is compiled by itself
 SHOWN = 5  # names in an error
+Masks = Callable[[str, tuple[int, ...]], np.ndarray | None]  # see `mask_reader`
 
 
 class Options(NamedTuple):
@@ -127,7 +129,8 @@ def read(path: Path, config: Any) -> np.ndarray:
     channels = config.data.channels
     if channels not in (1, 3):
         raise SimclrError(f"the run takes images of {channels} channels; files have 1 or 3")
-    return (formats.read_file(path, formats.Reading.of(**config.data), channels) / 255).astype(np.float32)
+    reading = formats.Reading.of(**{**config.data, "exif": True})  # the PNG has no EXIF to turn it by
+    return (formats.read_file(path, reading, channels) / 255).astype(np.float32)
 
 
 # ---- files --------------------------------------------------------------------------------------------
@@ -161,15 +164,18 @@ def prepare_out(options: Options) -> Path:
 
 
 def each(
-    names: Sequence[str], folder: Path, config: Any
+    names: Sequence[str], folder: Path, config: Any, masks: Masks | None = None
 ) -> Iterator[tuple[int, str, np.ndarray | formats.UnreadableError]]:
-    """(number, name, image or why it cannot be read), with a bar that tells rate and ETA."""
+    """(number, name, image or why it or its mask cannot be read), with a bar that tells rate and ETA."""
     progress = Progress(0, len(names), unit="image")
     try:
         for number, name in enumerate(names):
             progress.tell(name)
             try:
-                yield number, name, read(folder / name, config)
+                image = read(folder / name, config)
+                if masks:
+                    masks(name, image.shape)
+                yield number, name, image
             except formats.UnreadableError as error:
                 progress.say(f"{name}: left out: {error}")
                 yield number, name, error
@@ -197,41 +203,69 @@ def restore(workdir: epath.PathLike, step: int, options: Options) -> list[str]:
     Raises:
       SimclrError: the run, the images or the folders are not there; or, at the end, files were unreadable.
     """
-    network = Restorer(workdir, step)
     folder, names = find(options.images)
-    out, target, unreadable = prepare_out(options), targets(names), []
-    masks = mask_reader(network, options.masks)
-    for _, name, image in each(names, folder, network.config):
+    out, target, unreadable, see_through = prepare_out(options), targets(names), [], 0
+    network = Restorer(workdir, step)
+    masks = mask_reader(network, options.masks, names)
+    for _, name, image in each(names, folder, network.config, masks):
         if isinstance(image, formats.UnreadableError):
             unreadable.append(name)
             continue
-        figures.write_png(out / target[name], _restored(network, image, masks(name, image), options.tile))
+        profile, transparent = beside_pixels(folder / name)
+        see_through += transparent
+        result = _restored(network, image, masks(name, image.shape), options.tile)
+        if is_gray(image):
+            result = result.mean(axis=-1, keepdims=True)
+        figures.write_png(out / target[name], result, profile)
     done = len(names) - len(unreadable)
     print(f"{done} of {len(names)} images restored by {workdir}, step {network.step}: {out}", flush=True)
+    if see_through:
+        print(f"{see_through} had transparent pixels: they lie over {network.config.data.background} now")
     fail_if(unreadable, len(names))
     return [str(out)]
 
 
-def mask_reader(network: Restorer, where: str) -> Callable[[str, np.ndarray], np.ndarray | None]:
-    """(name, image `[h, w, c]`) -> `[h, w, 1]`, 1 where a pixel is known; None without masks.
+def is_gray(image: np.ndarray) -> bool:
+    """Whether all channels `[h, w, c]` are alike."""
+    return bool(np.all(image == image[..., :1]))
+
+
+def beside_pixels(path: Path) -> tuple[bytes | None, bool]:
+    """(colour profile of an RGB file, whether pixels are transparent), where Pillow can tell."""
+    try:
+        with Image.open(path) as image:
+            rgb = image.mode in ("RGB", "RGBA", "P")
+            return image.info.get("icc_profile") if rgb else None, image.has_transparency_data
+    except (OSError, ValueError):
+        return None, False
+
+
+def mask_reader(network: Restorer, where: str, names: Sequence[str]) -> Masks:
+    """(name, shape `[h, w, c]` of the image) -> `[h, w, 1]`, 1 where a pixel is known; None without masks.
 
     Raises:
-      SimclrError: the run needs masks and gets none, or gets some and has no use for them.
+      SimclrError: the run needs masks and gets none, or gets some and has no use for them, or one is missing.
     """
     if bool(where) != (network.corruption == "holes"):
         told = "name the folder of masks" if not where else "are for restore.corruption='holes' alone"
         raise SimclrError(f"--masks={where}: {told}; this run has {network.corruption!r}")
-    folder = Path(where)
+    folder, found = Path(where), {}
+    for name in names if where else ():
+        there = [p for p in (folder / name, (folder / name).with_suffix(".png")) if p.is_file()]
+        if not there:
+            raise SimclrError(f"--masks={where}: has no {name}")
+        found[name] = there[0]
 
-    def mask(name: str, image: np.ndarray) -> np.ndarray | None:
+    @functools.lru_cache(maxsize=1)  # `each` reads it first, to leave the image out where it cannot
+    def mask(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
         if not where:
             return None
-        found = [p for p in (folder / name, (folder / name).with_suffix(".png")) if p.is_file()]
-        if not found:
-            raise SimclrError(f"--masks={where}: has no {name}")
-        hole = read(found[0], network.config)[..., :1]
-        if hole.shape[:2] != image.shape[:2]:
-            raise SimclrError(f"{found[0]}: has another size than the image of this name")
+        try:
+            hole = read(found[name], network.config)[..., :1]
+        except formats.UnreadableError as error:
+            raise formats.UnreadableError(f"its mask {found[name]}: {error}") from None
+        if hole.shape[:2] != shape[:2]:
+            raise formats.UnreadableError(f"its mask {found[name]} has another size")
         return (hole < 0.5).astype(np.float32)
 
     return mask
