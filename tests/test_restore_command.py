@@ -138,6 +138,15 @@ def test_more_pixels(photos, tmp_path, capsys):
         assert np.abs(found[..., c] - np.clip(bicubic, 0, 255)).max() < 0.51
 
 
+def test_an_ensemble_of_the_identity_is_the_identity(still, photos, tmp_path, capsys):
+    folder, pixels = photos
+    words = ("--workdir", still, "--images", folder, "--out", tmp_path / "out", "--ensemble")
+    assert called(capsys, *words)[0] == 0
+    for name, image in pixels.items():
+        found = Image.open((tmp_path / "out" / name).with_suffix(".png"))
+        np.testing.assert_array_equal(np.asarray(found), image)
+
+
 def test_masks_tell_the_holes(photos, tmp_path, capsys):
     folder, pixels = photos
     config = restoring(data__channels=3, restore__corruption="holes")

@@ -76,3 +76,26 @@ def test_seams_are_smooth():
 def test_too_much_overlap_is_refused():
     with pytest.raises(ValueError, match="between 0 and half a tile"):
         tiles.blended(picture(40, 40), lambda x: x, 32, 17)
+
+
+def test_an_ensemble_turns_every_result_back():
+    """The mean over the group: it commutes with turns and reflections, of functions that do not."""
+    rng = np.random.default_rng(0)
+    image, weights = rng.random((5, 7, 2)), rng.random(7 * 7)
+
+    def uneven(x):
+        h, w = x.shape[:2]
+        return np.cumsum(x * weights[: h * w].reshape(h, w, 1), axis=0)
+
+    np.testing.assert_allclose(tiles.ensembled(image, lambda x: x), image, rtol=1e-6)
+    found = tiles.ensembled(image, uneven)
+    assert found.shape == image.shape
+    for turn in (lambda x: np.rot90(x), lambda x: x[:, ::-1], lambda x: np.rot90(x[::-1], 3)):
+        np.testing.assert_allclose(tiles.ensembled(turn(image), uneven), turn(found), rtol=1e-6)
+    each = [uneven(image), uneven(image[:, ::-1])[:, ::-1], uneven(image[::-1])[::-1],
+            uneven(image[::-1, ::-1])[::-1, ::-1]]  # fmt: skip
+    across = image.transpose(1, 0, 2)
+    each += [uneven(across).transpose(1, 0, 2), uneven(across[:, ::-1])[:, ::-1].transpose(1, 0, 2),
+             uneven(across[::-1])[::-1].transpose(1, 0, 2),
+             uneven(across[::-1, ::-1])[::-1, ::-1].transpose(1, 0, 2)]  # fmt: skip
+    np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-6)

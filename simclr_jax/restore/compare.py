@@ -52,7 +52,7 @@ def compare(
     Raises:
       SimclrError: something is not there or does not fit; or, at the end, files were unreadable.
     """
-    network = run.Restorer(workdir, step)
+    network = run.Restorer(workdir, step, options.ensemble)
     folder, files_ = run.find(options.images)
     out = run.prepare_out(options)
     contenders = _contenders(network, beside, names, options.tile)
@@ -98,7 +98,7 @@ def _contenders(
         settings = baselines.settings(ways, network.config.data.channels)
         found[name] = Contender(title, {way: _by(function, sigma, own) for way, own in settings})
     for other in beside:
-        loaded = run.Restorer(other)
+        loaded = run.Restorer(other, ensemble=network.ensemble)
         mine, its = (
             {field: value for field, value in flatten(each.config).items() if _must_agree(field)}
             for each in (network, loaded)
@@ -107,7 +107,8 @@ def _contenders(
             if mine[field] != its[field]:
                 raise SimclrError(f"--beside={other}: has config.{field}={its[field]!r}, not {mine[field]!r}")
         found[f"beside {other}"] = Contender(Path(other).name, {"": _of(loaded, tile)})
-    return found | {MINE: Contender("restored", {"": _of(network, tile)})}
+    title = "restored, mean of eight orientations" if network.ensemble else "restored"
+    return found | {MINE: Contender(title, {"": _of(network, tile)})}
 
 
 def _must_agree(field: str) -> bool:

@@ -38,6 +38,7 @@ class Options(NamedTuple):
     masks: str = ""  # folder of masks, "" for none
     tile: int = 512
     again: bool = False
+    ensemble: bool = False  # the mean over eight orientations
 
 
 class Restorer:
@@ -46,12 +47,13 @@ class Restorer:
     Attributes:
       config: of the run; step: of the checkpoint.
       stride: pixels that a side must be a multiple of; 0 where the network takes `image_size` alone.
+      ensemble: whether a result is the mean over eight orientations of the image.
 
     Raises:
       SimclrError: the workdir holds no run of task restore.
     """
 
-    def __init__(self, workdir: epath.PathLike, step: int = 0):
+    def __init__(self, workdir: epath.PathLike, step: int = 0, ensemble: bool = False):
         task = load_config(workdir)[0].task
         if task != "restore":
             raise SimclrError(
@@ -59,7 +61,7 @@ class Restorer:
                 "restore (configs/restore.py), on --config.start.workdir of this one if you like"
             )
         config, data, self.step, self.variables = encoder.read(workdir, step)
-        self.config = config
+        self.config, self.ensemble = config, ensemble
         use_compile_cache(config.compile_cache)
         self.example = kind(config).reader(config, data).spec()
         self.model = restorer.create(config.model, self.example, config.data.mean, config.data.std)
@@ -96,11 +98,13 @@ class Restorer:
 
     def __call__(self, image: np.ndarray, tile: int = 512) -> np.ndarray:
         """A restored image `[h, w, c]` in [0, 1] of a corrupted one, float32 about [0, 1]."""
+        image, once = np.asarray(image, np.float32), functools.partial(self._once, tile=tile)
+        return tiles.ensembled(image, once) if self.ensemble else once(image)
 
+    def _once(self, image: np.ndarray, tile: int) -> np.ndarray:
         def apply(x: np.ndarray) -> np.ndarray:
             return np.asarray(self._apply(self._on_device, x))
 
-        image = np.asarray(image, np.float32)
         if not self.stride:
             side = self.example.shape[0]
             return tiles.blended(image, apply, side, side // 4, BATCH)
@@ -205,7 +209,7 @@ def restore(workdir: epath.PathLike, step: int, options: Options) -> list[str]:
     """
     folder, names = find(options.images)
     out, target, unreadable, see_through = prepare_out(options), targets(names), [], 0
-    network = Restorer(workdir, step)
+    network = Restorer(workdir, step, options.ensemble)
     masks = mask_reader(network, options.masks, names)
     for _, name, image in each(names, folder, network.config, masks):
         if isinstance(image, formats.UnreadableError):
