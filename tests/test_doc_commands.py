@@ -165,6 +165,13 @@ def images(path: Path) -> None:
         Image.fromarray(image).save(file)
 
 
+def photos(path: Path) -> None:
+    """A folder of photos without classes, in train/ and test/."""
+    images(path)
+    for before, after in (("class0", "train"), ("class1", "test")):
+        (path / before).rename(path / after)
+
+
 def picture(path: Path) -> None:
     """A photo of another size."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,6 +228,7 @@ def space(path: Path) -> None:
 
 GIVEN: dict[str, Callable[[Path], None]] = {
     "my/images": images,
+    "my/photos": photos,
     "my/query.jpg": picture,
     "data/birds.npz": arrays,
     "fashion10k.npz": arrays,
