@@ -1,6 +1,7 @@
 """Files that survive a kill at any moment."""
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -66,23 +67,29 @@ def staged(out: pathlib.Path) -> Iterator[pathlib.Path]:
     with storage.writing(out):
         place.mkdir(parents=True, exist_ok=True)
         with _alone(place, out):
+            _put_back(place, out)  # after a kill
             for each in place.iterdir():
-                before = out.with_name(each.name.removesuffix(OLD))
-                if each.name.endswith(OLD) and not before.exists():  # killed between the renames of `move`
-                    each.replace(before)
-                elif each.is_dir():
+                if each.is_dir() and not each.is_symlink():
                     shutil.rmtree(each)
                 else:
                     each.unlink()
             try:
                 yield place
             finally:
+                _put_back(place, out)
                 shutil.rmtree(place, ignore_errors=True)
+
+
+def _put_back(place: pathlib.Path, out: pathlib.Path) -> None:
+    """Undoes a `move` that ended between its two renames."""
+    old = place / (out.name + OLD)
+    if os.path.lexists(old) and not os.path.lexists(out):
+        old.replace(out)
 
 
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
-    """Holds a folder, where the system can (not on Windows)."""
+    """Holds a folder, where the system can (not on Windows, and not on every mount)."""
     if fcntl is None:
         yield
         return
@@ -92,6 +99,11 @@ def _alone(folder: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SimclrError(f"{out}: another command is writing it; wait for its end") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
+                raise
+        if not folder.exists() or not os.path.samestat(os.fstat(held), os.stat(folder)):
+            raise SimclrError(f"{out}: another command has just written it; start again")
         yield
     finally:
         os.close(held)
@@ -105,7 +117,7 @@ def move(file: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     old = place.replace(file.with_name(file.name + OLD))  # one rename does not replace a folder
     try:
         return file.replace(place)  # the old one vanishes with the folder of `staged`
-    except OSError:
+    except BaseException:
         old.replace(place)
         raise
 

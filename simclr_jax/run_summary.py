@@ -39,8 +39,9 @@ def restored(test: Mapping[str, Any]) -> list[str]:
         return []
 
     def told(name: str, style: str) -> str:
-        value, low, high = (format(test[name + end], style) for end in ("", "_low", "_high"))
-        return f"{value} ({low} to {high})"
+        there = (name + end for end in ("", "_low", "_high") if name + end in test)  # few images: no interval
+        value, *ends = (format(test[each], style) for each in there)
+        return f"{value} ({' to '.join(ends)})" if ends else value
 
     gain = f"{told('psnr_gain', '+.2f')} above the corrupted ones"
     return [

@@ -246,4 +246,8 @@ def test_a_run_ends_with_its_scores():
         "central crops of 1,200 test images: PSNR 29.03 (28.10 to 29.90) dB, +8.80 (+8.10 to +9.50) above "
         "the corrupted ones; SSIM 0.800 (0.700 to 0.900)"
     ]
+    few = {"images": 3, "psnr": 29.034, "psnr_gain": 8.8, "ssim": 0.8}
+    assert run_summary.restored(few) == [
+        "central crops of 3 test images: PSNR 29.03 dB, +8.80 above the corrupted ones; SSIM 0.800"
+    ]
     assert run_summary.restored({"top1": 0.9}) == run_summary.restored({}) == []

@@ -11,6 +11,7 @@ from conftest import tiny_config
 from PIL import Image, ImageCms
 from test_restore import restoring
 
+from simclr_jax import tiles
 from simclr_jax.config import CONFIG_FILE, to_json
 from simclr_jax.convert import workdir as conversion
 from simclr_jax.losses import reconstruction
@@ -138,10 +139,23 @@ def test_more_pixels(photos, tmp_path, capsys):
         assert np.abs(found[..., c] - np.clip(bicubic, 0, 255)).max() < 0.51
 
 
-def test_an_ensemble_of_the_identity_is_the_identity(still, photos, tmp_path, capsys):
-    folder, pixels = photos
-    words = ("--workdir", still, "--images", folder, "--out", tmp_path / "out", "--ensemble")
-    assert called(capsys, *words)[0] == 0
+def test_an_ensemble_of_the_identity_is_the_identity(still, photos, tmp_path, capsys, monkeypatch):
+    (folder, pixels), calls, ensembled = photos, [], tiles.ensembled
+
+    def counted(image, function):
+        calls.append(image.shape)
+        return ensembled(image, function)
+
+    monkeypatch.setattr(tiles, "ensembled", counted)
+    words = ("--workdir", still, "--images", folder, "--out")
+    assert called(capsys, *words, tmp_path / "plain")[0] == 0
+    assert not calls
+    assert called(capsys, *words, tmp_path / "out", "--ensemble")[0] == 0
+    assert len(calls) == len(pixels)
+    compared = called(capsys, *words, tmp_path / "compared", "--ensemble", "--corrupt", "--baselines=")
+    assert compared[0] == 0
+    assert "restored, mean of eight orientations" in compared[1]
+    assert len(calls) == 2 * len(pixels)
     for name, image in pixels.items():
         found = Image.open((tmp_path / "out" / name).with_suffix(".png"))
         np.testing.assert_array_equal(np.asarray(found), image)
@@ -201,6 +215,10 @@ def test_what_is_beside_the_pixels(photos, tmp_path, capsys):
     Image.fromarray(image[..., 0]).save(folder / "gray.png")
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(image).save(folder / "profile.png", icc_profile=profile)
+    gray = np.repeat(image[..., :1], 3, axis=-1)
+    Image.fromarray(gray).save(folder / "gray_profile.png", icc_profile=profile)
+    opaque = np.concatenate([image, np.full((20, 28, 1), 255, np.uint8)], axis=-1)
+    Image.fromarray(opaque).save(folder / "opaque.png")
     clear = np.concatenate([image, np.zeros((20, 28, 1), np.uint8)], axis=-1)
     Image.fromarray(clear).save(folder / "clear.png")
     made = written(tmp_path / "run", restoring(data__channels=3))
@@ -211,6 +229,9 @@ def test_what_is_beside_the_pixels(photos, tmp_path, capsys):
     np.testing.assert_array_equal(np.asarray(found["turned.png"]), np.rot90(image, -1))
     assert found["gray.png"].mode == "L"
     np.testing.assert_array_equal(np.asarray(found["gray.png"]), image[..., 0])
+    assert found["gray_profile.png"].mode == "L"
+    assert "icc_profile" not in found["gray_profile.png"].info  # one of RGB
+    np.testing.assert_array_equal(np.asarray(found["opaque.png"]), image)
     assert found["profile.png"].info["icc_profile"] == profile
     assert np.all(np.asarray(found["clear.png"]) == 255)
     assert found["clear.png"].info.get("icc_profile") is None

@@ -219,7 +219,7 @@ def restore(workdir: epath.PathLike, step: int, options: Options) -> list[str]:
         see_through += transparent
         result = _restored(network, image, masks(name, image.shape), options.tile)
         if is_gray(image):
-            result = result.mean(axis=-1, keepdims=True)
+            result, profile = result.mean(axis=-1, keepdims=True), None  # the profile is of RGB
         figures.write_png(out / target[name], result, profile)
     done = len(names) - len(unreadable)
     print(f"{done} of {len(names)} images restored by {workdir}, step {network.step}: {out}", flush=True)
@@ -239,8 +239,11 @@ def beside_pixels(path: Path) -> tuple[bytes | None, bool]:
     try:
         with Image.open(path) as image:
             rgb = image.mode in ("RGB", "RGBA", "P")
-            return image.info.get("icc_profile") if rgb else None, image.has_transparency_data
-    except (OSError, ValueError):
+            clear = (
+                image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+            )
+            return image.info.get("icc_profile") if rgb else None, clear
+    except Exception:  # another reader may have read it
         return None, False
 
 

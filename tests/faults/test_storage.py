@@ -447,17 +447,25 @@ def make(folder, content):
     (folder / "x").write_text(content)
 
 
-def test_a_move_that_fails_leaves_the_old_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), StorageError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+    ids=["full", "interrupted"],
+)
+def test_a_move_that_fails_leaves_the_old_folder(error, told, tmp_path, monkeypatch):
     out, rename = tmp_path / "out", Path.replace
     make(out, "old")
 
-    def full(self, target):
+    def fails(self, target):
         if self.parent.name == ".out.tmp" and self.name == "out":
-            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+            raise error
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(StorageError), files.staged(out) as place:  # noqa: PT012
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(told), files.staged(out) as place:  # noqa: PT012
         make(place / "out", "new")
         files.move(place / "out", tmp_path)
     assert (out / "x").read_text() == "old"
@@ -473,6 +481,15 @@ def test_a_kill_between_the_renames_loses_nothing(tmp_path):
         raise ZeroDivisionError
     assert (out / "x").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_kill_left_half_written_takes_no_place(tmp_path):
+    """A name may end as those of what is replaced do."""
+    out = tmp_path / "model.old"
+    make(tmp_path / ".model.old.tmp" / "model.old", "half")
+    with files.staged(out) as place:
+        assert not list(place.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(files.fcntl is None, reason="no locks here")
