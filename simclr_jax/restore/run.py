@@ -239,10 +239,8 @@ def beside_pixels(path: Path) -> tuple[bytes | None, bool]:
     try:
         with Image.open(path) as image:
             rgb = image.mode in ("RGB", "RGBA", "P")
-            clear = (
-                image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
-            )
-            return image.info.get("icc_profile") if rgb else None, clear
+            clear = image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255
+            return image.info.get("icc_profile") if rgb else None, bool(clear)
     except Exception:  # another reader may have read it
         return None, False
 
