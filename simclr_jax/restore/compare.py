@@ -58,7 +58,7 @@ def compare(
     contenders = _contenders(network, beside, names, options.tile)
     found, unreadable = Found({}, [], []), []
     targets = run.targets(files_)
-    for number, name, image in run.each(files_, folder, network.config):
+    for number, name, image in run.each(files_, lambda name: network.read(folder / name)):
         if isinstance(image, formats.UnreadableError):
             unreadable.append(name)
             continue

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import flax.errors
 import jax
@@ -28,6 +28,7 @@ OVERLAP = 64  # pixels that tiles share, at most
 STEP = 64  # sides of whole images are multiples of about so many pixels: every size is compiled by itself
 SHOWN = 5  # names in an error
 Masks = Callable[[str, tuple[int, ...]], np.ndarray | None]  # see `mask_reader`
+T = TypeVar("T")
 
 
 class Options(NamedTuple):
@@ -168,18 +169,15 @@ def prepare_out(options: Options) -> Path:
 
 
 def each(
-    names: Sequence[str], folder: Path, config: Any, masks: Masks | None = None
-) -> Iterator[tuple[int, str, np.ndarray | formats.UnreadableError]]:
-    """(number, name, image or why it or its mask cannot be read), with a bar that tells rate and ETA."""
+    names: Sequence[str], read_one: Callable[[str], T]
+) -> Iterator[tuple[int, str, T | formats.UnreadableError]]:
+    """(number, name, what `read_one(name)` gives or why it cannot), with a bar that tells rate and ETA."""
     progress = Progress(0, len(names), unit="image")
     try:
         for number, name in enumerate(names):
             progress.tell(name)
             try:
-                image = read(folder / name, config)
-                if masks:
-                    masks(name, image.shape)
-                yield number, name, image
+                yield number, name, read_one(name)
             except formats.UnreadableError as error:
                 progress.say(f"{name}: left out: {error}")
                 yield number, name, error
@@ -211,13 +209,19 @@ def restore(workdir: epath.PathLike, step: int, options: Options) -> list[str]:
     out, target, unreadable, see_through = prepare_out(options), targets(names), [], 0
     network = Restorer(workdir, step, options.ensemble)
     masks = mask_reader(network, options.masks, names)
-    for _, name, image in each(names, folder, network.config, masks):
-        if isinstance(image, formats.UnreadableError):
+
+    def read_one(name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        image = network.read(folder / name)
+        return image, masks(name, image.shape)
+
+    for _, name, found in each(names, read_one):
+        if isinstance(found, formats.UnreadableError):
             unreadable.append(name)
             continue
+        image, known = found
         profile, transparent = beside_pixels(folder / name)
         see_through += transparent
-        result = _restored(network, image, masks(name, image.shape), options.tile)
+        result = _restored(network, image, known, options.tile)
         if is_gray(image):
             result, profile = result.mean(axis=-1, keepdims=True), None  # the profile is of RGB
         figures.write_png(out / target[name], result, profile)
@@ -261,7 +265,6 @@ def mask_reader(network: Restorer, where: str, names: Sequence[str]) -> Masks:
             raise SimclrError(f"--masks={where}: has no {name}")
         found[name] = there[0]
 
-    @functools.lru_cache(maxsize=1)  # `each` reads it first, to leave the image out where it cannot
     def mask(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
         if not where:
             return None
