@@ -10,6 +10,7 @@ import jax
 from etils import epath
 
 from simclr_jax.results import Row, table
+from simclr_jax.text import with_interval
 
 FILE = "summary.json"
 PACKAGES = (
@@ -40,8 +41,7 @@ def restored(test: Mapping[str, Any]) -> list[str]:
 
     def told(name: str, style: str) -> str:
         there = (name + end for end in ("", "_low", "_high") if name + end in test)  # few images: no interval
-        value, *ends = (format(test[each], style) for each in there)
-        return f"{value} ({' to '.join(ends)})" if ends else value
+        return with_interval([test[each] for each in there], style)
 
     gain = f"{told('psnr_gain', '+.2f')} above the corrupted ones"
     return [

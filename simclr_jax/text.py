@@ -12,6 +12,12 @@ def printable(name: str, most: int | None = 60) -> str:
     return text if most is None or len(text) <= most else text[: most - 3] + "..."
 
 
+def with_interval(values: Sequence[float], form: str) -> str:
+    """A value, and the ends of its interval where they follow: 29.03 (28.10 to 29.90)."""
+    value, *ends = (format(each, form) for each in values)
+    return f"{value} ({' to '.join(ends)})" if ends else value
+
+
 def show_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = ()
 ) -> None:

@@ -9,6 +9,7 @@ from etils import epath
 
 from simclr_jax import figures
 from simclr_jax.evaluate.page import document, figure, grid
+from simclr_jax.text import with_interval
 
 HEADS = ("", "PSNR, dB", "restored is better by, dB", "SSIM", "restored is better by")
 PLAIN = "clean"
@@ -18,17 +19,12 @@ def verdict(report: Mapping[str, Any]) -> str:
     """One sentence: the run's score, and how far it is from each other way."""
     *others, mine = report["rows"]
     gains = ", ".join(
-        f"{_number(row['psnr_gain'], '+.2f')} against {row['title']}"
+        f"{with_interval(row['psnr_gain'], '+.2f')} against {row['title']}"
         + (" (not separated)" if _has_zero(*row["psnr_gain"]) else "")
         for row in others
     )
     n = len(report["images"]["names"])
-    return f"PSNR {_number(mine['psnr'], '.2f')} dB on {n} image{'s' * (n != 1)}; {gains}."
-
-
-def _number(interval: Sequence[float], form: str) -> str:
-    mean, *ends = (format(value, form) for value in interval)
-    return f"{mean} ({' to '.join(ends)})" if ends else mean
+    return f"PSNR {with_interval(mine['psnr'], '.2f')} dB on {n} image{'s' * (n != 1)}; {gains}."
 
 
 def _has_zero(mean: float, low: float = 0.0, high: float = -1.0) -> bool:
@@ -45,10 +41,10 @@ def table(report: Mapping[str, Any]) -> list[str]:
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     gains = (
-        _number(row[f"{score}_gain"], form) if f"{score}_gain" in row else ""
+        with_interval(row[f"{score}_gain"], form) if f"{score}_gain" in row else ""
         for score, form in (("psnr", "+.2f"), ("ssim", "+.3f"))
     )
-    psnr, ssim = _number(row["psnr"], ".2f"), _number(row["ssim"], ".3f")
+    psnr, ssim = with_interval(row["psnr"], ".2f"), with_interval(row["ssim"], ".3f")
     return row["title"], psnr, next(gains), ssim, next(gains)
 
 
